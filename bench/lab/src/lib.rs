@@ -1,0 +1,1 @@
+//! Networks in namespaces with servers and clients, for tests, demo and benchmarks.

@@ -1,0 +1,1 @@
+//! The capturer role: sources, kernel filter, dispatch to the shards.

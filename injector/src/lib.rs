@@ -1,0 +1,1 @@
+//! The injector role: drains the shards, sends to the targets, receives returned headers.

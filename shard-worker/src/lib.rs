@@ -1,0 +1,1 @@
+//! The shard worker role: captured and returned packets in, injected packets out.

@@ -1,0 +1,1 @@
+//! The shared region: layout, rings, doorbells, counters, heartbeats.

@@ -1,0 +1,3 @@
+//! `tcptwin`: the command line.
+
+fn main() {}
