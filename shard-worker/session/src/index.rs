@@ -1,0 +1,163 @@
+//! A hash index from keys to slot numbers. Private memory, rebuilt from the slots after a restart; the keys themselves
+//! stay in the slots, so equality is asked of the caller.
+//!
+//! Open addressing with linear probing at a load of at most one half; removal shifts back, so there are no tombstones
+//! and the probe length does not grow with the run. An entry is 8 bytes: 32 bits of the hash (which also give its home
+//! position) and the slot number. The hash must be keyed (`flow::hash`): crafted tuples cannot pile up.
+
+/// Entries that can be indexed are at most half of this crate's largest table.
+const MAX_CAPACITY: u32 = 1 << 30;
+
+#[derive(Clone, Copy)]
+struct Entry {
+    tag: u32,
+    slot: u32,
+}
+
+const EMPTY: Entry = Entry { tag: 0, slot: u32::MAX };
+
+/// Hash index over slots.
+pub struct Index {
+    entries: Box<[Entry]>,
+    len: u32,
+    limit: u32,
+}
+
+impl Index {
+    /// For at most `capacity` slots (at most 2^30). Allocates once.
+    pub fn new(capacity: u32) -> Self {
+        let capacity = capacity.clamp(1, MAX_CAPACITY);
+        let entries = (capacity as usize * 2).next_power_of_two();
+        Self { entries: vec![EMPTY; entries].into_boxed_slice(), len: 0, limit: capacity }
+    }
+
+    /// How many slots are indexed.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The slot with this hash of which `is` says yes.
+    pub fn find(&self, hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
+        let tag = tag(hash);
+        let mut at = self.home(tag);
+        loop {
+            let entry = self.entries[at];
+            if entry.slot == EMPTY.slot {
+                return None;
+            }
+            if entry.tag == tag && is(entry.slot) {
+                return Some(entry.slot);
+            }
+            at = self.after(at);
+        }
+    }
+
+    /// Adds a slot under a hash; false when the index is full. Equal keys may stand more than once.
+    pub fn insert(&mut self, hash: u64, slot: u32) -> bool {
+        if self.len == self.limit || slot == EMPTY.slot {
+            return false;
+        }
+        let tag = tag(hash);
+        let mut at = self.home(tag);
+        while self.entries[at].slot != EMPTY.slot {
+            at = self.after(at);
+        }
+        self.entries[at] = Entry { tag, slot };
+        self.len += 1;
+        true
+    }
+
+    /// Removes a slot that was added under this hash; false when it was not there.
+    pub fn remove(&mut self, hash: u64, slot: u32) -> bool {
+        let tag = tag(hash);
+        let mut hole = self.home(tag);
+        loop {
+            let entry = self.entries[hole];
+            if entry.slot == EMPTY.slot {
+                return false;
+            }
+            if entry.slot == slot && entry.tag == tag {
+                break;
+            }
+            hole = self.after(hole);
+        }
+        self.len -= 1;
+        // Shift back every later entry of the run whose home does not lie between the hole and itself.
+        let mut at = hole;
+        loop {
+            at = self.after(at);
+            let entry = self.entries[at];
+            if entry.slot == EMPTY.slot {
+                break;
+            }
+            let mask = self.entries.len() - 1;
+            let from_home = at.wrapping_sub(self.home(entry.tag)) & mask;
+            let from_hole = at.wrapping_sub(hole) & mask;
+            if from_home >= from_hole {
+                self.entries[hole] = entry;
+                hole = at;
+            }
+        }
+        self.entries[hole] = EMPTY;
+        true
+    }
+
+    fn home(&self, tag: u32) -> usize {
+        tag as usize & (self.entries.len() - 1)
+    }
+
+    fn after(&self, at: usize) -> usize {
+        (at + 1) & (self.entries.len() - 1)
+    }
+}
+
+/// The half of the hash that the shard choice does not use up first.
+fn tag(hash: u64) -> u32 {
+    hash as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn a_full_index_refuses_and_goes_on_finding() {
+        let mut index = Index::new(2);
+        assert!(index.insert(7, 1) && index.insert(7, 2));
+        assert!(!index.insert(8, 3));
+        assert_eq!(index.find(7, |s| s == 2), Some(2));
+        assert_eq!(index.find(9, |_| true), None);
+    }
+
+    proptest! {
+        /// The same operations on a plain set: what was inserted is found, what was removed is not.
+        #[test]
+        fn agrees_with_a_set(ops in prop::collection::vec((any::<bool>(), 0u64..12, 0u32..12), 1..400)) {
+            let mut index = Index::new(16);
+            let mut oracle = BTreeSet::new();
+            for (add, hash, slot) in ops {
+                if add {
+                    if !oracle.contains(&(hash, slot)) && index.insert(hash, slot) {
+                        oracle.insert((hash, slot));
+                    }
+                } else {
+                    prop_assert_eq!(index.remove(hash, slot), oracle.remove(&(hash, slot)));
+                }
+                prop_assert_eq!(index.len() as usize, oracle.len());
+                for h in 0..12 {
+                    for s in 0..12 {
+                        let found = index.find(h, |candidate| candidate == s).is_some();
+                        prop_assert_eq!(found, oracle.contains(&(h, s)));
+                    }
+                }
+            }
+        }
+    }
+}
