@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Passes all tests: unit and property tests, the model-checked orderings of the shared-memory ring, and the tests on
+# real traffic between network namespaces (nginx, redis, curl, wrk, redis-benchmark).
+#
+#   scripts/check.sh            everything
+#   scripts/check.sh --quick    without the tests on real traffic
+#
+# Installs the servers that the real-traffic tests need when they are missing and apt-get can be used. Those tests need
+# root (network namespaces, packet sockets); without it they say SKIPPED and the rest still runs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+quick=false
+case "${1:-}" in
+    "") ;;
+    --quick) quick=true ;;
+    *) echo "usage: scripts/check.sh [--quick]" >&2; exit 2 ;;
+esac
+
+packages=()
+need() { command -v "$1" >/dev/null 2>&1 || packages+=("$2"); }
+if ! $quick; then
+    # Debian keeps some of these in /usr/sbin, which an ordinary PATH may lack.
+    export PATH="$PATH:/usr/sbin:/sbin"
+    need nginx nginx-light
+    need redis-server redis-server
+    need redis-benchmark redis-tools
+    need wrk wrk
+    need curl curl
+    need nft nftables
+fi
+if ((${#packages[@]})); then
+    if [[ $(id -u) -ne 0 ]] || ! command -v apt-get >/dev/null 2>&1; then
+        echo "not installed: ${packages[*]} (run as root, or: sudo apt-get install ${packages[*]}); their tests will say SKIPPED" >&2
+    else
+        echo "installing ${packages[*]}"
+        export DEBIAN_FRONTEND=noninteractive
+        # The tests start servers of their own; the packages must not start theirs.
+        if [[ ! -e /usr/sbin/policy-rc.d ]]; then
+            printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d
+            chmod 755 /usr/sbin/policy-rc.d
+            trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        fi
+        apt-get update -qq
+        apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+    fi
+fi
+
+echo "== unit and property tests"
+cargo test --locked --workspace --exclude tcptwin --quiet
+
+echo "== orderings of the ring and the doorbell, model-checked"
+RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --locked -p shm --release --test loom --quiet
+
+echo "== the binary: command line$($quick || echo ', replay of real traffic')"
+if $quick; then
+    cargo test --locked -p tcptwin --quiet --bins --test wrong_use
+else
+    cargo test --locked -p tcptwin --quiet
+fi
