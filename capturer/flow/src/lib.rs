@@ -7,17 +7,32 @@
 //! | `range` | address ranges of replayed clients |
 //! | `record` | the records that cross the rings: captured, injected, returned |
 //! | `reason` | why a byte was dropped |
+//! | `ip` | the IP header of a captured packet, extension headers included |
+//! | `segment` | a captured packet as a TCP segment |
+//! | `options` | TCP options, read and written |
+//! | `emit` | the headers of a segment to be sent |
+//! | `checksum` | the Internet checksum over bytes in several places |
+//! | `hash` | keyed hashes of endpoints and flows; the shard of an endpoint |
+//! | `sample` | how many times a flow is replayed |
 //! | `names` | enums whose variants have stable names in counters and JSON |
 
+pub mod checksum;
+pub mod emit;
 pub mod endpoint;
+pub mod hash;
+pub mod ip;
 pub mod names;
-pub mod reason;
+mod options;
 pub mod range;
+pub mod reason;
 pub mod record;
+pub mod sample;
+pub mod segment;
 pub mod seq;
 
 pub use endpoint::{Addr, Endpoint};
 pub use range::Range;
 pub use reason::Drop;
 pub use record::{Captured, Inject, Returned, TcpFields};
+pub use segment::{Malformed, Segment};
 pub use seq::Seq;

@@ -78,7 +78,10 @@ impl Range {
             return None;
         }
         let step = u128::from(index) << (128 - u32::from(inner.prefix));
-        Some(Range { base: Addr((u128::from_be_bytes(self.base.0) | step).to_be_bytes()), prefix: inner.prefix })
+        Some(Range {
+            base: Addr((u128::from_be_bytes(self.base.0) | step).to_be_bytes()),
+            prefix: inner.prefix,
+        })
     }
 }
 
@@ -88,7 +91,9 @@ const fn mask(prefix: u8) -> u128 {
 
 /// Why a text is not a range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a range of addresses; write ADDRESS/LENGTH, for example 198.18.16.0/20, or a.b.c.x for a.b.c.0/24")]
+#[error(
+    "`{0}` is not a range of addresses; write ADDRESS/LENGTH, for example 198.18.16.0/20, or a.b.c.x for a.b.c.0/24"
+)]
 pub struct BadRange(String);
 
 impl FromStr for Range {
@@ -162,7 +167,8 @@ mod tests {
 
     #[test]
     fn overlap_is_seen_from_both_sides() {
-        let (big, small): (Range, Range) = ("198.18.0.0/15".parse().unwrap(), "198.19.4.0/24".parse().unwrap());
+        let (big, small): (Range, Range) =
+            ("198.18.0.0/15".parse().unwrap(), "198.19.4.0/24".parse().unwrap());
         assert!(big.overlaps(&small) && small.overlaps(&big));
         assert!(!small.overlaps(&"198.19.5.0/24".parse().unwrap()));
         assert!(!big.overlaps(&"2001:2::/48".parse().unwrap()));
