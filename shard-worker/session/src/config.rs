@@ -1,0 +1,134 @@
+//! What a table is told at its start and never again: keys, clients, targets, behaviour, limits, times.
+//! The shard worker fills it from the plan; tests fill it by hand.
+
+use flow::{Endpoint, Range};
+
+/// Everything that does not change during a run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Number of shards.
+    pub shards: u16,
+    /// Which one this table is of.
+    pub shard: u16,
+    /// Keys of the hashes.
+    pub seeds: Seeds,
+    /// How replayed clients get their addresses.
+    pub clients: Clients,
+    /// The sealed list of targets, in the order of their indices.
+    pub targets: Vec<TargetConfig>,
+    /// Index of the target of each mapping.
+    pub mappings: Vec<u16>,
+    /// Turns wait for the answer to the previous one.
+    pub wait: bool,
+    /// Whose distance the replayed clients keep.
+    pub rtt: Rtt,
+    /// When flows older than the capture are joined.
+    pub join: Join,
+    /// Bounds.
+    pub limits: Limits,
+    /// Time-outs.
+    pub times: Times,
+    /// SYNs ask to be claimed at the intercepts (`--keep-clients`).
+    pub claim: bool,
+}
+
+/// Keys of the hashes; see the plan's seeds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seeds {
+    /// Client endpoint as replayed → shard.
+    pub shard: u64,
+    /// Flow → number of copies.
+    pub sample: u64,
+    /// Permutation of the client range, and of the ports of further copies.
+    pub endpoint: u64,
+    /// Initial sequence numbers and time stamps.
+    pub isn: u64,
+    /// Hash tables against crafted tuples.
+    pub table: u64,
+}
+
+/// How replayed clients get their addresses.
+#[derive(Clone, Copy, Debug)]
+pub enum Clients {
+    /// Endpoints of these ranges; the family of the target decides. A family without a range is not replayed.
+    Pool {
+        /// For IPv4 targets.
+        v4: Option<Range>,
+        /// For IPv6 targets.
+        v6: Option<Range>,
+    },
+    /// The real clients' addresses.
+    Keep,
+}
+
+/// One service under test.
+#[derive(Clone, Copy, Debug)]
+pub struct TargetConfig {
+    /// Its address and port.
+    pub endpoint: Endpoint,
+    /// MTU of the route to it, bytes.
+    pub mtu: u16,
+}
+
+/// Whose distance the replayed clients keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rtt {
+    /// The real client's, measured at its handshake.
+    Measured,
+    /// None.
+    None,
+    /// This many microseconds.
+    Fixed(u32),
+}
+
+/// When a flow older than the capture is joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Join {
+    /// At the first data segment seen.
+    First,
+    /// At the first data segment that acknowledges more than an earlier packet of the flow did.
+    Boundary,
+    /// Not at all.
+    Never,
+}
+
+/// Bounds; reaching one closes or refuses a session under a named reason.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Session slots.
+    pub sessions: u32,
+    /// Payload chunks of 1 KiB.
+    pub chunks: u32,
+    /// Payload bytes that one session may hold.
+    pub held_per_session: u32,
+}
+
+/// Time-outs, all in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Longest silence of an open session with nothing to do before it is closed.
+    pub idle_us: u64,
+    /// How long a hole in the capture is waited for: reordering on one host is over within a few milliseconds.
+    pub hole_us: u64,
+    /// How long the target may leave a session without any acknowledgement before it counts as timed out.
+    pub dead_us: u64,
+    /// How long a session whose four-tuple came back waits for the old one to drain (`Clients::Keep`).
+    pub queue_us: u64,
+    /// How long a session whose client is gone waits for the target's FIN.
+    pub orphan_us: u64,
+    /// How long a finished session's numbers are kept, so that a repeated FIN of the target is still acknowledged.
+    pub linger_us: u64,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            idle_us: 600_000_000,
+            hole_us: 50_000,
+            dead_us: 60_000_000,
+            queue_us: 5_000_000,
+            orphan_us: 10_000_000,
+            linger_us: 500_000,
+        }
+    }
+}

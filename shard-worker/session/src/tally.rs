@@ -1,0 +1,202 @@
+//! The counters of one table: the ledger (REPLAY, "Ledger"), what happened, and how long it took. The shard worker
+//! publishes them; all only ever grow, except the gauges.
+
+use flow::{Drop, named_enum};
+
+use crate::histogram::Histogram;
+
+named_enum! {
+    /// What is counted, in the order of the counters that a shard publishes.
+    pub enum Count {
+        /// Captured segments taken from the ring.
+        TakenSegments => "taken_segments",
+        /// Payload bytes in them.
+        TakenBytes => "taken_bytes",
+        /// Ledger: captured bytes times copies, after sampling.
+        Wanted => "wanted_bytes",
+        /// Ledger: acknowledged by a target.
+        Delivered => "delivered_bytes",
+        /// Bytes in holes, never captured; outside the identity.
+        Missed => "missed_bytes",
+        /// Holes given up after their time.
+        Holes => "holes",
+        /// Flows that came into being, sampled ones only.
+        Flows => "flows",
+        /// Segments of flows that are sampled out.
+        SampledOut => "sampled_out_segments",
+        /// Sessions opened (one for each copy).
+        SessionsStarted => "sessions_started",
+        /// Of these, joined in the middle of a flow.
+        SessionsJoined => "sessions_joined",
+        /// Sessions that ended in order.
+        SessionsCompleted => "sessions_completed",
+        /// Sessions whose client reset its connection; also in order.
+        SessionsClientReset => "sessions_client_reset",
+        /// Sessions that ended because the target refused the connection.
+        FailedRefused => "failed_refused",
+        /// ... because the target did not answer.
+        FailedTimedOut => "failed_timed_out",
+        /// ... because the target reset it.
+        FailedReset => "failed_reset",
+        /// ... because the target closed it while requests remained.
+        FailedTargetClosed => "failed_target_closed",
+        /// ... at a memory limit.
+        FailedMemory => "failed_memory",
+        /// ... because no endpoint was free for it.
+        FailedExhausted => "failed_endpoints_exhausted",
+        /// ... because its four-tuple came back before it had drained.
+        FailedSuperseded => "failed_superseded",
+        /// ... after too long a silence.
+        FailedIdle => "failed_idle",
+        /// ... at the end of the run.
+        FailedStopped => "failed_stopped",
+        /// ... with a worker.
+        FailedWorkerLost => "failed_worker_lost",
+        /// Flows refused because the table was full (per copy).
+        RefusedTableFull => "refused_table_full",
+        /// Connections opened towards targets (SYNs, repeats not counted).
+        Connections => "connections",
+        /// Of these, anew in a session after the target had closed.
+        Reconnects => "reconnects",
+        /// Of these, because a turn that was partly sent lost the rest to a hole.
+        GapReconnects => "gap_reconnects",
+        /// Further copies and queued sessions that had to take another port than the client's.
+        PortShifted => "port_shifted",
+        /// Sessions that waited for an older one on the same four-tuple.
+        Queued => "queued",
+        /// Turns sent.
+        TurnsSent => "turns_sent",
+        /// Turns that drew an answer (its first byte).
+        TurnsAnswered => "turns_answered",
+        /// Turns released although the previous answer was not as long as online (rows 4 to 6 with a new deviation).
+        TurnsGuessed => "turns_guessed",
+        /// Turns released because the previous one drew no answer at all (row 7).
+        TurnsUnanswered => "turns_unanswered",
+        /// Turns that cannot be an answer to the previous answer: pipelined (row 2).
+        TurnsOverlapped => "turns_overlapped",
+        /// Turns sent again on a new connection.
+        TurnsResent => "turns_resent",
+        /// Sessions that stopped waiting for good (row 8).
+        Duplex => "duplex_sessions",
+        /// Records given to the injector.
+        SentRecords => "sent_records",
+        /// Payload bytes in them.
+        SentBytes => "sent_bytes",
+        /// Records with data sent again.
+        Retransmitted => "retransmitted_records",
+        /// Of these, after a time-out.
+        TimeoutRetransmitted => "timeout_retransmitted_records",
+        /// Repeated SYNs.
+        SynRepeated => "syn_repeated",
+        /// Window and keep-alive probes.
+        Probes => "probes",
+        /// Tail-loss probes.
+        TailProbes => "tail_probes",
+        /// Pure acknowledgements.
+        PureAcks => "pure_acks",
+        /// Resets.
+        Resets => "resets",
+        /// Returned records.
+        ReturnedHeaders => "returned_headers",
+        /// Returned payload bytes of matched records.
+        ReturnedBytes => "returned_bytes",
+        /// Returned records that no session knows.
+        ReturnedUnknown => "returned_unknown",
+        /// Returned records that carried nothing new.
+        ReturnedDuplicate => "returned_duplicate",
+        /// Returned records refused by the checks of RFC 9293 and RFC 5961.
+        ReturnedRefused => "returned_refused",
+        /// Answer bytes acknowledged without having been seen.
+        ReturnHoles => "return_hole_bytes",
+        /// ICMP errors about sessions.
+        Icmp => "icmp",
+        /// Segments that came out of order and waited.
+        Stashed => "stashed_segments",
+        /// Segments of flows that no session stands for and that cannot start one.
+        Orphans => "orphan_segments",
+        /// Slots found unusable after a restart.
+        SlotsUnusable => "slots_unusable",
+    }
+}
+
+/// Bytes dropped under one reason, and in how many goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// Segments, or parts of one.
+    pub segments: u64,
+    /// Payload bytes.
+    pub payload_bytes: u64,
+}
+
+/// All counters of a table.
+pub struct Tally {
+    counts: [u64; Count::COUNT],
+    dropped: [Dropped; Drop::COUNT],
+    /// Gauge: sessions that exist.
+    pub open: u64,
+    /// Gauge: ledger bytes held, or sent and not acknowledged.
+    pub in_flight: u64,
+    /// In flight when the table was rebuilt from its arena: counted as wanted by a predecessor.
+    pub inherited: u64,
+    /// From the capture of a piece to its first emission, µs.
+    pub lag: Histogram,
+    /// From the last byte of a turn to the first byte of the answer, µs.
+    pub first_byte: Histogram,
+}
+
+impl Tally {
+    pub(crate) fn new() -> Self {
+        Self {
+            counts: [0; Count::COUNT],
+            dropped: [Dropped::default(); Drop::COUNT],
+            open: 0,
+            in_flight: 0,
+            inherited: 0,
+            lag: Histogram::default(),
+            first_byte: Histogram::default(),
+        }
+    }
+
+    /// One counter.
+    pub fn count(&self, count: Count) -> u64 {
+        self.counts[count.index()]
+    }
+
+    /// All counters, by [`Count::index`].
+    pub fn counts(&self) -> &[u64; Count::COUNT] {
+        &self.counts
+    }
+
+    /// What was dropped under one reason.
+    pub fn dropped(&self, reason: Drop) -> Dropped {
+        self.dropped[reason.index()]
+    }
+
+    /// Payload bytes dropped in all.
+    pub fn dropped_bytes(&self) -> u64 {
+        self.dropped.iter().map(|d| d.payload_bytes).sum()
+    }
+
+    pub(crate) fn add(&mut self, count: Count, n: u64) {
+        self.counts[count.index()] += n;
+    }
+
+    pub(crate) fn one(&mut self, count: Count) {
+        self.add(count, 1);
+    }
+
+    /// Drops wanted bytes that were never in flight.
+    pub(crate) fn drop_bytes(&mut self, reason: Drop, bytes: u32) {
+        if bytes > 0 {
+            let dropped = &mut self.dropped[reason.index()];
+            dropped.segments += 1;
+            dropped.payload_bytes += u64::from(bytes);
+        }
+    }
+
+    /// The ledger's identity.
+    pub fn balanced(&self) -> bool {
+        self.count(Count::Wanted) + self.inherited
+            == self.count(Count::Delivered) + self.in_flight + self.dropped_bytes()
+    }
+}
