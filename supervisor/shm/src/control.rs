@@ -1,0 +1,67 @@
+//! Words that may change while the pipeline runs. The supervisor writes them (signals, control socket); every role reads
+//! them once a batch. They are independent of each other and guard no other memory, so Relaxed is enough throughout.
+
+use crate::sync::{AtomicU32, Ordering::Relaxed};
+
+/// The control words of a region.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Control {
+    halt: AtomicU32,
+    paused: AtomicU32,
+    draining: AtomicU32,
+    percent_ppm: AtomicU32,
+    copies_milli: AtomicU32,
+}
+
+impl Control {
+    /// Stop at once: nothing more is captured, nothing more is sent.
+    pub fn halt(&self) -> bool {
+        self.halt.load(Relaxed) != 0
+    }
+
+    /// See [`Control::halt`].
+    pub fn set_halt(&self, on: bool) {
+        self.halt.store(u32::from(on), Relaxed);
+    }
+
+    /// No new sessions are begun; those that exist go on.
+    pub fn paused(&self) -> bool {
+        self.paused.load(Relaxed) != 0
+    }
+
+    /// See [`Control::paused`].
+    pub fn set_paused(&self, on: bool) {
+        self.paused.store(u32::from(on), Relaxed);
+    }
+
+    /// The orderly end: the capturer stops, the shards finish what they have, the injector empties its rings.
+    pub fn draining(&self) -> bool {
+        self.draining.load(Relaxed) != 0
+    }
+
+    /// See [`Control::draining`].
+    pub fn set_draining(&self, on: bool) {
+        self.draining.store(u32::from(on), Relaxed);
+    }
+
+    /// Share of flows that are replayed, parts per million.
+    pub fn percent_ppm(&self) -> u32 {
+        self.percent_ppm.load(Relaxed)
+    }
+
+    /// See [`Control::percent_ppm`].
+    pub fn set_percent_ppm(&self, ppm: u32) {
+        self.percent_ppm.store(ppm, Relaxed);
+    }
+
+    /// Copies of each replayed flow, thousandths.
+    pub fn copies_milli(&self) -> u32 {
+        self.copies_milli.load(Relaxed)
+    }
+
+    /// See [`Control::copies_milli`].
+    pub fn set_copies_milli(&self, milli: u32) {
+        self.copies_milli.store(milli, Relaxed);
+    }
+}

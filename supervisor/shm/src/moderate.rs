@@ -1,0 +1,206 @@
+//! When the two roles that wait on the kernel (capturer, intercept) sleep, and when they nap, as a network card moderates
+//! its interrupts. Pure: the caller drains, tells what it found, and does as told.
+//!
+//! | mode | what happened | next |
+//! |---|---|---|
+//! | blocking | it slept T/2 or longer, or left napping less than 20 ms ago | block |
+//! | blocking | frames came and the sleep was shorter than T/2 | nap |
+//! | napping | two frames or more in this nap | nap |
+//! | napping | fewer, the third time in a row | block, and no nap for 20 ms |
+//!
+//! A nap is T = 500 µs, and grows towards 1,000 µs when many frames come in one, unless the caller's lag forbids it. So a
+//! lone closed-loop connection blocks (no added latency) and a busy pipeline pays no wake-up a packet: at 20,000 messages/s
+//! 10.9–11.3 µs of CPU each for all hops at 500 µs (lag p50 405 µs) and 8.7–9.7 at 1,000 (800 µs), against 27–30 without.
+
+use std::time::Duration;
+
+/// T: the usual nap, µs.
+const NAP_US: u32 = 500;
+/// The longest nap, µs.
+const LONG_NAP_US: u32 = 1_000;
+/// A sleep shorter than this says that frames come faster than naps would.
+const SHORT_SLEEP_US: u32 = NAP_US / 2;
+/// A nap with fewer frames is not worth it.
+const WORTH_FRAMES: u32 = 2;
+/// That many naps in a row that were not worth it end the napping.
+const PATIENCE: u32 = 3;
+/// For so long after that there is no napping, µs.
+const HOLD_OFF_US: u64 = 20_000;
+/// Frames in a nap from which on naps grow: 20,000/s at the usual nap.
+const BUSY_FRAMES: u32 = 10;
+
+/// What to do until the next drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// Wait for the kernel to report a frame.
+    Block,
+    /// Sleep this long, whatever comes.
+    Nap(Duration),
+}
+
+/// The moderation of one waiting thread, which should also call [`crate::set_fine_timers`].
+#[derive(Clone, Debug)]
+pub struct Moderator {
+    mode: Mode,
+    /// No napping before this time, µs.
+    not_before_us: u64,
+    stretch: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Blocking,
+    Napping { poor: u32, nap_us: u32 },
+}
+
+impl Default for Moderator {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Moderator {
+    /// Begins by blocking.
+    pub const fn new() -> Self {
+        Self { mode: Mode::Blocking, not_before_us: 0, stretch: true }
+    }
+
+    /// Whether naps may grow beyond T; a caller whose lag is near its limit forbids it.
+    pub const fn allow_stretch(&mut self, allowed: bool) {
+        self.stretch = allowed;
+    }
+
+    /// Called when everything the kernel had was taken. `frames`: how many that were since the last pause; `slept_us`: how
+    /// long that pause was.
+    pub fn after_drain(&mut self, now_us: u64, frames: u32, slept_us: u32) -> Pause {
+        self.mode = match self.mode {
+            Mode::Blocking if frames > 0 && slept_us < SHORT_SLEEP_US && now_us >= self.not_before_us => {
+                Mode::Napping { poor: 0, nap_us: NAP_US }
+            }
+            Mode::Blocking => Mode::Blocking,
+            Mode::Napping { nap_us, .. } if frames >= WORTH_FRAMES => {
+                Mode::Napping { poor: 0, nap_us: self.next_nap(nap_us, frames) }
+            }
+            Mode::Napping { poor, .. } if poor + 1 < PATIENCE => Mode::Napping { poor: poor + 1, nap_us: NAP_US },
+            Mode::Napping { .. } => {
+                self.not_before_us = now_us + HOLD_OFF_US;
+                Mode::Blocking
+            }
+        };
+        match self.mode {
+            Mode::Blocking => Pause::Block,
+            Mode::Napping { nap_us, .. } => Pause::Nap(Duration::from_micros(nap_us.into())),
+        }
+    }
+
+    /// Grows by a quarter of T while busy, falls back at once.
+    fn next_nap(&self, nap_us: u32, frames: u32) -> u32 {
+        // Frames that the usual nap would have seen, so that a longer nap does not justify itself.
+        let usual = u64::from(frames) * u64::from(NAP_US) / u64::from(nap_us);
+        if self.stretch && usual >= u64::from(BUSY_FRAMES) {
+            (nap_us + NAP_US / 4).min(LONG_NAP_US)
+        } else {
+            NAP_US
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAP: Pause = Pause::Nap(Duration::from_micros(500));
+
+    /// Drives a moderator as a role would: frames arrive every `gap_us`, a blocked role wakes at the next one.
+    fn drive(gap_us: u64, rounds: u32) -> (u32, u32, Moderator) {
+        let mut moderator = Moderator::new();
+        let (mut now, mut next, mut slept) = (1_000_000_u64, 1_000_000_u64, u32::MAX);
+        let (mut blocks, mut naps) = (0, 0);
+        for _ in 0..rounds {
+            let mut frames = 0;
+            while next <= now {
+                next += gap_us;
+                frames += 1;
+            }
+            match moderator.after_drain(now, frames, slept) {
+                Pause::Block => {
+                    blocks += 1;
+                    slept = (next - now) as u32;
+                    now = next;
+                }
+                Pause::Nap(nap) => {
+                    naps += 1;
+                    slept = nap.as_micros() as u32;
+                    now += u64::from(slept);
+                }
+            }
+        }
+        (blocks, naps, moderator)
+    }
+
+    #[test]
+    fn one_frame_a_millisecond_never_naps() {
+        assert_eq!(drive(1_000, 1_000).1, 0);
+    }
+
+    #[test]
+    fn twenty_thousand_a_second_naps_all_the_time() {
+        let (blocks, naps, _) = drive(50, 1_000);
+        assert!(blocks <= 2 && naps >= 998, "{blocks} blocks, {naps} naps");
+    }
+
+    #[test]
+    fn a_closed_loop_that_wakes_us_fast_but_stalls_on_naps_is_left_alone_for_20_ms() {
+        let mut moderator = Moderator::new();
+        assert_eq!(moderator.after_drain(0, 1, 100), NAP);
+        assert_eq!(moderator.after_drain(500, 1, 500), NAP);
+        assert_eq!(moderator.after_drain(1_000, 1, 500), NAP);
+        assert_eq!(moderator.after_drain(1_500, 1, 500), Pause::Block);
+        assert_eq!(moderator.after_drain(1_600, 1, 100), Pause::Block);
+        assert_eq!(moderator.after_drain(21_499, 1, 100), Pause::Block);
+        assert_eq!(moderator.after_drain(21_500, 1, 100), NAP);
+    }
+
+    #[test]
+    fn one_good_nap_restores_patience() {
+        let mut moderator = Moderator::new();
+        moderator.after_drain(0, 5, 10);
+        for round in 0..10 {
+            assert_eq!(moderator.after_drain(round, 0, 500), NAP);
+            assert_eq!(moderator.after_drain(round, 1, 500), NAP);
+            assert_eq!(moderator.after_drain(round, 2, 500), NAP);
+        }
+    }
+
+    #[test]
+    fn a_wake_up_for_nothing_is_no_reason_to_nap() {
+        assert_eq!(Moderator::new().after_drain(0, 0, 0), Pause::Block);
+    }
+
+    #[test]
+    fn a_sleep_of_half_a_nap_is_long_enough_to_block() {
+        assert_eq!(Moderator::new().after_drain(0, 9, 250), Pause::Block);
+        assert_eq!(Moderator::new().after_drain(0, 9, 249), NAP);
+    }
+
+    #[test]
+    fn naps_grow_to_a_millisecond_at_high_rates_and_fall_back() {
+        let mut moderator = Moderator::new();
+        let mut last = moderator.after_drain(0, 100, 0);
+        for _ in 0..10 {
+            last = moderator.after_drain(0, 200, 500);
+        }
+        assert_eq!(last, Pause::Nap(Duration::from_millis(1)));
+        // 15 frames in a millisecond are 7 in the usual nap.
+        assert_eq!(moderator.after_drain(0, 15, 1_000), NAP);
+    }
+
+    #[test]
+    fn lag_forbids_long_naps() {
+        let mut moderator = Moderator::new();
+        moderator.allow_stretch(false);
+        for _ in 0..10 {
+            assert_eq!(moderator.after_drain(0, 200, 0), NAP);
+        }
+    }
+}
