@@ -2,8 +2,38 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | `options` | every option of `run` and `intercept`, once, for command line and file |
+//! | `look` | how each option looks to a person: letter, placeholder, help |
+//! | `file` | the configuration file |
+//! | `value` | sizes, times, decimals, addresses as a person writes them |
+//! | `mapping` | `-x` |
+//! | `clients` | `-c`, `--keep-clients`, the default ranges and their parts |
+//! | `sizes` | how the memory is shared out |
+//! | `planner` | options → plan |
 //! | `plan` | what a run is: everything the roles need to know, written once into the region |
+//! | `listening` | options → what `intercept` does |
+//! | `wiring` | plan → processes, links, cores, region |
+//! | `guard` | targets and client ranges that are refused, given what the host knows about them |
+//! | `refusal` | why nothing is started: a sentence and an exit code |
 
+pub mod clients;
+pub mod file;
+pub mod guard;
+pub mod listening;
+pub mod look;
+pub mod mapping;
+pub mod options;
 pub mod plan;
+pub mod planner;
+pub mod refusal;
+pub mod sizes;
+pub mod value;
+pub mod wiring;
 
+pub use listening::{Listening, listening_from};
+pub use look::Command;
+pub use options::{Given, Key, Options, Place};
 pub use plan::Plan;
+pub use planner::{Facts, plan_from};
+pub use refusal::Refusal;
+pub use wiring::Process;

@@ -1,0 +1,290 @@
+//! How each option looks to a person: its letter, what it takes, and its help in each command that takes it.
+
+use crate::options::Key;
+
+/// What an option takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// Nothing: it is set or not.
+    Flag,
+    /// One value; the placeholder in the help.
+    One(&'static str),
+    /// Values, repeated or comma separated; the placeholder in the help.
+    Many(&'static str),
+}
+
+/// The commands that take options of this list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// `tcptwin run`.
+    Run,
+    /// `tcptwin intercept`.
+    Intercept,
+}
+
+impl Command {
+    /// As typed.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Command::Run => "run",
+            Command::Intercept => "intercept",
+        }
+    }
+}
+
+/// How an option looks to a person.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    /// The letter, where it has one.
+    pub short: Option<char>,
+    /// What it takes.
+    pub takes: Takes,
+    /// Heading in the help.
+    pub group: &'static str,
+    /// Help of `run`; none where `run` does not take it.
+    pub run: Option<&'static str>,
+    /// Help of `intercept`; likewise.
+    pub intercept: Option<&'static str>,
+}
+
+impl Look {
+    /// The help text in this command; none where the command does not take the option.
+    pub const fn help(&self, command: Command) -> Option<&'static str> {
+        match command {
+            Command::Run => self.run,
+            Command::Intercept => self.intercept,
+        }
+    }
+}
+
+const TRAFFIC: &str = "Traffic";
+const REPLAY: &str = "Replay";
+const RESOURCES: &str = "Resources";
+const RETURN: &str = "Return channel";
+const OUTPUT: &str = "Output";
+
+impl Key {
+    /// How the option looks to a person.
+    pub const fn look(self) -> Look {
+        use Takes::{Flag, Many, One};
+        let (short, takes, group, run, intercept) = match self {
+            Key::Map => (
+                Some('x'),
+                Many("MAP"),
+                TRAFFIC,
+                Some(
+                    "What to replay and where: [ONLINE-IP:]PORT-TARGET:PORT, for example 80-10.0.3.2:8080; repeatable, comma separated, IPv6 in brackets",
+                ),
+                Some(
+                    "The services whose answers are returned: TARGET:PORT, for example 10.0.3.2:8080; repeatable, comma separated, IPv6 in brackets",
+                ),
+            ),
+            Key::Intercept => (
+                Some('s'),
+                Many("ADDR[:PORT]"),
+                TRAFFIC,
+                Some("Where `tcptwin intercept` listens (port 36524 unless given); repeatable"),
+                None,
+            ),
+            Key::Clients => (
+                Some('c'),
+                Many("RANGE"),
+                TRAFFIC,
+                Some(
+                    "Addresses of the replayed clients, at most one range of each family [default: a part of 198.18.0.0/15 and 2001:2::/48 of this instance's own]",
+                ),
+                Some(
+                    "With --tun: the ranges whose route the device takes [default: 198.18.0.0/15 and 2001:2::/48]",
+                ),
+            ),
+            Key::KeepClients => (
+                None,
+                Flag,
+                TRAFFIC,
+                Some("Replay with the real clients' addresses instead of a range"),
+                None,
+            ),
+            Key::Interface => (
+                Some('i'),
+                Many("NAME"),
+                TRAFFIC,
+                Some("Interfaces to capture on, or `any` [default: any]"),
+                Some("Interfaces the answers arrive on, or `any` [default: any]"),
+            ),
+            Key::Promiscuous => (
+                None,
+                Flag,
+                TRAFFIC,
+                Some("Capture frames addressed to other hosts too (a mirror port)"),
+                None,
+            ),
+            Key::Copies => (
+                Some('n'),
+                One("N"),
+                REPLAY,
+                Some("Copies of each flow, up to three decimals: 2, 1.5, 0.25 [default: 1]"),
+                None,
+            ),
+            Key::Percent => (
+                Some('r'),
+                One("PERCENT"),
+                REPLAY,
+                Some("Share of flows to replay, in steps of 0.01 [default: 100]"),
+                None,
+            ),
+            Key::NoWait => (
+                None,
+                Flag,
+                REPLAY,
+                Some("Send requests without waiting for the answer to the one before"),
+                None,
+            ),
+            Key::Rtt => (
+                None,
+                One("measured|none|MS"),
+                REPLAY,
+                Some(
+                    "Distance of the replayed clients: each client's own, none, or milliseconds [default: measured]",
+                ),
+                None,
+            ),
+            Key::Join => (
+                None,
+                One("first|boundary|never"),
+                REPLAY,
+                Some(
+                    "When to join connections older than the capture: at the first data, at the first new request, never [default: boundary]",
+                ),
+                None,
+            ),
+            Key::IdleTime => (
+                None,
+                One("TIME"),
+                REPLAY,
+                Some("Close a replayed session after this much silence [default: 10m]"),
+                None,
+            ),
+            Key::DrainTime => (
+                None,
+                One("TIME"),
+                REPLAY,
+                Some("Time for open requests to finish after Ctrl-C [default: 10s]"),
+                None,
+            ),
+            Key::Shards => (
+                None,
+                One("N"),
+                RESOURCES,
+                Some("Shard worker processes [default: half the cores, 1 to 8]"),
+                None,
+            ),
+            Key::Cores => (
+                None,
+                One("LIST|none"),
+                RESOURCES,
+                Some(
+                    "Cores for capturer, injector and shards, for example 2-5 or 1,3,5 [default: the last cores; none with one or two cores]",
+                ),
+                None,
+            ),
+            Key::Memory => (
+                None,
+                One("SIZE"),
+                RESOURCES,
+                Some("Size of the shared region with all rings, sessions and held payload [default: 192MiB]"),
+                None,
+            ),
+            Key::MaxSessions => (
+                None,
+                One("N"),
+                RESOURCES,
+                Some("Replayed sessions open at the same time [default: 65536]"),
+                None,
+            ),
+            Key::Capture => (
+                None,
+                One("ring|simple"),
+                RESOURCES,
+                Some("Capture engine: memory-mapped ring, or the portable one [default: ring]"),
+                None,
+            ),
+            Key::CaptureBuffer => (
+                None,
+                One("SIZE"),
+                RESOURCES,
+                Some("Kernel buffer of each interface for captured frames [default: 64MiB]"),
+                None,
+            ),
+            Key::Tun => (
+                None,
+                Flag,
+                TRAFFIC,
+                None,
+                Some(
+                    "Run on the target itself: a TUN device takes the replayed clients' route, so that no second machine is needed",
+                ),
+            ),
+            Key::Listen => (
+                None,
+                One("ADDR[:PORT]"),
+                RETURN,
+                None,
+                Some("Where to listen for `tcptwin run` [default: 0.0.0.0:36524 and [::]:36524]"),
+            ),
+            Key::KeyFile => (
+                None,
+                One("FILE"),
+                RETURN,
+                Some(
+                    "Key of the return channel, made by `tcptwin keygen` [default: /etc/tcptwin/key where it exists]",
+                ),
+                Some(
+                    "Key of the return channel, made by `tcptwin keygen` [default: /etc/tcptwin/key where it exists]",
+                ),
+            ),
+            Key::Plain => (
+                None,
+                Flag,
+                RETURN,
+                Some("No key: the return channel is neither authenticated nor encrypted"),
+                Some("No key: the return channel is neither authenticated nor encrypted"),
+            ),
+            Key::Lab => (
+                None,
+                Flag,
+                TRAFFIC,
+                Some("Allow targets on loopback and on this host (tests and experiments only)"),
+                None,
+            ),
+            Key::Name => (
+                None,
+                One("NAME"),
+                OUTPUT,
+                Some("Name of this instance, where several run on one host [default: default]"),
+                Some("Name of this instance, where several run on one host [default: intercept]"),
+            ),
+            Key::Metrics => (
+                None,
+                One("ADDR:PORT"),
+                OUTPUT,
+                Some("Serve Prometheus text here, for example 127.0.0.1:9136"),
+                Some("Serve Prometheus text here, for example 127.0.0.1:9136"),
+            ),
+            Key::Quiet => (
+                None,
+                Flag,
+                OUTPUT,
+                Some("Print no live view and no hints; warnings and the summary stay"),
+                Some("Print no live view and no hints; warnings and the summary stay"),
+            ),
+            Key::Json => (
+                None,
+                Flag,
+                OUTPUT,
+                Some("Print the summary as one JSON object on stdout, and no live view"),
+                Some("Print the summary as one JSON object on stdout, and no live view"),
+            ),
+        };
+        Look { short, takes, group, run, intercept }
+    }
+}
