@@ -24,7 +24,7 @@ fn hello() -> Hello {
 }
 
 fn record(position: u64) -> Returned {
-    Returned { position, payload_len: position as u32 * 3, ..Returned::default() }
+    Returned { position, payload_len: (position as u32).wrapping_mul(3), ..Returned::default() }
 }
 
 fn pair(dialer: Policy, listener: Policy) -> (Link, Link) {
@@ -80,11 +80,11 @@ fn records_arrive_with_their_positions_plain_and_encrypted() {
     for policy in [Policy::PlainLocal, Policy::Keyed(KEY)] {
         let (mut d, mut l) = connected(policy);
         assert_eq!(l.is_encrypted(), matches!(policy, Policy::Keyed(_)));
-        for position in 42..1042 {
+        for position in 42..542 {
             assert!(l.outgoing().record(&record(position)));
         }
-        assert!(l.outgoing().gap(5, 1047));
-        assert!(l.outgoing().record(&record(1047)));
+        assert!(l.outgoing().gap(5, 547));
+        assert!(l.outgoing().record(&record(547)));
         l.outgoing().flush();
         let (mut seen, mut next, mut gaps) = (0, 42, 0);
         while carry(&mut l, &mut d) > 0 {
@@ -104,7 +104,7 @@ fn records_arrive_with_their_positions_plain_and_encrypted() {
                 }
             }
         }
-        assert_eq!((seen, next, gaps), (1001, 1048, 5));
+        assert_eq!((seen, next, gaps), (501, 548, 5));
     }
 }
 
