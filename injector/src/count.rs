@@ -1,0 +1,213 @@
+//! What the injector counts. The order of each enum is the order of the counters in the role's block of the region.
+
+use flow::named_enum;
+
+named_enum! {
+    /// Counters of [`shm::Role::Injector`], by index.
+    pub enum Count {
+        /// Records taken from the inject rings.
+        Records => "records",
+        /// Segments handed to the kernel and accepted.
+        Segments => "segments",
+        /// Their bytes, from the IP header on.
+        Bytes => "bytes",
+        /// Payload bytes among them.
+        PayloadBytes => "payload_bytes",
+        /// SYNs sent.
+        Syn => "syn",
+        /// FINs sent.
+        Fin => "fin",
+        /// RSTs sent.
+        Rst => "rst",
+        /// Segments sent that the shard had marked as a retransmission or probe.
+        Again => "again",
+        /// System calls that sent.
+        Calls => "calls",
+        /// A send that was tried once more because the kernel had no room.
+        Retries => "retries",
+        /// Segments given up after the retries: the shard's own retransmission heals them.
+        Dropped => "dropped",
+        /// Refused by the guard: no such target in the sealed list.
+        UnknownTarget => "unknown_target",
+        /// Refused by the guard: client and target of different families, or no socket of that family.
+        WrongFamily => "wrong_family",
+        /// Refused by the guard: a client outside the announced ranges.
+        ForeignClient => "foreign_client",
+        /// Refused by the guard: payload without a segment size.
+        ZeroMss => "zero_mss",
+        /// Ring records whose lengths disagree.
+        Malformed => "malformed",
+        /// Claims handed to the return receiver.
+        Claims => "claims",
+        /// Claims that found the queue to the receiver full; the SYN went out all the same.
+        ClaimsLost => "claims_lost",
+        /// Send errors, by name.
+        Eperm => "EPERM",
+        /// No buffer space.
+        Enobufs => "ENOBUFS",
+        /// The socket's send buffer is full.
+        Eagain => "EAGAIN",
+        /// No route.
+        Enetunreach => "ENETUNREACH",
+        /// No neighbour answer.
+        Ehostunreach => "EHOSTUNREACH",
+        /// Larger than the device or route takes.
+        Emsgsize => "EMSGSIZE",
+        /// The device is down.
+        Enetdown => "ENETDOWN",
+        /// The kernel did not like the packet.
+        Einval => "EINVAL",
+        /// This host has no address of the target's family to route from.
+        Eaddrnotavail => "EADDRNOTAVAIL",
+        /// Any other errno.
+        OtherErrno => "other_errno",
+    }
+}
+
+impl Count {
+    /// The first of the counters named after an errno; they run to the end.
+    pub const FIRST_ERRNO: Count = Count::Eperm;
+
+    /// The counter of a send error.
+    pub const fn of_errno(errno: i32) -> Count {
+        match errno {
+            libc::EPERM | libc::EACCES => Count::Eperm,
+            libc::ENOBUFS | libc::ENOMEM => Count::Enobufs,
+            libc::EAGAIN => Count::Eagain,
+            libc::ENETUNREACH => Count::Enetunreach,
+            libc::EHOSTUNREACH => Count::Ehostunreach,
+            libc::EMSGSIZE => Count::Emsgsize,
+            libc::ENETDOWN => Count::Enetdown,
+            libc::EINVAL => Count::Einval,
+            libc::EADDRNOTAVAIL => Count::Eaddrnotavail,
+            _ => Count::OtherErrno,
+        }
+    }
+
+    /// The counters named after an errno.
+    pub fn errnos() -> &'static [Count] {
+        &Count::ALL[Count::FIRST_ERRNO.index()..]
+    }
+}
+
+named_enum! {
+    /// Counters of [`shm::Role::Receiver`], by index; then one [`InterceptCount`] block for each intercept of the plan.
+    pub enum ReturnCount {
+        /// Headers written to the return rings.
+        Headers => "headers",
+        /// Headers that came a second time after a reconnect.
+        Duplicates => "duplicates",
+        /// Headers that intercept dropped because this side or the link was slow.
+        Gaps => "gaps",
+        /// Reading was stopped because a return ring was full.
+        RingFull => "ring_full",
+        /// Bytes read from the return channel.
+        Bytes => "bytes",
+        /// Claims sent, to all intercepts together.
+        Claims => "claims",
+        /// Live claims sent again after an intercept came back.
+        ClaimsAgain => "claims_again",
+        /// Live claims forgotten because the table was full.
+        ClaimsEvicted => "claims_evicted",
+        /// Gauge: claims held as live.
+        ClaimsLive => "claims_live",
+        /// Gauge: connections that are up.
+        Connected => "connected",
+    }
+}
+
+named_enum! {
+    /// Counters of one intercept of the plan, see [`intercept_index`].
+    pub enum InterceptCount {
+        /// Gauge: see [`LinkState`].
+        State => "state",
+        /// Gauge: CLOCK_MONOTONIC milliseconds at which the state last changed.
+        SinceMs => "since_ms",
+        /// Times the link came up.
+        Connects => "connects",
+        /// Times it was lost.
+        Disconnects => "disconnects",
+        /// Times intercept refused us.
+        Refusals => "refusals",
+        /// Times its bytes made no sense or failed their authentication.
+        Faults => "faults",
+        /// Headers received from it.
+        Headers => "headers",
+        /// Headers it said it had dropped.
+        Gaps => "gaps",
+        /// Gauge: [`Trouble`] of the last loss, 0 when there was none.
+        LastTrouble => "last_trouble",
+    }
+}
+
+/// Intercepts shown one by one; those beyond share the last block.
+pub const MAX_INTERCEPTS_SHOWN: usize = 64;
+
+/// Counter index of one value of the `intercept`-th intercept in the block of [`shm::Role::Receiver`].
+pub const fn intercept_index(intercept: usize, count: InterceptCount) -> usize {
+    let shown = if intercept < MAX_INTERCEPTS_SHOWN { intercept } else { MAX_INTERCEPTS_SHOWN - 1 };
+    ReturnCount::COUNT + shown * InterceptCount::COUNT + count.index()
+}
+
+named_enum! {
+    /// How the link to one intercept stands.
+    pub enum LinkState {
+        /// Not tried yet.
+        New => "new",
+        /// Being dialled.
+        Dialling => "dialling",
+        /// Greeted; records flow.
+        Up => "up",
+        /// Down; it is dialled again after a pause.
+        Down => "down",
+        /// Refused by the other side; dialled again all the same, since an owner may leave.
+        Refused => "refused",
+    }
+}
+
+named_enum! {
+    /// Why a link went down, as a number that fits a counter.
+    pub enum Trouble {
+        /// It did not.
+        None => "none",
+        /// Nobody listens there.
+        ConnectionRefused => "connection refused",
+        /// No answer to the dial or the greeting in time.
+        TimedOut => "no answer in time",
+        /// No route, no neighbour.
+        Unreachable => "unreachable",
+        /// It closed the connection.
+        Closed => "closed by intercept",
+        /// Connected, then silent for three seconds.
+        Silent => "silent for 3 s",
+        /// Its bytes make no sense, or the keys differ.
+        Garbage => "bytes that make no sense (another version, or another key)",
+        /// It refused us with a reason (logged).
+        Refused => "refused by intercept",
+        /// Any other error of the socket.
+        Io => "socket error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_errno_counter_stands_at_the_end() {
+        let names: Vec<_> = Count::errnos().iter().map(|c| c.name()).collect();
+        assert_eq!(names.first(), Some(&"EPERM"));
+        assert_eq!(names.last(), Some(&"other_errno"));
+        assert_eq!(names.len(), 10);
+    }
+
+    #[test]
+    fn intercepts_do_not_share_counters() {
+        assert_eq!(intercept_index(0, InterceptCount::State), ReturnCount::COUNT);
+        assert_eq!(
+            intercept_index(1, InterceptCount::State),
+            intercept_index(0, InterceptCount::LastTrouble) + 1
+        );
+        assert!(intercept_index(usize::MAX, InterceptCount::LastTrouble) < shm::COUNTERS_PER_ROLE);
+    }
+}

@@ -1,0 +1,242 @@
+//! Real raw sends in a network namespace of the test's own, read back by a packet socket.
+
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use etherparse::{Ipv4Slice, Ipv6Slice, TcpSlice};
+use flow::record::opt;
+use flow::{Inject, Seq, TcpFields, segment};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
+};
+
+use super::*;
+use crate::guard::Guard;
+use crate::testing::{in_namespace, ip, plan, record};
+
+/// Everything that a device of this namespace receives, from the IP header on.
+struct Watch(OwnedFd);
+
+impl Watch {
+    fn new() -> Self {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let fd = socket(AddressFamily::Packet, SockType::Datagram, flags, SockProtocol::EthAll).unwrap();
+        setsockopt(&fd, sockopt::RcvBuf, &(8 << 20)).unwrap();
+        Self(fd)
+    }
+
+    /// The TCP packets so far. Loopback shows each twice, leaving and arriving: the arriving one counts.
+    fn packets(&self) -> Vec<Vec<u8>> {
+        let mut packets = Vec::new();
+        let mut buf = vec![0; 70_000];
+        while let Ok((len, from)) = recvfrom::<LinkAddr>(self.0.as_raw_fd(), &mut buf) {
+            let arrived = from.is_some_and(|a| i32::from(a.pkttype()) == i32::from(libc::PACKET_HOST));
+            if arrived && segment::parse(&buf[..len], len as u32).is_ok() {
+                packets.push(buf[..len].to_vec());
+            }
+        }
+        packets
+    }
+}
+
+fn head(client: &str, target: u16, flags: u16) -> Inject {
+    let client: SocketAddr = client.parse().unwrap();
+    let tcp = TcpFields { seq: Seq(1_000), ack: Seq(5), flags, window: 100, ..TcpFields::default() };
+    Inject { tcp, client: client.into(), target, mss: 1_448, ..Inject::default() }
+}
+
+fn send(engine: &mut RawEngine, guard: &Guard, records: &[Vec<u8>]) -> Tally {
+    let mut tally = Tally::default();
+    engine.send(records.iter().map(|r| guard.check(r).unwrap()), &mut tally);
+    tally
+}
+
+fn checksum_holds(packet: &[u8]) -> bool {
+    if packet[0] >> 4 == 4 {
+        let ip = Ipv4Slice::from_slice(packet).unwrap();
+        let header = ip.header();
+        let tcp = TcpSlice::from_slice(ip.payload().payload).unwrap();
+        header.header_checksum() == header.to_header().calc_header_checksum()
+            && tcp.calc_checksum_ipv4(header.source(), header.destination()).unwrap() == tcp.checksum()
+    } else {
+        let ip = Ipv6Slice::from_slice(packet).unwrap();
+        let tcp = TcpSlice::from_slice(ip.payload().payload).unwrap();
+        tcp.calc_checksum_ipv6(ip.header().source(), ip.header().destination()).unwrap() == tcp.checksum()
+    }
+}
+
+#[test]
+fn super_frames_arrive_as_segments_over_both_families() {
+    in_namespace("super_frames_arrive_as_segments_over_both_families", || {
+        ip("link set lo up");
+        ip("addr add 10.9.9.1/32 dev lo");
+        ip("addr add fd00::9/128 dev lo nodad");
+        let plan = plan(&["10.9.9.1:80", "[fd00::9]:8080"]);
+        let guard = Guard::new(&plan);
+        let mut engine = RawEngine::new(crate::open(&plan).unwrap(), 41);
+        let watch = Watch::new();
+        let payload: Vec<u8> = (0..60_000u32).map(|i| (i * 7) as u8).collect();
+        let mut stamped = head("198.18.0.7:1025", 0, flag::ACK | flag::PSH | flag::FIN);
+        stamped.tcp.options = opt::TIMESTAMPS;
+        let tally = send(
+            &mut engine,
+            &guard,
+            &[
+                record(stamped, &payload),
+                record(head("[2001:2::7]:1026", 1, flag::ACK | flag::PSH), &payload[..5_000]),
+                record(Inject { bits: inject_bit::AGAIN, ..head("198.18.0.7:1027", 0, flag::SYN) }, &[]),
+            ],
+        );
+        let packets = watch.packets();
+        assert_eq!(packets.len(), 42 + 4 + 1, "{tally:?}");
+        assert!(packets.iter().all(|p| checksum_holds(p)));
+
+        let mut whole = Vec::new();
+        for (i, packet) in packets[..42].iter().enumerate() {
+            let s = segment::parse(packet, packet.len() as u32).unwrap();
+            assert_eq!(
+                (s.src.to_string(), s.dst.to_string()),
+                ("198.18.0.7:1025".into(), "10.9.9.1:80".into())
+            );
+            assert_eq!(s.tcp.seq, Seq(1_000) + whole.len() as u32);
+            assert_eq!(s.tcp.has(flag::FIN | flag::PSH), i == 41);
+            assert_eq!(
+                u16::from_be_bytes([packet[4], packet[5]]),
+                42 + i as u16,
+                "the identification counts"
+            );
+            whole.extend_from_slice(s.payload);
+        }
+        assert_eq!(whole, payload);
+        assert_eq!(tally.get(Count::Segments), 47);
+        assert_eq!(tally.get(Count::PayloadBytes), 65_000);
+        assert_eq!((tally.get(Count::Syn), tally.get(Count::Fin), tally.get(Count::Again)), (1, 1, 1));
+        assert_eq!(tally.get(Count::Bytes), packets.iter().map(|p| p.len() as u64).sum::<u64>());
+    });
+}
+
+#[test]
+fn a_target_without_a_route_does_not_hold_up_the_others() {
+    in_namespace("a_target_without_a_route_does_not_hold_up_the_others", || {
+        ip("link set lo up");
+        ip("addr add 10.9.9.1/32 dev lo");
+        let plan = plan(&["10.9.9.1:80", "10.200.0.1:80"]);
+        let guard = Guard::new(&plan);
+        let mut engine = RawEngine::new(crate::open(&plan).unwrap(), 0);
+        let watch = Watch::new();
+        let records: Vec<_> =
+            (0..200).map(|i| record(head("198.18.0.7:1025", i % 2, flag::ACK), b"hello")).collect();
+        let tally = send(&mut engine, &guard, &records);
+        assert_eq!(tally.get(Count::Enetunreach), 100);
+        assert_eq!(tally.get(Count::Dropped), 100);
+        assert_eq!(tally.get(Count::Segments), 100);
+        assert_eq!(watch.packets().len(), 100);
+    });
+}
+
+#[test]
+fn an_empty_namespace_refuses_everything_and_nothing_breaks() {
+    in_namespace("an_empty_namespace_refuses_everything_and_nothing_breaks", || {
+        let plan = plan(&["10.9.9.1:80", "[fd00::9]:80"]);
+        let guard = Guard::new(&plan);
+        let mut engine = RawEngine::new(crate::open(&plan).unwrap(), 0);
+        let records = [
+            record(head("198.18.0.7:1025", 0, flag::ACK), &[1; 3_000]),
+            record(head("[2001:2::7]:1025", 1, flag::ACK), &[1; 3_000]),
+        ];
+        let mut refused = Tally::default();
+        for _ in 0..20 {
+            engine.send(records.iter().map(|r| guard.check(r).unwrap()), &mut refused);
+        }
+        // Without any IPv6 address the choice of a source fails before the route does.
+        assert_eq!(refused.get(Count::Enetunreach), 20 * 3, "{refused:?}");
+        assert_eq!(refused.get(Count::Eaddrnotavail), 20 * 3, "{refused:?}");
+        assert_eq!(refused.get(Count::Dropped), 20 * 6, "{refused:?}");
+        // The route comes back: so does the traffic, with the very same sockets.
+        ip("link set lo up");
+        ip("addr add 10.9.9.1/32 dev lo");
+        ip("addr add fd00::9/128 dev lo nodad");
+        assert_eq!(send(&mut engine, &guard, &records).get(Count::Segments), 6);
+    });
+}
+
+#[test]
+fn packets_beyond_the_devices_mtu_are_counted_and_skipped() {
+    in_namespace("packets_beyond_the_devices_mtu_are_counted_and_skipped", || {
+        ip("link set lo up mtu 1300");
+        ip("addr add 10.9.9.1/32 dev lo");
+        let plan = plan(&["10.9.9.1:80"]);
+        let guard = Guard::new(&plan);
+        let mut engine = RawEngine::new(crate::open(&plan).unwrap(), 0);
+        let records = [
+            record(head("198.18.0.7:1025", 0, flag::ACK), &[1; 1_400]),
+            record(head("198.18.0.7:1025", 0, flag::ACK), &[1; 400]),
+        ];
+        let tally = send(&mut engine, &guard, &records);
+        assert_eq!((tally.get(Count::Emsgsize), tally.get(Count::Segments)), (1, 1));
+    });
+}
+
+#[test]
+fn a_firewall_that_refuses_is_counted_and_its_end_is_noticed() {
+    in_namespace("a_firewall_that_refuses_is_counted_and_its_end_is_noticed", || {
+        ip("link set lo up");
+        ip("addr add 10.9.9.1/32 dev lo");
+        let nft =
+            |args: &[&str]| std::process::Command::new("nft").args(args).status().is_ok_and(|s| s.success());
+        let drop =
+            "table ip t {\n chain o {\n type filter hook output priority 0\n ip daddr 10.9.9.1 drop\n }\n}\n";
+        let file = std::env::temp_dir().join(format!("injector-drop-{}.nft", std::process::id()));
+        std::fs::write(&file, drop).unwrap();
+        let installed = nft(&["-f", file.to_str().unwrap()]);
+        std::fs::remove_file(&file).unwrap();
+        if !installed {
+            return eprintln!("SKIPPED: nft is not usable here");
+        }
+        let plan = plan(&["10.9.9.1:80"]);
+        let guard = Guard::new(&plan);
+        let mut engine = RawEngine::new(crate::open(&plan).unwrap(), 0);
+        let one = [record(head("198.18.0.7:1025", 0, flag::ACK), b"hello")];
+        let refused = send(&mut engine, &guard, &one);
+        assert_eq!((refused.get(Count::Eperm), refused.get(Count::Dropped)), (1, 1), "{refused:?}");
+        assert!(nft(&["delete", "table", "ip", "t"]));
+        assert_eq!(send(&mut engine, &guard, &one).get(Count::Segments), 1);
+    });
+}
+
+#[test]
+fn a_full_socket_is_asked_again_a_bounded_number_of_times() {
+    in_namespace("a_full_socket_is_asked_again_a_bounded_number_of_times", || {
+        // Nobody answers ARP behind v0, so packets wait for the neighbour and fill the socket's small buffer.
+        ip("link add v0 type veth peer name v1");
+        ip("addr add 10.8.0.1/24 dev v0");
+        ip("link set v0 up");
+        ip("link set v1 up");
+        let plan = plan(&["10.8.0.9:80"]);
+        let guard = Guard::new(&plan);
+        let sockets = crate::open(&plan).unwrap();
+        setsockopt(sockets.v4.as_ref().unwrap(), sockopt::SndBuf, &4_096).unwrap();
+        let mut engine = RawEngine::new(sockets, 0);
+        let records: Vec<_> =
+            (0..100).map(|_| record(head("198.18.0.7:1025", 0, flag::ACK), &[0; 1_000])).collect();
+        let tally = send(&mut engine, &guard, &records);
+        assert_eq!(tally.get(Count::Retries), u64::from(RETRIES), "{tally:?}");
+        assert!(tally.get(Count::Eagain) > u64::from(RETRIES), "{tally:?}");
+        assert_eq!(tally.get(Count::Segments) + tally.get(Count::Dropped), 100, "{tally:?}");
+    });
+}
+
+#[test]
+fn the_pauses_grow_to_a_bound_and_one_success_ends_them() {
+    let mut pacer = Pacer::default();
+    let mut last = Duration::ZERO;
+    for _ in 0..12 {
+        assert!(pacer.pause() >= last && pacer.pause() <= Pacer::LONGEST);
+        last = pacer.pause();
+        pacer.failed += 1;
+    }
+    assert_eq!(last, Pacer::LONGEST);
+    pacer.after(64, 1);
+    assert_eq!(pacer.pause(), Duration::ZERO);
+}

@@ -1,0 +1,213 @@
+//! The system calls that no safe wrapper offers: a raw socket that takes whole IPv6 packets, `sendmmsg` over prepared
+//! arrays, adoption of an inherited descriptor. Every `unsafe` of this crate stands here.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::marker::PhantomData;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use flow::emit::MAX_HEADERS;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrLike, SockaddrStorage, getsockopt, setsockopt,
+    socket, sockopt,
+};
+
+/// Messages of one `sendmmsg` at most: enough for a whole 64 KiB super-frame at MSS 1,448, and small enough that
+/// headers and vectors (14 KiB) stay in the first-level cache.
+pub(crate) const BURST: usize = 64;
+
+/// Opens a raw socket that takes packets from the IP header on. Never blocks, closed on exec.
+pub(crate) fn open_raw(v4: bool) -> io::Result<OwnedFd> {
+    let family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd =
+        socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, SockProtocol::Raw)?;
+    // IPPROTO_RAW implies IP_HDRINCL for IPv4 (raw(7)); IPv6 must be told (ipv6(7), Linux 4.5).
+    if !v4 {
+        set_int(&fd, libc::IPPROTO_IPV6, IPV6_HDRINCL, 1)?;
+    }
+    Ok(fd)
+}
+
+/// `IPV6_HDRINCL` of <linux/in6.h>.
+const IPV6_HDRINCL: libc::c_int = 36;
+
+/// Raises the send buffer; past the system's limit where we may. Returns what the kernel granted, bytes.
+pub(crate) fn raise_send_buffer(fd: &OwnedFd, bytes: usize) -> usize {
+    if setsockopt(fd, sockopt::SndBufForce, &bytes).is_err() {
+        // Without CAP_NET_ADMIN the system's limit (net.core.wmem_max) cuts it; a smaller buffer is no error.
+        let _ = setsockopt(fd, sockopt::SndBuf, &bytes);
+    }
+    getsockopt(fd, sockopt::SndBuf).unwrap_or(0)
+}
+
+fn set_int(fd: &OwnedFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: `value` lives through the call and its size is the one given; the descriptor is open (borrowed).
+    let rc = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            ptr::from_ref(&value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes over a descriptor that was inherited by number, if it is a raw socket of that family.
+pub(crate) fn adopt_raw(number: RawFd, v4: bool) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD touches no memory; an unused number is answered with EBADF.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just seen to be open, and used only within this function, where nothing closes it.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    let family = nix::sys::socket::getsockname::<SockaddrStorage>(number)?.family();
+    let wanted = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    if getsockopt(&borrowed, sockopt::SockType)? != SockType::Raw || family != Some(wanted) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a raw socket of that family"));
+    }
+    // SAFETY: the number is open, and by the contract of the role's command line it is handed to this process to own;
+    // nothing else in the process knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// MTU of the route of a connected socket, bytes (`IP_MTU` of ip(7), `IPV6_MTU` of ipv6(7)).
+pub(crate) fn route_mtu(socket: &UdpSocket, v4: bool) -> io::Result<u16> {
+    let (level, name) =
+        if v4 { (libc::IPPROTO_IP, libc::IP_MTU) } else { (libc::IPPROTO_IPV6, libc::IPV6_MTU) };
+    let mut mtu: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: both out-pointers are valid for the sizes given, and the descriptor is open (borrowed).
+    let rc = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            ptr::from_mut(&mut mtu).cast(),
+            ptr::from_mut(&mut len),
+        )
+    };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Loopback and some tunnels say 65,536: one more than a length field holds.
+    Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
+}
+
+/// Name of a network device.
+pub(crate) fn device_name(index: u32) -> Option<String> {
+    nix::net::if_::if_indextoname(index).ok().map(|name| name.to_string_lossy().into_owned())
+}
+
+/// A destination in the form that the kernel wants.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Destination(SockaddrStorage);
+
+impl Destination {
+    /// For raw sockets the port field is a protocol number and stays zero (raw(7)).
+    pub(crate) fn new(to: SocketAddr) -> Self {
+        let mut to = to;
+        to.set_port(0);
+        Self(to.into())
+    }
+}
+
+/// The prepared arrays of `sendmmsg`, made once.
+pub(crate) struct Scratch {
+    headers: Box<[[u8; MAX_HEADERS]; BURST]>,
+    vectors: Box<[[libc::iovec; 2]; BURST]>,
+    messages: Box<[libc::mmsghdr; BURST]>,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        // SAFETY: iovec and mmsghdr are plain C structs of integers and pointers; all zeroes is a valid value of both.
+        let (vectors, messages) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        Self {
+            headers: Box::new([[0; MAX_HEADERS]; BURST]),
+            vectors: Box::new(vectors),
+            messages: Box::new(messages),
+        }
+    }
+
+    /// Starts an empty burst. Whatever an earlier one left behind is not looked at.
+    pub(crate) fn burst<'p>(&mut self) -> Burst<'_, 'p> {
+        Burst { scratch: self, len: 0, payload: PhantomData }
+    }
+}
+
+/// Messages being gathered for one `sendmmsg`. Payload is not copied: it must live as long as the burst (`'p`).
+pub(crate) struct Burst<'s, 'p> {
+    scratch: &'s mut Scratch,
+    len: usize,
+    payload: PhantomData<&'p [u8]>,
+}
+
+impl<'p> Burst<'_, 'p> {
+    /// How many messages are waiting.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether another message still fits.
+    pub(crate) fn has_room(&self) -> bool {
+        self.len < BURST
+    }
+
+    /// Forgets the messages.
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// Adds one message: `write` fills the headers and returns their length. Panics when there is no room.
+    pub(crate) fn push(
+        &mut self,
+        to: &'p Destination,
+        payload: &'p [u8],
+        write: impl FnOnce(&mut [u8; MAX_HEADERS]) -> usize,
+    ) -> usize {
+        let i = self.len;
+        let header_len = write(&mut self.scratch.headers[i]).min(MAX_HEADERS);
+        self.scratch.vectors[i] = [
+            libc::iovec { iov_base: ptr::null_mut(), iov_len: header_len },
+            libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() },
+        ];
+        let name = &mut self.scratch.messages[i].msg_hdr;
+        name.msg_name = to.0.as_ptr().cast_mut().cast();
+        name.msg_namelen = to.0.len();
+        name.msg_iovlen = if payload.is_empty() { 1 } else { 2 };
+        self.len += 1;
+        header_len + payload.len()
+    }
+
+    /// Hands the messages from `first` on to the kernel; how many of them it took (at least one), or why it refused the
+    /// first. Never blocks.
+    pub(crate) fn send(&mut self, fd: impl AsFd, first: usize) -> io::Result<usize> {
+        if first >= self.len {
+            return Ok(0);
+        }
+        let Scratch { headers, vectors, messages } = &mut *self.scratch;
+        // The pointers between the arrays are set only now, when nothing borrows them mutably any more.
+        for i in first..self.len {
+            vectors[i][0].iov_base = headers[i].as_mut_ptr().cast();
+            messages[i].msg_hdr.msg_iov = vectors[i].as_mut_ptr();
+        }
+        let waiting = &mut messages[first..self.len];
+        // SAFETY: each message in first..len was filled by `push` of this very burst: its name points to a Destination and
+        // its second vector to payload, both borrowed for 'p, which outlives the burst; its first vector points to its
+        // header, and the vectors to each other's array, all owned by the scratch that is borrowed here. The kernel only
+        // reads through them and writes msg_len. Lengths are those of the slices.
+        let sent = unsafe {
+            libc::sendmmsg(
+                fd.as_fd().as_raw_fd(),
+                waiting.as_mut_ptr(),
+                waiting.len() as libc::c_uint,
+                libc::MSG_DONTWAIT,
+            )
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+    }
+}
