@@ -88,7 +88,10 @@ mod tests {
     #[test]
     fn what_a_role_says_is_what_a_reader_sees() {
         let heartbeat = Heartbeat::default();
-        assert_eq!((heartbeat.state(), heartbeat.pending(), heartbeat.last_ms()), (RoleState::Starting, false, 0));
+        assert_eq!(
+            (heartbeat.state(), heartbeat.pending(), heartbeat.last_ms()),
+            (RoleState::Starting, false, 0)
+        );
         for state in [RoleState::Running, RoleState::Draining, RoleState::Done, RoleState::Starting] {
             heartbeat.set_state(state);
             assert_eq!(heartbeat.state(), state);

@@ -288,7 +288,8 @@ mod tests {
     /// Every section of the region with its size.
     fn sections(layout: &Layout) -> Vec<(u64, u64)> {
         let shards = layout.spec().shards;
-        let roles = [Role::Capturer, Role::Injector, Role::Receiver].into_iter().chain((0..shards).map(Role::Shard));
+        let roles =
+            [Role::Capturer, Role::Injector, Role::Receiver].into_iter().chain((0..shards).map(Role::Shard));
         let links = (0..shards).flat_map(|k| [Link::Capture(k), Link::Inject(k), Link::Returns(k)]);
         let mut all = vec![
             (0, size_of::<Header>() as u64),

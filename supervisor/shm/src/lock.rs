@@ -60,7 +60,11 @@ impl LockFile {
     pub fn acquire(name: &str, dir: &Path) -> Result<Self, LockError> {
         let path = dir.join(format!("{name}.lock"));
         let os = |what, source: io::Error| LockError::Os { what, path: path.clone(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| os("making the directory of", source))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|source| os("making the directory of", source))?;
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -79,7 +83,8 @@ impl LockFile {
             }
             Err(TryLockError::Error(source)) => return Err(os("locking", source)),
         }
-        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|errno| os("making inheritable", errno.into()))?;
+        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))
+            .map_err(|errno| os("making inheritable", errno.into()))?;
         let pid = std::process::id();
         file.set_len(0)
             .and_then(|()| file.rewind())

@@ -20,6 +20,11 @@ struct Heap {
     watched: Vec<loom::cell::UnsafeCell<()>>,
 }
 
+// SAFETY: the bytes are reached only through `Memory`, whose users own disjoint spans of them by the ring protocol.
+unsafe impl Send for Heap {}
+// SAFETY: as above.
+unsafe impl Sync for Heap {}
+
 /// Where a ring lies. Copies of it speak of the same ring; producer and consumer have one each.
 #[derive(Clone)]
 pub(crate) struct Memory {
@@ -47,8 +52,7 @@ impl Memory {
 
     /// A ring on the heap; `capacity` is a power of two of at least one line.
     pub(crate) fn heap(capacity: usize) -> Self {
-        let lines: Box<[Line]> =
-            (0..capacity / LINE).map(|_| Line(UnsafeCell::new([0; LINE]))).collect();
+        let lines: Box<[Line]> = (0..capacity / LINE).map(|_| Line(UnsafeCell::new([0; LINE]))).collect();
         let heap = Arc::new(Heap {
             indices: Indices::default(),
             #[cfg(loom)]
@@ -56,7 +60,8 @@ impl Memory {
             lines,
         });
         // From the slice's pointer, so that it may reach all lines; UnsafeCell allows writing through it.
-        let base = NonNull::new(heap.lines.as_ptr().cast_mut().cast::<u8>()).expect("a box is not at address 0");
+        let base =
+            NonNull::new(heap.lines.as_ptr().cast_mut().cast::<u8>()).expect("a box is not at address 0");
         Self { indices: NonNull::from(&heap.indices), base, capacity, heap: Some(heap) }
     }
 
@@ -102,7 +107,10 @@ impl Memory {
 
     /// # Safety
     /// The caller owns these bytes for writing by the ring protocol and makes only one such slice at a time.
-    #[expect(clippy::mut_from_ref, reason = "the bytes are shared memory; exclusiveness is the caller's promise")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the bytes are shared memory; exclusiveness is the caller's promise"
+    )]
     pub(crate) unsafe fn write(&self, at: usize, len: usize) -> &mut [u8] {
         assert!(len <= self.capacity && at <= self.capacity - len, "a record lies in the ring");
         self.watch_write(at, len);
@@ -139,6 +147,9 @@ impl Memory {
 
 impl std::fmt::Debug for Memory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Memory").field("capacity", &self.capacity).field("heap", &self.heap.is_some()).finish()
+        f.debug_struct("Memory")
+            .field("capacity", &self.capacity)
+            .field("heap", &self.heap.is_some())
+            .finish()
     }
 }

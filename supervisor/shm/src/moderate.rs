@@ -81,7 +81,9 @@ impl Moderator {
             Mode::Napping { nap_us, .. } if frames >= WORTH_FRAMES => {
                 Mode::Napping { poor: 0, nap_us: self.next_nap(nap_us, frames) }
             }
-            Mode::Napping { poor, .. } if poor + 1 < PATIENCE => Mode::Napping { poor: poor + 1, nap_us: NAP_US },
+            Mode::Napping { poor, .. } if poor + 1 < PATIENCE => {
+                Mode::Napping { poor: poor + 1, nap_us: NAP_US }
+            }
             Mode::Napping { .. } => {
                 self.not_before_us = now_us + HOLD_OFF_US;
                 Mode::Blocking

@@ -72,12 +72,7 @@ impl Region {
     /// Makes a region of zeros with all its memory in place, writes header and plan, and maps it.
     ///
     /// Fails when one of this name exists (see [`Region::leftover`]), and when shared memory has too little room.
-    pub fn create(
-        name: &str,
-        spec: &Spec,
-        plan: &[u8],
-        instance: u64,
-    ) -> Result<&'static Self, RegionError> {
+    pub fn create(name: &str, spec: &Spec, plan: &[u8], instance: u64) -> Result<&'static Self, RegionError> {
         let path = checked_path(name)?;
         let layout = Layout::new(*spec).map_err(|reason| RegionError::BadSpec { reason })?;
         if plan.len() > PLAN_BYTES {
@@ -85,17 +80,29 @@ impl Region {
         }
         let bytes = usize::try_from(layout.bytes())
             .map_err(|_| RegionError::BadSpec { reason: "it exceeds this machine's addresses".into() })?;
+        let no_room = |free: u64| RegionError::NoRoom {
+            path: path.clone(),
+            needed_mib: layout.bytes().div_ceil(1 << 20),
+            free_mib: free >> 20,
+        };
         let free = free_bytes(&path)?;
+        if path.exists() {
+            return Err(RegionError::Exists { path });
+        }
+        if free.is_some_and(|free| free < layout.bytes()) {
+            // Before asking for it: until it failed, the others would have nothing left.
+            return Err(no_room(free.unwrap_or(0)));
+        }
         let mut mapping = ShmemConf::new()
             .os_id(os_id(name))
             .size(bytes)
             .create()
             .map_err(|error| shmem_error(error, "creating", &path))?;
         mapping.set_owner(false);
-        if let Err(error) = reserve_memory(&path, &layout, free) {
+        if let Err(error) = reserve_memory(&path, layout.bytes()) {
             // Best effort: what made us fail is what the user should read.
             let _ = std::fs::remove_file(&path);
-            return Err(error);
+            return Err(error.unwrap_or_else(|| no_room(free.unwrap_or(0))));
         }
         let base = leak(mapping);
         // SAFETY: the plan's section is mapped, nobody else knows the region before the header is written, and the length
@@ -313,20 +320,20 @@ fn shmem_error(error: ShmemError, what: &'static str, path: &Path) -> RegionErro
     RegionError::Os { what, path: path.into(), source }
 }
 
-/// Room in the file system of shared memory, bytes.
-fn free_bytes(path: &Path) -> Result<u64, RegionError> {
+/// Room in the file system of shared memory, bytes; `None` when it has no limit.
+fn free_bytes(path: &Path) -> Result<Option<u64>, RegionError> {
     let stat = nix::sys::statvfs::statvfs(DIRECTORY).map_err(|errno| RegionError::Os {
         what: "asking for the room for",
         path: path.into(),
         source: errno.into(),
     })?;
-    Ok(stat.blocks_available() * stat.fragment_size())
+    Ok((stat.blocks() != 0).then(|| stat.blocks_available() * stat.fragment_size()))
 }
 
 /// Puts all memory in place, so that a file system that is too small is an error now and not a SIGBUS at the first touch of
-/// some page later.
-fn reserve_memory(path: &Path, layout: &Layout, free: u64) -> Result<(), RegionError> {
-    let os = |what, source: io::Error| RegionError::Os { what, path: path.into(), source };
+/// some page later. The error is `None` when there is too little.
+fn reserve_memory(path: &Path, bytes: u64) -> Result<(), Option<RegionError>> {
+    let os = |what, source: io::Error| Some(RegionError::Os { what, path: path.into(), source });
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -337,19 +344,13 @@ fn reserve_memory(path: &Path, layout: &Layout, free: u64) -> Result<(), RegionE
     let me = nix::unistd::geteuid().as_raw();
     if meta.uid() != me || meta.mode() & 0o077 != 0 {
         let why = format!("it was made with uid {} and mode {:04o}", meta.uid(), meta.mode() & 0o7777);
-        return Err(RegionError::Foreign { path: path.into(), why });
+        return Err(Some(RegionError::Foreign { path: path.into(), why }));
     }
     loop {
-        match fallocate(&file, FallocateFlags::empty(), 0, layout.bytes() as i64) {
+        match fallocate(&file, FallocateFlags::empty(), 0, bytes as i64) {
             Ok(()) => return Ok(()),
             Err(Errno::EINTR) => {}
-            Err(Errno::ENOSPC | Errno::ENOMEM) => {
-                return Err(RegionError::NoRoom {
-                    path: path.into(),
-                    needed_mib: layout.bytes().div_ceil(1 << 20),
-                    free_mib: free >> 20,
-                });
-            }
+            Err(Errno::ENOSPC | Errno::ENOMEM) => return Err(None),
             Err(errno) => return Err(os("reserving the memory of", errno.into())),
         }
     }

@@ -100,6 +100,10 @@ pub(crate) fn parse_head(position: u64, word: u64) -> Option<(u32, bool)> {
     (seal_found == seal(position)).then_some((low & 0x7fff_ffff, low >> 31 != 0))
 }
 
+const fn align_down(position: u64) -> u64 {
+    position & !(LINE as u64 - 1)
+}
+
 /// Differs from lap to lap and from line to line (multiplicative hashing, odd constant, so no two of 2^32 lines agree),
 /// and is not zero for the first lines of a fresh ring.
 fn seal(position: u64) -> u32 {

@@ -1,12 +1,11 @@
 //! The reading end of a ring: look at a batch of records where they lie, then release them with one store.
 #![allow(unsafe_code)]
 
-use super::{BATCH_MAX, HEAD, LINE, parse_head, record_bytes};
+use super::{BATCH_MAX, HEAD, align_down, parse_head, record_bytes};
 use crate::memory::Memory;
 use crate::sync::Ordering::{Acquire, Relaxed, Release};
 
 /// The reading end of a ring.
-#[derive(Debug)]
 pub struct Consumer {
     memory: Memory,
     /// Walked up to here by `next`.
@@ -196,6 +195,19 @@ impl Consumer {
     }
 }
 
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Without the batch's 256 places.
+        f.debug_struct("Consumer")
+            .field("memory", &self.memory)
+            .field("cursor", &self.cursor)
+            .field("released", &self.released)
+            .field("tail", &self.tail)
+            .field("faults", &self.faults)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Some records, looked at where they lie in the ring. Dropping it frees nothing: they come again.
 #[derive(Debug)]
 pub struct Batch<'c> {
@@ -271,7 +283,3 @@ impl<'b> Iterator for Records<'b> {
 }
 
 impl ExactSizeIterator for Records<'_> {}
-
-const fn align_down(position: u64) -> u64 {
-    position & !(LINE as u64 - 1)
-}

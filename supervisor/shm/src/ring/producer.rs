@@ -1,9 +1,9 @@
 //! The writing end of a ring: reserve, write, commit, and publish a batch with one store.
 #![allow(unsafe_code)]
 
-use super::{HEAD, LINE, head_word, max_record, record_bytes};
+use super::{HEAD, LINE, align_down, head_word, max_record, record_bytes};
 use crate::memory::Memory;
-use crate::sync::Ordering::{Acquire, Release};
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
 
 /// The writing end of a ring.
 #[derive(Debug)]
@@ -38,10 +38,10 @@ impl Producer {
         if !tail.is_multiple_of(LINE as u64) || tail.wrapping_sub(head) > memory.capacity() as u64 {
             // No predecessor of ours left that. Begin with an empty ring; the consumer finds its way to the new tail.
             faults = 1;
-            tail = head & !(LINE as u64 - 1);
+            tail = align_down(head);
             indices.tail.store(tail, Release);
         }
-        let head = if head.is_multiple_of(LINE as u64) { head } else { tail };
+        let head = align_down(head);
         Self { memory, staged: tail, published: tail, head, reserved: None, faults }
     }
 
@@ -160,6 +160,12 @@ impl Producer {
             // Keep the last good one: the ring may look full, until the consumer stores a head that makes sense, which
             // it does when it finds the ring empty at the latest.
             self.faults += 1;
+            let tail = &self.memory.indices().tail;
+            if tail.load(Relaxed) != self.published {
+                // Somebody scribbled over our tail and the consumer followed it; only we know the true one. Release: as
+                // in `publish`.
+                tail.store(self.published, Release);
+            }
         }
     }
 
