@@ -1,1 +1,51 @@
 //! Networks in namespaces with servers and clients, for tests, demo and benchmarks.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `user` | becoming root of a user namespace, so that nothing here needs privilege |
+//! | `namespace` | a network namespace that lives as long as a thread of ours |
+//! | `netlink` | links, addresses and routes |
+//! | `network` | the hosts of a replay on one bridge |
+//! | `witness` | what a server answered, id by id, and how two servers compare |
+//! | `http` | an HTTP service in one thread |
+//! | `load` | a load of requests on a schedule |
+//! | `real` | real nginx, redis, curl, wrk, redis-benchmark |
+//! | `story` | a test runner: one story at a time, bounded in time, none skipped silently |
+//! | `process`, `wait`, `scratch` | what /proc says, waiting with a limit, directories of one's own |
+//! | `histogram`, `digest`, `clock`, `head` | latencies, body digests, monotonic time, HTTP heads |
+
+pub mod clock;
+pub mod digest;
+mod head;
+pub mod histogram;
+pub mod http;
+pub mod load;
+pub mod namespace;
+pub mod netlink;
+pub mod network;
+pub mod process;
+pub mod real;
+pub mod scratch;
+pub mod story;
+mod sys;
+pub mod user;
+pub mod wait;
+pub mod witness;
+
+pub use histogram::Histogram;
+pub use http::{HttpOptions, HttpService};
+pub use load::{Load, LoadReport, Mode};
+pub use namespace::Namespace;
+pub use network::{Answers, Host, Network};
+pub use witness::{Fidelity, Witness};
+
+/// Raises this process's limit on open files to what it may have, so that thousands of connections fit.
+pub(crate) fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        // Refused or not, the connections that do not fit are counted as failures later.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}

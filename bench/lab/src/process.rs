@@ -1,0 +1,98 @@
+//! What /proc says of processes: an outside witness for who runs, who is whose child, and what it costs.
+
+use std::fs;
+
+/// One line of /proc/PID/stat (proc(5)).
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Process id.
+    pub pid: u32,
+    /// Its parent's.
+    pub parent: u32,
+    /// Run state: R, S, D, Z, T...
+    pub state: char,
+    /// Name of the executable, cut to 15 characters.
+    pub name: String,
+    /// CPU time, user and system, seconds.
+    pub cpu_s: f64,
+}
+
+impl Process {
+    /// Reads one process; none when it is gone.
+    pub fn read(pid: u32) -> Option<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name is in brackets and may hold any character, brackets too.
+        let (head, rest) = text.rsplit_once(") ")?;
+        let name = head.split_once('(')?.1.to_owned();
+        let fields: Vec<&str> = rest.split(' ').collect();
+        let number = |i: usize| fields.get(i)?.parse::<u64>().ok();
+        let ticks = number(11)? + number(12)?;
+        Some(Self {
+            pid,
+            parent: u32::try_from(number(1)?).ok()?,
+            state: fields.first()?.chars().next()?,
+            name,
+            // The ticks still count threads that ended, the finer clock does not.
+            cpu_s: run_time_s(pid).unwrap_or(0.0).max(ticks as f64 / 100.0 - 0.01),
+        })
+    }
+
+    /// Its arguments, with blanks between them.
+    pub fn command_line(&self) -> String {
+        let bytes = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes).replace('\0', " ");
+        if text.trim().is_empty() { format!("[{}]", self.name) } else { text.trim().to_owned() }
+    }
+
+    /// Whether it has ended and only waits to be reaped.
+    pub fn is_zombie(&self) -> bool {
+        self.state == 'Z'
+    }
+}
+
+/// Run time of all living threads of a process in nanosecond resolution (/proc/PID/task/TID/schedstat).
+fn run_time_s(pid: u32) -> Option<f64> {
+    let mut ns = 0_u64;
+    for task in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+        let text = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        ns += text.split(' ').next()?.parse::<u64>().ok()?;
+    }
+    Some(ns as f64 / 1e9)
+}
+
+/// Every process that can be seen.
+pub fn all() -> Vec<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).filter_map(Process::read).collect()
+}
+
+/// Whether `pid` is a child of `ancestor`, or a child's child, and so on.
+pub fn descends_from(mut pid: u32, ancestor: u32) -> bool {
+    for _ in 0..64 {
+        match Process::read(pid) {
+            Some(p) if p.parent == ancestor => return true,
+            Some(p) if p.parent > 1 => pid = p.parent,
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// A process and everything that descends from it.
+pub fn tree(root: u32) -> Vec<Process> {
+    all().into_iter().filter(|p| p.pid == root || descends_from(p.pid, root)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_read_and_descends_from_its_parent() {
+        let me = Process::read(std::process::id()).unwrap();
+        assert!(me.cpu_s >= 0.0);
+        assert!(descends_from(me.pid, me.parent));
+        assert!(!descends_from(me.parent, me.pid));
+        assert!(tree(me.pid).iter().any(|p| p.pid == me.pid));
+    }
+}
