@@ -161,9 +161,10 @@ fn configuration(scratch: &Scratch, ports: [SocketAddr; 2]) -> String {
     let dir = scratch.path().display();
     let [v4, v6] = ports;
     // One process without a master: a kill takes the whole server, and no uid is switched (a user namespace has one).
+    // "root" is the one user that a user namespace has: another could not own the directories for temporary files.
     // The log's first field is the time, the rest tells the request. Bodies are read whole before the proxy answers.
     format!(
-        "daemon off; master_process off; pid nginx.pid; error_log {dir}/error.log notice;
+        "user root; daemon off; master_process off; pid nginx.pid; error_log {dir}/error.log notice;
 events {{ worker_connections 8192; multi_accept on; }}
 http {{
   log_format request '$msec $request_method $request_uri $request_length $status';
