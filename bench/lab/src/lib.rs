@@ -10,6 +10,7 @@
 //! | `http` | an HTTP service in one thread |
 //! | `load` | a load of requests on a schedule |
 //! | `real` | real nginx, redis, curl, wrk, redis-benchmark |
+//! | `twin` | the built `tcptwin` as processes: start, stats, kill a role, stop, ledger |
 //! | `story` | a test runner: one story at a time, bounded in time, none skipped silently |
 //! | `process`, `wait`, `scratch` | what /proc says, waiting with a limit, directories of one's own |
 //! | `histogram`, `digest`, `clock`, `head` | latencies, body digests, monotonic time, HTTP heads |
@@ -28,6 +29,7 @@ pub mod real;
 pub mod scratch;
 pub mod story;
 mod sys;
+pub mod twin;
 pub mod user;
 pub mod wait;
 pub mod witness;
@@ -37,6 +39,7 @@ pub use http::{HttpOptions, HttpService};
 pub use load::{Load, LoadReport, Mode};
 pub use namespace::Namespace;
 pub use network::{Answers, Host, Network};
+pub use twin::{Instance, Stats, Twin};
 pub use witness::{Fidelity, Witness};
 
 /// Raises this process's limit on open files to what it may have, so that thousands of connections fit.
