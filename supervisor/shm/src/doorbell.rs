@@ -27,7 +27,8 @@ const STEP: u32 = 2;
 #[derive(Debug)]
 pub struct Doorbell {
     word: AtomicU32,
-    /// 0, or the sleeper's ticket with [`ASLEEP`].
+    /// 0, or the sleeper's ticket with [`ASLEEP`]. Both sides change it, and only by read-modify-write: those have one
+    /// order for everybody (and loom, which does not order a plain store against an exchange, can follow).
     asleep: AtomicU32,
     #[cfg(loom)]
     futex: model::Futex,
@@ -74,7 +75,7 @@ impl Doorbell {
     #[must_use]
     pub fn prepare(&self) -> u32 {
         let ticket = self.word.load(Relaxed);
-        self.asleep.store(ticket | ASLEEP, Relaxed);
+        self.asleep.swap(ticket | ASLEEP, Relaxed);
         // Between our announcement and the caller's look at its rings; pairs with the fence in `ring`.
         fence(SeqCst);
         ticket
@@ -90,7 +91,7 @@ impl Doorbell {
 
     /// Takes the announcement back: there was work.
     pub fn cancel(&self) {
-        self.asleep.store(0, Relaxed);
+        self.asleep.swap(0, Relaxed);
     }
 
     #[cfg(not(loom))]

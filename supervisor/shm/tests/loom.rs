@@ -81,11 +81,11 @@ fn a_batch_becomes_visible_as_a_whole() {
         });
         for _ in 0..2 {
             let batch = consumer.peek_batch(8);
-            assert!(matches!(batch.len(), 0 | 2 | 3 | 4), "a part of a batch: {}", batch.len());
+            assert!(matches!(batch.len(), 0 | 2 | 4), "a part of a batch: {}", batch.len());
             let first: Vec<u8> = batch.iter().map(|record| record[0]).collect();
-            assert!(first.windows(2).all(|pair| pair[0] + 1 == pair[1]));
-            batch.release_first(1);
+            assert!(first.iter().zip(0..).all(|(found, expected)| *found == expected));
         }
+        consumer.peek_batch(1).release();
         writer.join().unwrap();
         assert_eq!(consumer.faults(), 0);
     });
