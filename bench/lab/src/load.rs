@@ -135,6 +135,8 @@ pub struct LoadReport {
     pub answered: u64,
     /// Requests whose connection broke, that were answered otherwise, or not within [`GRACE`].
     pub failed: u64,
+    /// Bytes of the requests sent, heads and bodies.
+    pub request_bytes: u64,
     /// From the first request to the last answer.
     pub elapsed: Duration,
     /// From the last byte of a request to the first byte of its answer, µs.

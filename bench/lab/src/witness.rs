@@ -4,6 +4,7 @@
 //! server, so that a restarted one goes on in the same book.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use crate::clock::now_us;
@@ -67,6 +68,12 @@ impl Witness {
         self.connections.load(Relaxed)
     }
 
+    /// Ids answered at least once, in order.
+    pub fn ids(&self) -> Vec<u64> {
+        let answered = |(_, e): &(u64, &Entry)| e.times.load(Relaxed) > 0;
+        (0..).zip(&self.entries).filter(answered).map(|(id, _)| id).collect()
+    }
+
     /// How often one id was answered.
     pub fn times(&self, id: u64) -> u32 {
         usize::try_from(id).ok().and_then(|i| self.entries.get(i)).map_or(0, |e| e.times.load(Relaxed))
@@ -97,11 +104,17 @@ pub struct Fidelity {
 impl Fidelity {
     /// Compares two servers: each id answered n times online must be answered n × `copies` times by the target.
     pub fn of(online: &Witness, target: &Witness, copies: u32) -> Self {
+        let ids = online.entries.len().max(target.entries.len()) as u64;
+        let mut f = Self::of_ids(online, target, copies, 0..ids);
+        f.surplus += target.beyond.load(Relaxed);
+        f
+    }
+
+    /// The same for some ids only.
+    pub fn of_ids(online: &Witness, target: &Witness, copies: u32, ids: Range<u64>) -> Self {
         let mut f = Self { online: online.answered(), target: target.answered(), ..Self::default() };
-        f.surplus = target.beyond.load(Relaxed);
-        let ids = online.entries.len().max(target.entries.len());
         let nothing = Entry::default();
-        for id in 0..ids {
+        for id in ids.start as usize..ids.end as usize {
             let (on, at) =
                 (online.entries.get(id).unwrap_or(&nothing), target.entries.get(id).unwrap_or(&nothing));
             let wanted = u64::from(on.times.load(Relaxed)) * u64::from(copies);
@@ -154,7 +167,7 @@ impl fmt::Display for Fidelity {
 
 /// How far the target was behind: first answer by the target minus first answer online, for ids in `ids`. An id that the
 /// target answered first (possible when both run on one machine) counts as 0.
-pub fn lag(online: &Witness, target: &Witness, ids: std::ops::Range<u64>) -> Histogram {
+pub fn lag(online: &Witness, target: &Witness, ids: Range<u64>) -> Histogram {
     let mut histogram = Histogram::default();
     for id in ids {
         let Ok(index) = usize::try_from(id) else { break };

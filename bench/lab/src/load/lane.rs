@@ -126,7 +126,7 @@ impl Lane {
         if self.stream.is_none() {
             return Outcome::Busy;
         }
-        match self.write().and_then(|()| self.read(report, scratch)) {
+        match self.write(report).and_then(|()| self.read(report, scratch)) {
             Ok(outcome) => outcome,
             Err(error) => {
                 if self.waiting > 0 {
@@ -137,11 +137,14 @@ impl Lane {
         }
     }
 
-    fn write(&mut self) -> io::Result<()> {
+    fn write(&mut self, report: &mut LoadReport) -> io::Result<()> {
         let Some(stream) = self.stream.as_mut() else { return Ok(()) };
         while self.written < self.output.len() {
             match stream.write(&self.output[self.written..]) {
-                Ok(n) => self.written += n,
+                Ok(n) => {
+                    self.written += n;
+                    report.request_bytes += n as u64;
+                }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(e),
             }
