@@ -1,0 +1,407 @@
+//! The programs against plain Rust that says the same, over made and random packets.
+
+use std::net::SocketAddr;
+
+use flow::emit::{MAX_HEADERS, emit};
+use flow::record::flag;
+use flow::{Endpoint, TcpFields};
+use proptest::prelude::*;
+
+use super::interpreter::{Aside, check, run};
+use super::*;
+
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+const HOST: u8 = 0;
+const OTHER_HOST: u8 = 3;
+const OUTGOING: u8 = 4;
+
+fn filter() -> CaptureFilter {
+    CaptureFilter {
+        online: vec![
+            (None, 80),
+            (Some("10.0.0.9".parse().unwrap()), 6379),
+            (Some("fd00::9".parse().unwrap()), 6379),
+        ],
+        clients: vec!["198.18.0.0/15".parse().unwrap(), "2001:2::/48".parse().unwrap()],
+        targets: vec!["10.0.3.2:80".parse().unwrap(), "[fd00::32]:80".parse().unwrap()],
+        promiscuous: false,
+        link_header: 0,
+        frames: Frames::All,
+    }
+}
+
+fn segment(src: &str, dst: &str, payload: usize) -> Vec<u8> {
+    let parse = |text: &str| Endpoint::from(text.parse::<SocketAddr>().unwrap());
+    let tcp = TcpFields { flags: flag::ACK, ..TcpFields::default() };
+    let payload = vec![7; payload];
+    let mut buf = [0; MAX_HEADERS];
+    let len = emit(&mut buf, parse(src), parse(dst), &tcp, &[&payload], 0);
+    [&buf[..len], &payload].concat()
+}
+
+fn aside(packet: &[u8]) -> Aside {
+    Aside { protocol: if packet[0] >> 4 == 4 { IPV4 } else { IPV6 }, packet_type: HOST }
+}
+
+fn verdict(filter: &CaptureFilter, packet: &[u8], aside: Aside) -> bool {
+    let program = filter.program();
+    check(&program);
+    let verdict = run(&program, packet, aside) > 0;
+    assert_eq!(verdict, oracle(filter, packet, aside).is_some(), "filter and oracle disagree: {packet:02x?}");
+    verdict
+}
+
+fn takes(src: &str, dst: &str) -> bool {
+    let packet = segment(src, dst, 10);
+    verdict(&filter(), &packet, aside(&packet))
+}
+
+#[test]
+fn client_to_server_comes_up_and_nothing_else() {
+    assert!(takes("10.0.0.1:40000", "10.0.0.2:80"), "any address of a mapping without one");
+    assert!(!takes("10.0.0.2:80", "10.0.0.1:40000"), "the server's answer");
+    assert!(!takes("10.0.0.1:40000", "10.0.0.2:81"), "another port");
+    assert!(takes("10.0.0.1:40000", "10.0.0.9:6379"));
+    assert!(!takes("10.0.0.1:40000", "10.0.0.8:6379"), "another address of a mapping with one");
+    assert!(takes("[fd00::1]:40000", "[fd00::2]:80"));
+    assert!(!takes("[fd00::2]:80", "[fd00::1]:40000"));
+    assert!(takes("[fd00::1]:40000", "[fd00::9]:6379"));
+    assert!(!takes("[fd00::1]:40000", "[fd00::19]:6379"));
+}
+
+#[test]
+fn own_packets_stay_down() {
+    assert!(!takes("198.18.7.7:40000", "10.0.0.2:80"), "from the replayed range");
+    assert!(!takes("198.19.255.255:40000", "10.0.0.9:6379"));
+    assert!(takes("198.20.0.0:40000", "10.0.0.2:80"), "just behind the range");
+    assert!(!takes("10.0.0.1:40000", "10.0.3.2:80"), "to a target, with the client's real address");
+    assert!(!takes("[2001:2:0:5::1]:40000", "[fd00::2]:80"));
+    assert!(takes("[2001:2:1::1]:40000", "[fd00::2]:80"));
+    assert!(!takes("[fd00::1]:40000", "[fd00::32]:80"));
+}
+
+#[test]
+fn frames_of_others_and_our_own_sends_stay_down() {
+    let packet = segment("10.0.0.1:40000", "10.0.0.2:80", 10);
+    let with = |packet_type, promiscuous| {
+        let filter = CaptureFilter { promiscuous, ..filter() };
+        verdict(&filter, &packet, Aside { packet_type, ..aside(&packet) })
+    };
+    assert!(with(HOST, false) && with(HOST, true));
+    assert!(!with(OTHER_HOST, false) && with(OTHER_HOST, true));
+    assert!(!with(OUTGOING, false) && !with(OUTGOING, true));
+}
+
+#[test]
+fn a_second_vlan_tag_stands_in_front_of_ip() {
+    for (src, dst) in [("10.0.0.1:1", "10.0.0.2:80"), ("[fd00::1]:1", "[fd00::2]:80")] {
+        let packet = segment(src, dst, 10);
+        let inner = aside(&packet).protocol.to_be_bytes();
+        let tagged = [&[0x60, 5][..], &inner, &packet].concat();
+        for protocol in [0x8100, 0x88a8] {
+            assert!(verdict(&filter(), &tagged, Aside { protocol, packet_type: HOST }));
+        }
+        let raw = CaptureFilter { link_header: 14, ..filter() };
+        let framed = [&[9; 14][..], &tagged].concat();
+        assert!(verdict(&raw, &framed, Aside { protocol: 0x8100, packet_type: HOST }));
+        let framed = [&[9; 14][..], &packet].concat();
+        assert!(verdict(&raw, &framed, aside(&packet)));
+    }
+}
+
+#[test]
+fn lengths_are_split_between_two_sockets() {
+    for (payload, small) in [(0, true), (1968 - 40, true), (1968 - 39, false), (60_000, false)] {
+        let packet = segment("10.0.0.1:1", "10.0.0.2:80", payload);
+        let with = |frames| verdict(&CaptureFilter { frames, ..filter() }, &packet, aside(&packet));
+        assert_eq!(with(Frames::UpTo(1968)), small);
+        assert_eq!(with(Frames::Above(1968)), !small);
+    }
+}
+
+#[test]
+fn first_fragments_come_up_to_be_counted_and_others_do_not() {
+    let mut packet = segment("10.0.0.1:1", "10.0.0.2:80", 10);
+    packet[6] = 0x20;
+    assert!(verdict(&filter(), &packet, aside(&packet)));
+    packet[7] = 1;
+    assert!(!verdict(&filter(), &packet, aside(&packet)));
+}
+
+#[test]
+fn ip_options_and_extension_headers_are_stepped_over() {
+    let mut packet = segment("10.0.0.1:1", "10.0.0.2:80", 10);
+    packet[0] = 0x4f;
+    packet.splice(20..20, [1; 40]);
+    assert!(verdict(&filter(), &packet, aside(&packet)));
+    for (dst, want) in [("[fd00::2]:80", true), ("[fd00::2]:81", false)] {
+        let mut packet = segment("[fd00::1]:1", dst, 10);
+        packet[6] = 0;
+        packet.splice(40..40, [60, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(verdict(&filter(), &packet, aside(&packet)), want);
+    }
+    let mut long = segment("[fd00::1]:1", "[fd00::2]:9", 10);
+    long[6] = 60;
+    for next in [6, 60, 60] {
+        long.splice(40..40, [next, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    assert!(verdict(&filter(), &long, aside(&long)), "too long a chain is left to the parser");
+}
+
+#[test]
+fn the_largest_configurations_fit_and_still_decide() {
+    let v6 = |i: u16| IpAddr::from([0xfd00, 0, i, 0, 0, 0, i, i]);
+    let worst: [CaptureFilter; 4] = [
+        CaptureFilter { online: (0..256).map(|i| (Some(v6(i)), 80)).collect(), ..filter() },
+        CaptureFilter { online: (0..256).map(|i| (Some(v6(i)), 1000 + i)).collect(), ..filter() },
+        CaptureFilter { online: (0..256).map(|i| (None, 7 * i + 1)).collect(), ..filter() },
+        CaptureFilter {
+            online: (0..256).map(|i| (None, 7 * i + 1)).collect(),
+            targets: (0..256).map(|i| SocketAddr::new(v6(i), 7 * i + 1)).collect(),
+            ..filter()
+        },
+    ];
+    for filter in worst {
+        let program = filter.assemble(true);
+        check(&program);
+        for &(ip, port) in filter.online.iter().step_by(17) {
+            let dst = SocketAddr::new(ip.unwrap_or("fd00::77".parse().unwrap()), port).to_string();
+            let packet = segment("[fd01::1]:5", &dst, 1);
+            assert!(verdict(&filter, &packet, aside(&packet)), "{dst}");
+            let packet = segment("[fd01::1]:5", &dst.replace("]:", "]:6"), 1);
+            verdict(&filter, &packet, aside(&packet));
+        }
+        for target in filter.targets.iter().filter(|target| target.is_ipv6()).step_by(11) {
+            let packet = segment("[fd01::1]:5", &target.to_string(), 1);
+            verdict(&filter, &packet, aside(&packet));
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_compares_ports_only() {
+    let v6 = |i: u16| IpAddr::from([0xfd00, 0, i, 0, 0, 0, i, i]);
+    let filter = CaptureFilter { online: (0..1_000).map(|i| (Some(v6(i)), 80)).collect(), ..filter() };
+    assert!(filter.assemble(true).len() > MAX_INSTRUCTIONS);
+    let program = filter.program();
+    check(&program);
+    let packet = segment("[fd01::1]:5", "[fd77::1]:80", 1);
+    assert!(run(&program, &packet, aside(&packet)) > 0);
+}
+
+fn returns() -> ReturnFilter {
+    ReturnFilter {
+        targets: vec!["10.0.3.2:80".parse().unwrap(), "[fd00::32]:80".parse().unwrap()],
+        clients: vec!["198.18.0.0/15".parse().unwrap(), "2001:2::/48".parse().unwrap()],
+        payload: 0,
+        promiscuous: false,
+        link_header: 0,
+    }
+}
+
+fn snap(filter: &ReturnFilter, packet: &[u8]) -> u32 {
+    let program = filter.program();
+    check(&program);
+    run(&program, packet, aside(packet))
+}
+
+#[test]
+fn answers_are_cut_behind_their_header() {
+    let answer = segment("10.0.3.2:80", "198.18.0.7:4000", 1_000);
+    assert_eq!(snap(&returns(), &answer), 40);
+    assert_eq!(snap(&ReturnFilter { payload: 16, ..returns() }, &answer), 56);
+    let mut options = answer.clone();
+    options[32] = 0xf0;
+    assert_eq!(snap(&returns(), &options), 80);
+    assert_eq!(snap(&returns(), &segment("[fd00::32]:80", "[2001:2::5]:4000", 1_000)), 60);
+    for (src, dst) in [
+        ("10.0.3.2:81", "198.18.0.7:4000"),
+        ("10.0.3.3:80", "198.18.0.7:4000"),
+        ("10.0.3.2:80", "198.20.0.7:4000"),
+        ("198.18.0.7:4000", "10.0.3.2:80"),
+        ("[fd00::33]:80", "[2001:2::5]:4000"),
+        ("[fd00::32]:80", "[2001:3::5]:4000"),
+    ] {
+        assert_eq!(snap(&returns(), &segment(src, dst, 9)), 0, "{src} {dst}");
+    }
+    let anyone = ReturnFilter { clients: vec![], ..returns() };
+    assert_eq!(snap(&anyone, &segment("10.0.3.2:80", "203.0.113.5:4000", 9)), 40);
+}
+
+/// An ICMP error about a packet, from a router to that packet's sender.
+fn icmp_about(quoted: &[u8], kind: u8) -> Vec<u8> {
+    if quoted[0] >> 4 == 4 {
+        let mut outer = quoted[..20].to_vec();
+        outer[9] = 1;
+        outer[12..16].copy_from_slice(&[10, 0, 0, 254]);
+        outer[16..20].copy_from_slice(&quoted[12..16]);
+        [&outer, &[kind, 4, 0, 0, 0, 0, 5, 0][..], &quoted[..28]].concat()
+    } else {
+        let mut outer = quoted[..40].to_vec();
+        outer[6] = 58;
+        outer[8..24].copy_from_slice(&[0xfe; 16]);
+        outer[24..40].copy_from_slice(&quoted[8..24]);
+        [&outer, &[kind, 0, 0, 0, 0, 0, 5, 0][..], quoted].concat()
+    }
+}
+
+#[test]
+fn icmp_errors_about_our_packets_come_up() {
+    let v4 = segment("198.18.0.7:4000", "10.0.3.2:80", 0);
+    let v6 = segment("[2001:2::5]:4000", "[fd00::32]:80", 0);
+    for (packet, kind, want) in [
+        (&v4, 3, ICMP_SNAP),
+        (&v4, 11, ICMP_SNAP),
+        (&v4, 8, 0),
+        (&v4, 5, 0),
+        (&v6, 1, ICMP_SNAP),
+        (&v6, 2, ICMP_SNAP),
+        (&v6, 3, ICMP_SNAP),
+        (&v6, 0, 0),
+        (&v6, 4, 0),
+        (&v6, 135, 0),
+    ] {
+        assert_eq!(snap(&returns(), &icmp_about(packet, kind)), want, "type {kind}");
+    }
+    let other = segment("198.18.0.7:4000", "10.0.3.9:80", 0);
+    assert_eq!(snap(&returns(), &icmp_about(&other, 3)), 0);
+    let mut udp = v4;
+    udp[9] = 17;
+    assert_eq!(snap(&returns(), &icmp_about(&udp, 3)), 0);
+}
+
+#[test]
+fn the_largest_return_filter_fits() {
+    let targets = (0..256u16)
+        .map(|i| SocketAddr::new(IpAddr::from([0xfd00, 0, i, 0, 0, 0, i, i]), 80 + i % 3))
+        .collect();
+    let filter = ReturnFilter { targets, ..returns() };
+    let program = filter.assemble(true);
+    check(&program);
+    for target in filter.targets.iter().step_by(5) {
+        assert_eq!(snap(&filter, &segment(&target.to_string(), "[2001:2::5]:4000", 9)), 60);
+    }
+}
+
+/// The same decision in plain Rust. `None` also where a load beyond the packet would end the program.
+fn oracle(filter: &CaptureFilter, packet: &[u8], aside: Aside) -> Option<()> {
+    let u8_at = |at: usize| packet.get(at).copied();
+    let u16_at = |at: usize| Some(u16::from_be_bytes(packet.get(at..at + 2)?.try_into().ok()?));
+    let len = packet.len() as u32;
+    let length_fits = match filter.frames {
+        Frames::All => true,
+        Frames::UpTo(limit) => len <= limit,
+        Frames::Above(limit) => len > limit,
+    };
+    let direction_fits =
+        if filter.promiscuous { aside.packet_type != OUTGOING } else { aside.packet_type == HOST };
+    if !length_fits || !direction_fits {
+        return None;
+    }
+    let mut ip = filter.link_header as usize;
+    let mut protocol = aside.protocol;
+    if matches!(protocol, 0x8100 | 0x88a8) {
+        protocol = u16_at(ip + 2)?;
+        ip += 4;
+    }
+    let (src, dst, tcp): (IpAddr, IpAddr, usize);
+    match protocol {
+        IPV4 => {
+            if u8_at(ip + 9)? != 6 || u16_at(ip + 6)? & 0x1fff != 0 {
+                return None;
+            }
+            let address = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
+            (src, dst) = (address(ip + 12)?, address(ip + 16)?);
+            tcp = ip + usize::from(u8_at(ip)? & 0xf) * 4;
+        }
+        IPV6 => {
+            let address =
+                |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));
+            (src, dst) = (address(ip + 8)?, address(ip + 24)?);
+            if filter.clients.iter().any(|range| range.contains(src.into())) {
+                return None;
+            }
+            let (mut next, mut at, mut left) = (u8_at(ip + 6)?, ip + 40, 2);
+            loop {
+                match next {
+                    6 => break,
+                    51 => return Some(()),
+                    0 | 43 | 60 | 44 if left == 0 => return Some(()),
+                    44 if u16_at(at + 2)? & 0xfff8 != 0 => return None,
+                    44 => (next, at) = (u8_at(at)?, at + 8),
+                    0 | 43 | 60 => (next, at) = (u8_at(at)?, at + 8 * (usize::from(u8_at(at + 1)?) + 1)),
+                    _ => return None,
+                }
+                left -= 1;
+            }
+            tcp = at;
+        }
+        _ => return None,
+    }
+    let port = u16_at(tcp + 2)?;
+    let own = filter.clients.iter().any(|range| range.contains(src.into()));
+    let exact = filter.online.iter().any(|&(online, number)| online == Some(dst) && number == port);
+    let any = filter.online.iter().any(|&(online, number)| online.is_none() && number == port);
+    let target = filter.targets.contains(&SocketAddr::new(dst, port));
+    (!own && (exact || (any && !target))).then_some(())
+}
+
+fn address() -> impl Strategy<Value = String> {
+    prop::sample::select(vec!["10.0.0.9", "10.0.3.2", "198.18.0.1", "198.20.0.1", "10.0.0.1"])
+        .prop_map(String::from)
+}
+
+fn address6() -> impl Strategy<Value = String> {
+    prop::sample::select(vec!["[fd00::9]", "[fd00::32]", "[2001:2::1]", "[2001:2:1::1]", "[fd00::1]"])
+        .prop_map(String::from)
+}
+
+fn pair() -> impl Strategy<Value = (String, String)> {
+    prop_oneof![(address(), address()), (address6(), address6())]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3_000))]
+
+    #[test]
+    fn filter_and_oracle_agree_on_mutilated_packets(
+        (src, dst) in pair(), ports in (0..4usize, 0..4usize),
+        changes in prop::collection::vec((0..70usize, prop::sample::select(vec![0u8, 1, 6, 43, 44, 51, 60, 0x45, 0x46, 0x60, 255])), 0..5),
+        cut in 0..100usize, tag: bool, packet_type in 0..5u8, promiscuous: bool,
+        frames in prop::sample::select(vec![Frames::All, Frames::UpTo(60), Frames::Above(60)]),
+        link_header in prop::sample::select(vec![0u32, 14]),
+    ) {
+        let numbers = [80u16, 6379, 443, 40000];
+        let mut packet = segment(&format!("{src}:{}", numbers[ports.0]), &format!("{dst}:{}", numbers[ports.1]), 20);
+        let protocol = aside(&packet).protocol;
+        for (at, value) in changes {
+            if at < packet.len() {
+                packet[at] = value;
+            }
+        }
+        packet.truncate(cut.max(1));
+        let mut aside = Aside { protocol, packet_type };
+        if tag {
+            packet.splice(0..0, [0, 5, (protocol >> 8) as u8, protocol as u8]);
+            aside.protocol = 0x8100;
+        }
+        packet.splice(0..0, vec![9; link_header as usize]);
+        verdict(&CaptureFilter { promiscuous, frames, link_header, ..filter() }, &packet, aside);
+    }
+
+    #[test]
+    fn any_configuration_assembles(
+        online in prop::collection::vec((prop::option::of(any::<IpAddr>()), any::<u16>()), 0..300),
+        targets in prop::collection::vec(any::<SocketAddr>(), 0..300),
+        packet in prop::collection::vec(any::<u8>(), 0..120),
+    ) {
+        let filter = CaptureFilter { online, targets: targets.clone(), ..filter() };
+        let returns = ReturnFilter { targets, ..returns() };
+        for program in [filter.program(), returns.program()] {
+            check(&program);
+            run(&program, &packet, Aside { protocol: IPV4, packet_type: HOST });
+            run(&program, &packet, Aside { protocol: IPV6, packet_type: HOST });
+        }
+    }
+}
