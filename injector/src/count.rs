@@ -37,6 +37,8 @@ named_enum! {
         ZeroMss => "zero_mss",
         /// Ring records whose lengths disagree.
         Malformed => "malformed",
+        /// Times that a ring's bytes made no sense and all that was published in it was skipped.
+        RingFaults => "ring_faults",
         /// Claims handed to the return receiver.
         Claims => "claims",
         /// Claims that found the queue to the receiver full; the SYN went out all the same.
@@ -95,11 +97,13 @@ named_enum! {
     pub enum ReturnCount {
         /// Headers written to the return rings.
         Headers => "headers",
+        /// Headers that found no room in a ring that had said it had; never with sound rings.
+        Lost => "lost",
         /// Headers that came a second time after a reconnect.
         Duplicates => "duplicates",
         /// Headers that intercept dropped because this side or the link was slow.
         Gaps => "gaps",
-        /// Reading was stopped because a return ring was full.
+        /// Turns in which nothing was read because a return ring was full.
         RingFull => "ring_full",
         /// Bytes read from the return channel.
         Bytes => "bytes",
@@ -137,16 +141,25 @@ named_enum! {
         Gaps => "gaps",
         /// Gauge: [`Trouble`] of the last loss, 0 when there was none.
         LastTrouble => "last_trouble",
+        /// Gauge: 1 + index of the [`returns::RefusedCode`] of the last refusal, 0 when there was none.
+        LastRefusal => "last_refusal",
+        /// Gauge: round trip of the last ping, µs.
+        RttUs => "rtt_us",
+        /// Gauge: epoch of the intercept whose records were received last; with the next it survives a restart of ours.
+        Epoch => "epoch",
+        /// Gauge: position of the last record received, plus one; 0 when there was none.
+        Position => "position",
     }
 }
 
-/// Intercepts shown one by one; those beyond share the last block.
-pub const MAX_INTERCEPTS_SHOWN: usize = 64;
+/// Intercepts of one plan at most: each has a block of counters.
+pub const MAX_INTERCEPTS: usize = 64;
 
 /// Counter index of one value of the `intercept`-th intercept in the block of [`shm::Role::Receiver`].
+/// Panics when `intercept` is not below [`MAX_INTERCEPTS`].
 pub const fn intercept_index(intercept: usize, count: InterceptCount) -> usize {
-    let shown = if intercept < MAX_INTERCEPTS_SHOWN { intercept } else { MAX_INTERCEPTS_SHOWN - 1 };
-    ReturnCount::COUNT + shown * InterceptCount::COUNT + count.index()
+    assert!(intercept < MAX_INTERCEPTS);
+    ReturnCount::COUNT + intercept * InterceptCount::COUNT + count.index()
 }
 
 named_enum! {
@@ -180,8 +193,16 @@ named_enum! {
         Closed => "closed by intercept",
         /// Connected, then silent for three seconds.
         Silent => "silent for 3 s",
-        /// Its bytes make no sense, or the keys differ.
-        Garbage => "bytes that make no sense (another version, or another key)",
+        /// Another program listens there.
+        NotTcptwin => "not a tcptwin intercept",
+        /// Another version of the return channel.
+        Version => "another version",
+        /// One end has a key and the other has none, or another.
+        Key => "the keys of the two ends disagree",
+        /// It takes no more connections now.
+        Busy => "too many connections there",
+        /// Its bytes make no sense, or do not authenticate.
+        Garbage => "bytes that make no sense",
         /// It refused us with a reason (logged).
         Refused => "refused by intercept",
         /// Any other error of the socket.
@@ -206,8 +227,8 @@ mod tests {
         assert_eq!(intercept_index(0, InterceptCount::State), ReturnCount::COUNT);
         assert_eq!(
             intercept_index(1, InterceptCount::State),
-            intercept_index(0, InterceptCount::LastTrouble) + 1
+            intercept_index(0, InterceptCount::Position) + 1
         );
-        assert!(intercept_index(usize::MAX, InterceptCount::LastTrouble) < shm::COUNTERS_PER_ROLE);
+        assert!(intercept_index(MAX_INTERCEPTS - 1, InterceptCount::Position) < shm::COUNTERS_PER_ROLE);
     }
 }

@@ -1,0 +1,166 @@
+//! Drains the shards' inject rings: round robin, a bounded batch of each, so that a busy shard never starves another.
+//!
+//! A ring's cursor is published after its batch was sent: a successor of a killed injector repeats at most that batch,
+//! and TCP ignores what comes twice.
+
+use flow::record::inject_bit;
+use flow::{Endpoint, Inject};
+use shm::{Consumer, Counters};
+
+use crate::claims::{Claim, ClaimSender};
+use crate::count::Count;
+use crate::guard::Guard;
+use crate::raw::Engine;
+use crate::tally::Tally;
+
+/// Records of one ring in one turn: one `sendmmsg` when they are small, 2 MiB when all are super-frames.
+pub const BATCH: usize = 64;
+
+/// The rings, the guard, the engine.
+pub struct Drain<E> {
+    rings: Vec<Consumer>,
+    guard: Guard,
+    engine: E,
+    claims: Option<ClaimSender>,
+    tally: Tally,
+    /// What the guard refused: counted while the engine holds `tally`.
+    refused: Tally,
+    faults: u64,
+}
+
+impl<E: Engine> Drain<E> {
+    /// Over these rings. `claims` is there when flows are claimed one by one.
+    pub(crate) fn new(rings: Vec<Consumer>, guard: Guard, engine: E, claims: Option<ClaimSender>) -> Self {
+        Self { rings, guard, engine, claims, tally: Tally::default(), refused: Tally::default(), faults: 0 }
+    }
+
+    /// One turn over all rings; how many records were taken.
+    pub fn round(&mut self) -> usize {
+        (0..self.rings.len()).map(|ring| self.turn(ring)).sum()
+    }
+
+    /// Whether nothing waits in any ring, as of now.
+    pub fn is_empty(&mut self) -> bool {
+        self.rings.iter_mut().all(Consumer::is_empty)
+    }
+
+    /// Adds what was counted since the last call to the role's block.
+    pub fn publish(&mut self, counters: &Counters) {
+        self.tally.drain(|index, n| counters.add(index, n));
+        self.refused.drain(|index, n| counters.add(index, n));
+        let faults = self.rings.iter().map(Consumer::faults).sum::<u64>();
+        counters.add(Count::RingFaults.index(), faults - self.faults);
+        self.faults = faults;
+    }
+
+    fn turn(&mut self, ring: usize) -> usize {
+        let Self { rings, guard, engine, claims, tally, refused, .. } = self;
+        let batch = rings[ring].peek_batch(BATCH);
+        if batch.is_empty() {
+            return 0;
+        }
+        let taken = batch.len();
+        tally.add(Count::Records, taken as u64);
+        if let Some(claims) = claims {
+            for (client, target) in batch.iter().filter_map(|bytes| claimed(guard, bytes)) {
+                let count =
+                    if claims.push(Claim { client, target }) { Count::Claims } else { Count::ClaimsLost };
+                tally.add(count, 1);
+            }
+            claims.wake();
+        }
+        let allowed = batch.iter().filter_map(|bytes| match guard.check(bytes) {
+            Ok(out) => Some(out),
+            Err(count) => {
+                refused.add(count, 1);
+                None
+            }
+        });
+        engine.send(allowed, tally);
+        batch.release();
+        taken
+    }
+}
+
+/// The flow of a record that asks to be claimed.
+fn claimed(guard: &Guard, bytes: &[u8]) -> Option<(Endpoint, Endpoint)> {
+    let (head, _) = Inject::split(bytes)?;
+    (head.bits & inject_bit::CLAIM != 0).then_some((head.client, guard.target(head.target)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+
+    use nix::sys::eventfd::EventFd;
+
+    use super::*;
+    use crate::guard::Outgoing;
+    use crate::testing::{plan, record};
+
+    /// Notes what it is asked to send.
+    #[derive(Default)]
+    struct Notebook(Vec<(u16, usize)>);
+
+    impl Engine for Notebook {
+        fn send<'p>(&mut self, batch: impl Iterator<Item = Outgoing<'p>>, _: &mut Tally) {
+            self.0.extend(batch.map(|out| (out.head.client.port, out.payload.len())));
+        }
+    }
+
+    fn head(port: u16) -> Inject {
+        let client: SocketAddr = ([198, 18, 0, 1], port).into();
+        Inject { client: client.into(), mss: 1_448, ..Inject::default() }
+    }
+
+    #[test]
+    fn a_busy_shard_does_not_starve_another() {
+        let (mut busy, busy_end) = shm::ring::heap(1 << 18);
+        let (mut calm, calm_end) = shm::ring::heap(1 << 18);
+        let guard = Guard::new(&plan(&["10.0.0.1:80"]));
+        let mut drain = Drain::new(vec![busy_end, calm_end], guard, Notebook::default(), None);
+        for _ in 0..3 * BATCH {
+            assert!(busy.push(&record(head(1), b"x")));
+        }
+        assert!(calm.push(&record(head(2), b"yy")));
+        assert!(busy.publish() && calm.publish());
+        assert_eq!(drain.round(), BATCH + 1);
+        assert_eq!(drain.engine.0.last(), Some(&(2, 2)));
+        assert!(!drain.is_empty());
+        while drain.round() > 0 {}
+        assert!(drain.is_empty());
+        assert_eq!(drain.engine.0.len(), 3 * BATCH + 1);
+    }
+
+    #[test]
+    fn what_the_guard_refuses_is_counted_and_the_rest_is_sent() {
+        let (mut shard, end) = shm::ring::heap(1 << 16);
+        let guard = Guard::new(&plan(&["10.0.0.1:80"]));
+        let mut drain = Drain::new(vec![end], guard, Notebook::default(), None);
+        assert!(shard.push(&record(Inject { target: 9, ..head(1) }, b"x")));
+        assert!(shard.push(b"torn"));
+        assert!(shard.push(&record(head(2), b"x")));
+        shard.publish();
+        assert_eq!(drain.round(), 3);
+        assert_eq!(drain.engine.0, [(2, 1)]);
+        assert_eq!(drain.refused.get(Count::UnknownTarget), 1);
+        assert_eq!(drain.refused.get(Count::Malformed), 1);
+    }
+
+    #[test]
+    fn a_claim_is_handed_over_with_the_targets_address() {
+        let (mut shard, end) = shm::ring::heap(1 << 16);
+        let guard = Guard::new(&plan(&["10.0.0.1:80"]));
+        let (sender, mut claims) = crate::claims::queue(Arc::new(EventFd::new().unwrap()));
+        let mut drain = Drain::new(vec![end], guard, Notebook::default(), Some(sender));
+        assert!(shard.push(&record(Inject { bits: inject_bit::CLAIM, ..head(7) }, &[])));
+        assert!(shard.push(&record(head(8), &[])));
+        shard.publish();
+        drain.round();
+        let claim = claims.pop().unwrap();
+        assert_eq!((claim.client.port, claim.target.to_string()), (7, "10.0.0.1:80".to_owned()));
+        assert!(claims.pop().is_err());
+        assert_eq!(drain.tally.get(Count::Claims), 1);
+    }
+}

@@ -1,0 +1,115 @@
+//! The injector process: the drain in its main thread, the return receiver in a second one.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use shm::{Link, Region, Role, RoleState};
+use topology::Plan;
+use topology::plan::Clients;
+
+use crate::claims;
+use crate::drain::Drain;
+use crate::guard::Guard;
+use crate::open::Sockets;
+use crate::raw::{Engine, RawEngine};
+use crate::receiver::Receiver;
+use crate::sorter::MIN_RING;
+
+/// Why the role cannot work.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Plan and region do not fit each other.
+    #[error(
+        "return rings of {bytes} bytes are too small, one batch of the return channel may need {MIN_RING}. Give the run more memory (--memory)"
+    )]
+    SmallRing {
+        /// What the region has.
+        bytes: u32,
+    },
+    /// A system call that only fails when the system is out of something.
+    #[error(
+        "{what} failed: {source}. Check the limits of this process (ulimit -n, ulimit -u) and the free memory"
+    )]
+    System {
+        /// What was being done.
+        what: &'static str,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+}
+
+/// Longest sleep of the drain; also its beat when nothing happens.
+const BEAT: Duration = Duration::from_millis(100);
+
+/// Works until the control word says halt, or until all shards are done and their rings are empty.
+pub fn run(region: &'static Region, plan: &Plan, sockets: Sockets) -> Result<(), RunError> {
+    if (region.spec().return_ring as usize) < MIN_RING {
+        return Err(RunError::SmallRing { bytes: region.spec().return_ring });
+    }
+    let system = |what| move |source: io::Error| RunError::System { what, source };
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let wake = EventFd::from_flags(flags).map_err(|e| system("making an event counter")(e.into()))?;
+    let wake = Arc::new(wake);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (sender, claimed) = claims::queue(wake.clone());
+    let receiver = Receiver::new(region, plan, claimed, wake.clone(), stop.clone())
+        .map_err(|e| system("making an event poll")(e.into()))?;
+    let thread = std::thread::Builder::new()
+        .name("returns".to_owned())
+        .spawn(move || receiver.run())
+        .map_err(system("starting the return receiver's thread"))?;
+
+    let rings = (0..region.spec().shards).map(|shard| region.consumer(Link::Inject(shard))).collect();
+    // Anything will do to start from; not every instance should start from the same.
+    let engine = RawEngine::new(sockets, shm::monotonic_ns() as u16);
+    let claims = matches!(plan.clients, Clients::Keep).then_some(sender);
+    drain_until_done(region, Drain::new(rings, Guard::new(plan), engine, claims));
+
+    stop.store(true, Relaxed);
+    // Full means it wakes anyway.
+    let _ = wake.write(1);
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+    region.heartbeat(Role::Injector).set_state(RoleState::Done);
+    Ok(())
+}
+
+fn drain_until_done<E: Engine>(region: &'static Region, mut drain: Drain<E>) {
+    let counters = region.counters(Role::Injector);
+    let heartbeat = region.heartbeat(Role::Injector);
+    let bell = region.doorbell(Role::Injector);
+    let control = region.control();
+    heartbeat.set_epoch(heartbeat.epoch() + 1);
+    heartbeat.set_state(RoleState::Running);
+    while !control.halt() {
+        heartbeat.beat(shm::monotonic_ms());
+        if drain.round() > 0 {
+            drain.publish(&counters);
+            continue;
+        }
+        if shards_are_done(region) && drain.is_empty() {
+            break;
+        }
+        if control.draining() {
+            heartbeat.set_state(RoleState::Draining);
+        }
+        let ticket = bell.prepare();
+        if drain.is_empty() && !control.halt() {
+            heartbeat.set_pending(false);
+            bell.wait(ticket, BEAT);
+        } else {
+            bell.cancel();
+        }
+        heartbeat.set_pending(true);
+    }
+    heartbeat.set_pending(false);
+    drain.publish(&counters);
+}
+
+fn shards_are_done(region: &Region) -> bool {
+    (0..region.spec().shards).all(|shard| region.heartbeat(Role::Shard(shard)).state() == RoleState::Done)
+}
