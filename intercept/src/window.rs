@@ -1,0 +1,69 @@
+//! The records of one instance by position: at once the bounded queue of a slow peer and the memory that a reconnecting
+//! one resumes from. The newest `capacity` records are kept; older ones are overwritten.
+
+use flow::Returned;
+
+/// A ring of records. Positions begin at 1 and never repeat within an epoch.
+pub(crate) struct Window {
+    slots: Box<[Returned]>,
+    /// Position that the next record gets.
+    next: u64,
+}
+
+impl Window {
+    /// `capacity` records, a power of two; memory is touched only as it fills.
+    pub(crate) fn new(capacity: usize) -> Self {
+        assert!(capacity.is_power_of_two(), "the position is masked to find its slot");
+        let slots = <[Returned] as zerocopy::FromZeros>::new_box_zeroed_with_elems(capacity)
+            .expect("a window of a few MiB can be allocated");
+        Self { slots, next: 1 }
+    }
+
+    /// Keeps a record; returns its position.
+    pub(crate) fn push(&mut self, record: &Returned) -> u64 {
+        let position = self.next;
+        let index = self.index(position);
+        self.slots[index] = Returned { position, ..*record };
+        self.next += 1;
+        position
+    }
+
+    /// Position that the next record gets.
+    pub(crate) const fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Position of the oldest record that is still there.
+    pub(crate) fn oldest(&self) -> u64 {
+        self.next.saturating_sub(self.slots.len() as u64).max(1)
+    }
+
+    /// The record at a position from `oldest` up to, but not including, `next`.
+    pub(crate) fn get(&self, position: u64) -> &Returned {
+        debug_assert!((self.oldest()..self.next).contains(&position));
+        &self.slots[self.index(position)]
+    }
+
+    const fn index(&self, position: u64) -> usize {
+        position as usize & (self.slots.len() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_records_are_kept_by_position() {
+        let mut window = Window::new(4);
+        assert_eq!((window.oldest(), window.next()), (1, 1));
+        for n in 1..=10 {
+            assert_eq!(window.push(&Returned { payload_len: n, ..Returned::default() }), u64::from(n));
+        }
+        assert_eq!((window.oldest(), window.next()), (7, 11));
+        for position in 7..11 {
+            let r = window.get(position);
+            assert_eq!((r.position, u64::from(r.payload_len)), (position, position));
+        }
+    }
+}
