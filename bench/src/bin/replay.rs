@@ -1,0 +1,265 @@
+//! What does live replay cost, and does everything arrive? The whole pipeline on loads in namespaces.
+//!
+//! ```text
+//! cargo build --release -p tcptwin -p bench
+//! target/release/replay [--json] [--tcptwin PATH] [ROW...]
+//! ```
+//!
+//! Every row builds a network of its own with embedded services, runs `tcptwin run --shards 2` and `tcptwin intercept`,
+//! and measures: fidelity by request id; lag of the target's answer behind the online one; CPU run time of all our
+//! processes on all hosts per replayed request; bytes dropped. Everything shares this machine's cores, the load too, so
+//! compare rows of one run only. Without names the rows marked `usual` are run.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use lab::user::become_root_in_user_namespace;
+use lab::witness::lag;
+use lab::{Fidelity, HttpOptions, HttpService, Instance, Load, Mode, Network, Stats, Twin, Witness, wait};
+use serde_json::{Value, json};
+
+/// One line of the table.
+#[derive(Clone, Copy)]
+struct Row {
+    name: &'static str,
+    /// Run when no row is named.
+    usual: bool,
+    connections: usize,
+    mode: Mode,
+    rate: Option<f64>,
+    seconds: u64,
+    body_bytes: usize,
+    response_bytes: usize,
+    copies: u32,
+}
+
+const BASE: Row = Row {
+    name: "",
+    usual: false,
+    connections: 50,
+    mode: Mode::KeepAlive,
+    rate: None,
+    seconds: 5,
+    body_bytes: 0,
+    response_bytes: 200,
+    copies: 1,
+};
+
+const ROWS: &[Row] = &[
+    Row { name: "keepalive-20k", usual: true, rate: Some(20_000.0), ..BASE },
+    Row { name: "connections-5k", usual: true, mode: Mode::ClientCloses, rate: Some(5_000.0), ..BASE },
+    Row { name: "closed-loop-1k", usual: true, connections: 1, rate: Some(1_000.0), seconds: 20, ..BASE },
+    Row { name: "idle", usual: true, connections: 0, seconds: 10, ..BASE },
+    Row { name: "keepalive-500", rate: Some(500.0), ..BASE },
+    Row { name: "keepalive-max", ..BASE },
+    Row { name: "connections-8k", mode: Mode::ClientCloses, rate: Some(8_000.0), ..BASE },
+    Row { name: "closed-loop-max", connections: 1, ..BASE },
+    Row { name: "pipelined-20k", mode: Mode::Pipelined(16), rate: Some(20_000.0), ..BASE },
+    Row { name: "copies-8-of-5k", rate: Some(5_000.0), copies: 8, ..BASE },
+    Row { name: "post-100k-300", rate: Some(300.0), body_bytes: 100_000, ..BASE },
+    Row { name: "answer-1m-300", rate: Some(300.0), response_bytes: 1 << 20, ..BASE },
+];
+
+/// Ids of an unthrottled row at most.
+const UNTHROTTLED_PER_S: u64 = 150_000;
+/// Time for the last requests to arrive.
+const SETTLE: Duration = Duration::from_secs(20);
+
+/// What a row showed.
+struct Finding {
+    fidelity: Fidelity,
+    online_per_s: f64,
+    online_p99_us: u64,
+    lag: [u64; 3],
+    /// Median lag of the first and the last fifth of the requests.
+    drift: [u64; 2],
+    cpu_us_per_request: f64,
+    cpu_percent: f64,
+    stats: Stats,
+}
+
+fn main() -> ExitCode {
+    if let Err(error) = become_root_in_user_namespace() {
+        eprintln!("error: {error}");
+        return ExitCode::from(3);
+    }
+    match measure() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure() -> Result<()> {
+    let mut json = false;
+    let mut binary = None;
+    let mut names = Vec::new();
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--json" => json = true,
+            "--tcptwin" => binary = Some(PathBuf::from(args.next().context("--tcptwin needs a path")?)),
+            name if ROWS.iter().any(|r| r.name == name) => names.push(arg),
+            other => bail!("there is no row {other}; rows are {}", names_of_rows()),
+        }
+    }
+    let binary = match binary {
+        Some(path) => path,
+        None => std::env::current_exe()?.with_file_name("tcptwin"),
+    };
+    if !binary.exists() {
+        bail!(
+            "{} is not built: cargo build --release -p tcptwin, or name it with --tcptwin",
+            binary.display()
+        );
+    }
+    if !json {
+        println!(
+            "{:<16} {:>9} {:>9}  {:>8} {:>17} {:>13} {:>8} {:>7} {:>9}",
+            "row",
+            "online/s",
+            "fidelity",
+            "p99 ms",
+            "lag p50/p99/max",
+            "drift p50 ms",
+            "µs/req",
+            "cpu %",
+            "dropped"
+        );
+    }
+    let mut objects = Vec::new();
+    for row in
+        ROWS.iter().filter(|r| if names.is_empty() { r.usual } else { names.iter().any(|n| n == r.name) })
+    {
+        let result = run(row, &binary).with_context(|| format!("row {}", row.name))?;
+        if json {
+            objects.push(object(row, &result));
+        } else {
+            print(row, &result);
+        }
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&Value::Array(objects))?);
+    }
+    Ok(())
+}
+
+fn run(row: &Row, binary: &std::path::Path) -> Result<Finding> {
+    let net = Network::standard()?;
+    let per_s = row.rate.map_or(UNTHROTTLED_PER_S, |r| r as u64);
+    let requests = per_s * row.seconds;
+    let ids = usize::try_from(requests)?;
+    let (online, target) = (Arc::new(Witness::new(ids)), Arc::new(Witness::new(ids)));
+    let options = HttpOptions { response_bytes: row.response_bytes, ..HttpOptions::default() };
+    let at_online = SocketAddr::new(net.online.v4(), 80);
+    let at_target = SocketAddr::new(net.target.v4(), 8_080);
+    let _online = HttpService::start(&net.online.ns, at_online, options, Arc::clone(&online))?;
+    let _target = HttpService::start(&net.target.ns, at_target, options, Arc::clone(&target))?;
+    let twin = Twin::new(binary)?;
+    let intercept = twin.intercept(&net.assistant, &["-x", &at_target.to_string(), "-i", "eth0"])?;
+    let (map, copies) = (lab::twin::map(80, at_target), row.copies.to_string());
+    let run = twin
+        .run(&net.online, &["-x", &map, "-s", "10.88.0.5", "-i", "eth0", "--shards", "2", "-n", &copies])?;
+
+    let cpu = |run: &Instance| run.cpu_s() + intercept.cpu_s();
+    let (before, started) = (cpu(&run), Instant::now());
+    let report = if row.connections == 0 {
+        std::thread::sleep(Duration::from_secs(row.seconds));
+        lab::LoadReport::default()
+    } else {
+        let time = Duration::from_secs(row.seconds);
+        let time = if row.rate.is_some() { time + Duration::from_secs(10) } else { time };
+        let load = Load {
+            connections: row.connections,
+            mode: row.mode,
+            rate: row.rate,
+            body_bytes: row.body_bytes,
+            time,
+            ..Load::new(at_online, requests)
+        };
+        load.run(&net.client.ns)?
+    };
+    let elapsed = started.elapsed();
+    let wanted = online.answered() * u64::from(row.copies);
+    // What does not arrive shows in the fidelity.
+    let _ = wait::until("everything has arrived", SETTLE, || target.answered() >= wanted);
+    let cpu_s = cpu(&run) - before;
+    let sent = report.sent;
+    let lags = lag(&online, &target, 0..sent);
+    let fifth = (sent / 5).max(1);
+    let drift =
+        [0..fifth, sent - fifth.min(sent)..sent].map(|ids| lag(&online, &target, ids).percentile(50.0));
+    let fidelity = Fidelity::of(&online, &target, row.copies);
+    let ended = run.stop()?;
+    let stats = ended.stats().with_context(|| format!("the summary of run: {}", ended.stderr))?;
+    Ok(Finding {
+        online_per_s: report.rate(),
+        online_p99_us: report.first_byte.percentile(99.0),
+        lag: [50.0, 99.0, 100.0].map(|p| lags.percentile(p)),
+        drift,
+        cpu_us_per_request: cpu_s * 1e6 / (fidelity.target.max(1) as f64),
+        cpu_percent: cpu_s * 100.0 / elapsed.as_secs_f64(),
+        fidelity,
+        stats,
+    })
+}
+
+fn print(row: &Row, r: &Finding) {
+    let ms = |us: u64| us as f64 / 1_000.0;
+    let [p50, p99, max] = r.lag.map(ms);
+    let [first, last] = r.drift.map(ms);
+    let idle = row.connections == 0;
+    let cost = if idle { "-".to_owned() } else { format!("{:.1}", r.cpu_us_per_request) };
+    let fidelity = if idle { "-".to_owned() } else { format!("{:.3} %", r.fidelity.percent()) };
+    println!(
+        "{:<16} {:>9.0} {fidelity:>9}  {:>8.2} {:>17} {:>13} {cost:>8} {:>7.2} {:>9}",
+        row.name,
+        r.online_per_s,
+        ms(r.online_p99_us),
+        format!("{p50:.1}/{p99:.1}/{max:.0}"),
+        format!("{first:.2} > {last:.2}"),
+        r.cpu_percent,
+        r.stats.dropped_in_all(),
+    );
+    if !r.fidelity.is_exact() && !idle {
+        println!("                 {}", r.fidelity);
+    }
+    if let Err(error) = r.stats.check_ledger() {
+        println!("                 {error:#}");
+    }
+    for (reason, bytes) in r.stats.drops() {
+        println!("                 dropped as {reason}: {bytes} bytes");
+    }
+}
+
+fn object(row: &Row, r: &Finding) -> Value {
+    json!({
+        "row": row.name,
+        "online_per_s": r.online_per_s,
+        "online_p99_us": r.online_p99_us,
+        "copies": row.copies,
+        "ids": r.fidelity.ids,
+        "equal": r.fidelity.equal,
+        "missing": r.fidelity.missing,
+        "surplus": r.fidelity.surplus,
+        "altered": r.fidelity.altered,
+        "lag_us": {"p50": r.lag[0], "p99": r.lag[1], "max": r.lag[2]},
+        "lag_p50_us_first_fifth": r.drift[0],
+        "lag_p50_us_last_fifth": r.drift[1],
+        "cpu_us_per_request": r.cpu_us_per_request,
+        "cpu_percent": r.cpu_percent,
+        "ledger_exact": r.stats.check_ledger().is_ok(),
+        "stats": r.stats.value(),
+    })
+}
+
+/// The names of all rows, for a message.
+fn names_of_rows() -> String {
+    ROWS.iter().map(|r| r.name).collect::<Vec<_>>().join(", ")
+}
