@@ -49,7 +49,7 @@ pub struct TunOptions {
 /// Bounds. Each has a counter for when it bites.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Flows that can be claimed at a time; 50 bytes each, paid when used.
+    /// Flows that can be claimed at a time; about 100 bytes each, paid when used.
     pub claims: usize,
     /// A claim whose flow was silent for this long is forgotten.
     pub claim_idle: Duration,
