@@ -1,0 +1,51 @@
+//! The plan as the session machine's configuration.
+
+use session::{Clients, Config, Join, Limits, Rtt, Seeds, Table, TargetConfig, Times};
+use topology::Plan;
+use topology::plan;
+
+/// Bytes of the arena that one shard of this plan needs.
+pub fn arena_bytes(plan: &Plan) -> u64 {
+    Table::arena_bytes(plan.limits.sessions_per_shard, plan.limits.chunks_per_shard)
+}
+
+/// What the machine of shard `shard` is told.
+pub fn machine_config(plan: &Plan, shard: u16) -> Config {
+    let seeds = &plan.seeds;
+    let (clients, claim) = match plan.clients {
+        plan::Clients::Pool { v4, v6, .. } => (Clients::Pool { v4, v6 }, false),
+        plan::Clients::Keep => (Clients::Keep, true),
+    };
+    Config {
+        shards: plan.shards,
+        shard,
+        seeds: Seeds {
+            shard: seeds.shard,
+            sample: seeds.sample,
+            endpoint: seeds.endpoint,
+            isn: seeds.isn,
+            table: seeds.table,
+        },
+        clients,
+        targets: plan.targets.iter().map(|t| TargetConfig { endpoint: t.addr.into(), mtu: t.mtu }).collect(),
+        mappings: plan.mappings.iter().map(|m| m.target).collect(),
+        wait: plan.replay.wait,
+        rtt: match plan.replay.rtt {
+            plan::Rtt::Measured => Rtt::Measured,
+            plan::Rtt::None => Rtt::None,
+            plan::Rtt::Fixed(us) => Rtt::Fixed(us),
+        },
+        join: match plan.replay.join {
+            plan::Join::First => Join::First,
+            plan::Join::Boundary => Join::Boundary,
+            plan::Join::Never => Join::Never,
+        },
+        limits: Limits {
+            sessions: plan.limits.sessions_per_shard,
+            chunks: plan.limits.chunks_per_shard,
+            held_per_session: plan.limits.held_per_session,
+        },
+        times: Times { idle_us: u64::from(plan.replay.idle_s) * 1_000_000, ..Times::default() },
+        claim,
+    }
+}

@@ -1,0 +1,250 @@
+//! Where each value stands in a shard's block of counters, and how a tally gets there.
+//!
+//! ```text
+//! session::Count | segments and bytes of each flow::Drop | Gauge | WorkerCount | histogram and maximum of each Latency
+//! ```
+//! Counters grow by what the tally grew, so a restarted worker's fresh tally continues its predecessor's values; gauges are
+//! set. Histograms are published at most every 100 ms, everything else with each batch.
+
+use flow::{Drop, named_enum};
+use session::histogram::BUCKETS;
+use session::tally::Dropped;
+use session::{Count, Histogram, Tally};
+use shm::Counters;
+
+named_enum! {
+    /// Values that fall as well as rise.
+    pub enum Gauge {
+        /// Sessions that exist.
+        Open => "open",
+        /// Ledger bytes held, or sent and not acknowledged.
+        InFlight => "in_flight_bytes",
+    }
+}
+
+named_enum! {
+    /// What the worker itself counts, beside its machine.
+    pub enum WorkerCount {
+        /// Steps that took input or sent output.
+        Batches => "batches",
+        /// Captured records whose lengths disagree.
+        MalformedCaptured => "malformed_captured",
+        /// Returned records of a wrong length.
+        MalformedReturned => "malformed_returned",
+        /// Steps that took no input because the inject ring had no room for its consequences.
+        CreditWaits => "credit_waits",
+        /// Times that an input ring's bytes made no sense and all that was published in it was skipped.
+        RingFaults => "ring_faults",
+        /// Records that the outbox refused: always 0, or a bug.
+        OutboxRefused => "outbox_refused",
+        /// After a crash: bytes found in the slots that the predecessor had not yet counted as wanted; counted as wanted now.
+        SettledWanted => "settled_wanted_bytes",
+        /// After a crash: bytes counted as wanted and found nowhere, because the predecessor died between a delivery or drop
+        /// and its count; dropped as `worker_lost` now.
+        SettledLost => "settled_lost_bytes",
+    }
+}
+
+named_enum! {
+    /// Histograms, microseconds.
+    pub enum Latency {
+        /// From the capture of a piece to its first emission.
+        Lag => "lag",
+        /// From the last byte of a turn to the first byte of its answer.
+        FirstByte => "target_first_byte",
+    }
+}
+
+const DROPS: usize = Count::COUNT;
+const GAUGES: usize = DROPS + 2 * Drop::COUNT;
+const WORKER: usize = GAUGES + Gauge::COUNT;
+const HISTOGRAMS: usize = WORKER + WorkerCount::COUNT;
+/// One histogram: its buckets, then its maximum.
+const HISTOGRAM: usize = BUCKETS + 1;
+
+const _: () = assert!(HISTOGRAMS + Latency::COUNT * HISTOGRAM <= shm::COUNTERS_PER_ROLE);
+
+/// Index of a machine's counter.
+pub const fn offset_count(count: Count) -> usize {
+    count.index()
+}
+
+/// Index of the number of segments dropped under a reason.
+pub const fn offset_dropped_segments(reason: Drop) -> usize {
+    DROPS + 2 * reason.index()
+}
+
+/// Index of the payload bytes dropped under a reason.
+pub const fn offset_dropped_bytes(reason: Drop) -> usize {
+    DROPS + 2 * reason.index() + 1
+}
+
+/// Index of a gauge.
+pub const fn offset_gauge(gauge: Gauge) -> usize {
+    GAUGES + gauge.index()
+}
+
+/// Index of one of the worker's own counters.
+pub const fn offset_worker(count: WorkerCount) -> usize {
+    WORKER + count.index()
+}
+
+/// Index of the first of a histogram's [`BUCKETS`] counters.
+pub const fn offset_histogram(latency: Latency) -> usize {
+    HISTOGRAMS + latency.index() * HISTOGRAM
+}
+
+/// Index of a histogram's largest sample.
+pub const fn offset_histogram_max(latency: Latency) -> usize {
+    offset_histogram(latency) + BUCKETS
+}
+
+/// Captured bytes that were not replayed because replay was paused: the machine took them for sampled out.
+#[derive(Clone, Copy, Debug, Default)]
+struct Paused {
+    segments: u64,
+    wanted_segments: u64,
+    wanted_bytes: u64,
+}
+
+/// Publishes tallies into the shard's block.
+pub(crate) struct Publisher {
+    counters: Counters,
+    counts: [u64; Count::COUNT],
+    dropped: [Dropped; Drop::COUNT],
+    paused: Paused,
+    latencies: [Histogram; Latency::COUNT],
+    latencies_us: u64,
+}
+
+/// Histograms are published this often at most.
+const HISTOGRAMS_US: u64 = 100_000;
+
+impl Publisher {
+    /// Over the shard's block. Settles what a crashed predecessor left uncounted, so that the ledger is exact again.
+    pub(crate) fn new(counters: Counters, fresh: &Tally) -> Self {
+        let publisher = Self {
+            counters,
+            counts: [0; Count::COUNT],
+            dropped: [Dropped::default(); Drop::COUNT],
+            paused: Paused::default(),
+            latencies: [Histogram::default(), Histogram::default()],
+            latencies_us: 0,
+        };
+        publisher.settle(fresh);
+        publisher
+    }
+
+    /// One more of the worker's own counts.
+    pub(crate) fn add(&self, count: WorkerCount, n: u64) {
+        if n != 0 {
+            self.counters.add(offset_worker(count), n);
+        }
+    }
+
+    /// An absolute value of one of the worker's own counts, kept elsewhere in this process.
+    pub(crate) fn raise(&self, count: WorkerCount, known: &mut u64, now: u64) {
+        self.add(count, now - *known);
+        *known = now;
+    }
+
+    /// A segment of a flow that is not begun because of the pause; it would have gone to `copies` sessions.
+    pub(crate) fn paused(&mut self, copies: u32, payload_bytes: usize) {
+        if copies > 0 {
+            self.paused.segments += 1;
+            self.paused.wanted_segments += u64::from(copies);
+            self.paused.wanted_bytes += u64::from(copies) * payload_bytes as u64;
+        }
+    }
+
+    /// Publishes what changed. Histograms only when it is time for them, or `all` is asked for.
+    pub(crate) fn publish(&mut self, now_us: u64, tally: &Tally, all: bool) {
+        let pause = std::mem::take(&mut self.paused);
+        for (i, (&now, known)) in tally.counts().iter().zip(&mut self.counts).enumerate() {
+            if now != *known {
+                self.counters.add(i, now - *known);
+                *known = now;
+            }
+        }
+        if pause.segments != 0 {
+            // What the machine took for sampled out: wrapping, since the counter only knows addition.
+            self.counters.add(offset_count(Count::SampledOut), pause.segments.wrapping_neg());
+            self.counters.add(offset_count(Count::Wanted), pause.wanted_bytes);
+            self.counters.add(offset_dropped_segments(Drop::Paused), pause.wanted_segments);
+            self.counters.add(offset_dropped_bytes(Drop::Paused), pause.wanted_bytes);
+        }
+        for (&reason, known) in Drop::ALL.iter().zip(&mut self.dropped) {
+            let now = tally.dropped(reason);
+            if now != *known {
+                self.counters.add(offset_dropped_segments(reason), now.segments - known.segments);
+                self.counters.add(offset_dropped_bytes(reason), now.payload_bytes - known.payload_bytes);
+                *known = now;
+            }
+        }
+        self.counters.set(offset_gauge(Gauge::Open), tally.open);
+        self.counters.set(offset_gauge(Gauge::InFlight), tally.in_flight);
+        if all || now_us.saturating_sub(self.latencies_us) >= HISTOGRAMS_US {
+            self.latencies_us = now_us;
+            self.publish_latency(Latency::Lag, &tally.lag);
+            self.publish_latency(Latency::FirstByte, &tally.first_byte);
+        }
+    }
+
+    fn publish_latency(&mut self, latency: Latency, now: &Histogram) {
+        let known = &mut self.latencies[latency.index()];
+        let first = offset_histogram(latency);
+        for (i, (&now, known)) in now.counts().iter().zip(known.counts()).enumerate() {
+            if now != *known {
+                self.counters.add(first + i, now - *known);
+            }
+        }
+        let max = offset_histogram_max(latency);
+        self.counters.set(max, self.counters.get(max).max(now.max_us()));
+        known.clone_from(now);
+    }
+
+    /// `wanted = delivered + in flight + dropped` must hold for what is published and what the slots hold. After a crash it
+    /// may be off by what the predecessor's last batch had not published; the difference gets a counter of its own, so
+    /// that it hides nothing.
+    fn settle(&self, fresh: &Tally) {
+        let wanted = self.counters.get(offset_count(Count::Wanted));
+        let delivered = self.counters.get(offset_count(Count::Delivered));
+        let dropped: u64 = Drop::ALL.iter().map(|&r| self.counters.get(offset_dropped_bytes(r))).sum();
+        // What the table found in its slots, be it still in flight or dropped while it was rebuilt.
+        let found = delivered + dropped + fresh.inherited;
+        let uncounted = found.saturating_sub(wanted);
+        let lost = wanted.saturating_sub(found);
+        if uncounted > 0 {
+            self.counters.add(offset_count(Count::Wanted), uncounted);
+            self.add(WorkerCount::SettledWanted, uncounted);
+        }
+        if lost > 0 {
+            self.counters.add(offset_dropped_segments(Drop::WorkerLost), 1);
+            self.counters.add(offset_dropped_bytes(Drop::WorkerLost), lost);
+            self.add(WorkerCount::SettledLost, lost);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_values_share_a_counter() {
+        let mut indices: Vec<usize> = Vec::new();
+        indices.extend(Count::ALL.iter().map(|&c| offset_count(c)));
+        indices.extend(Drop::ALL.iter().map(|&d| offset_dropped_segments(d)));
+        indices.extend(Drop::ALL.iter().map(|&d| offset_dropped_bytes(d)));
+        indices.extend(Gauge::ALL.iter().map(|&g| offset_gauge(g)));
+        indices.extend(WorkerCount::ALL.iter().map(|&w| offset_worker(w)));
+        for &latency in Latency::ALL {
+            indices.extend(offset_histogram(latency)..offset_histogram(latency) + BUCKETS);
+            indices.push(offset_histogram_max(latency));
+        }
+        let count = indices.len();
+        indices.sort_unstable();
+        indices.dedup();
+        assert_eq!(indices.len(), count);
+    }
+}

@@ -1,0 +1,112 @@
+//! The inject ring as the machine's sink. Before any input is taken there must be room for one full burst: a shard takes no
+//! input that it could not answer (DESIGN 4), so a slow injector slows the shard and loses nothing.
+
+use flow::Inject;
+use session::{BURST, BURST_BYTES, Sink};
+use shm::Producer;
+use zerocopy::IntoBytes;
+
+/// Ring bytes of the largest burst: each record is its head, its payload, the ring's own head, rounded up to a line.
+pub(crate) const BURST_ROOM: usize = BURST_BYTES + BURST * (Producer::record_bytes(size_of::<Inject>()) + 63);
+
+/// The smallest inject ring: a burst fits into whichever half of it is free, and a burst of one record into one record.
+pub(crate) const MIN_RING: usize = 2 * BURST_ROOM;
+
+/// The writing end of the inject ring.
+pub(crate) struct Outbox {
+    ring: Producer,
+    /// Records that found no room although it had been made, or whose parts are not as long as their head says: bugs.
+    refused: u64,
+}
+
+impl Outbox {
+    pub(crate) fn new(ring: Producer) -> Self {
+        Self { ring, refused: 0 }
+    }
+
+    /// Whether a full burst fits now.
+    pub(crate) fn has_room(&mut self) -> bool {
+        self.ring.credits() >= BURST_ROOM
+    }
+
+    /// Makes what was emitted visible; true if there was anything.
+    pub(crate) fn publish(&mut self) -> bool {
+        self.ring.publish()
+    }
+
+    /// See the field.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused
+    }
+}
+
+impl Sink for Outbox {
+    fn emit<'p>(&mut self, head: &Inject, parts: impl Iterator<Item = &'p [u8]>) {
+        let len = size_of::<Inject>() + head.payload_len as usize;
+        let Some(record) = self.ring.reserve(len) else {
+            self.refused += 1;
+            return;
+        };
+        let (start, mut room) = record.split_at_mut(size_of::<Inject>());
+        start.copy_from_slice(head.as_bytes());
+        for part in parts {
+            let Some((now, later)) = room.split_at_mut_checked(part.len()) else {
+                self.refused += 1;
+                return;
+            };
+            now.copy_from_slice(part);
+            room = later;
+        }
+        if room.is_empty() {
+            self.ring.commit(len);
+        } else {
+            self.refused += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(len: usize) -> Inject {
+        Inject { payload_len: len as u32, mss: 1_448, ..Inject::default() }
+    }
+
+    #[test]
+    fn the_largest_burst_fits_whenever_there_is_room() {
+        let (ring, mut injector) = shm::ring::heap(MIN_RING.next_power_of_two() as u32);
+        let mut outbox = Outbox::new(ring);
+        let payload = vec![7; BURST_BYTES];
+        let mut seen = 0;
+        for lap in 0..400usize {
+            if outbox.has_room() {
+                // One record takes all the payload, at another place each lap; the others are bare.
+                for i in 0..BURST {
+                    let part = if i == lap % BURST { &payload[lap..] } else { &[] };
+                    outbox.emit(&head(part.len()), part.chunks(1_024));
+                }
+                assert!(outbox.publish());
+            }
+            // The injector takes uneven bites.
+            let batch = injector.peek_batch(1 + lap * 7 % 23);
+            for bytes in &batch {
+                assert!(Inject::split(bytes).is_some());
+                seen += 1;
+            }
+            batch.release();
+        }
+        assert_eq!(outbox.refused(), 0);
+        assert!(seen > 100);
+    }
+
+    #[test]
+    fn parts_that_do_not_add_up_are_not_sent() {
+        let (ring, mut injector) = shm::ring::heap(1 << 16);
+        let mut outbox = Outbox::new(ring);
+        outbox.emit(&head(10), [&[1u8; 4][..]].into_iter());
+        outbox.emit(&head(3), [&[1u8; 4][..]].into_iter());
+        assert!(!outbox.publish() && injector.is_empty());
+        assert_eq!(outbox.refused(), 2);
+    }
+}
