@@ -45,6 +45,8 @@ mod run;
 mod source;
 mod stats;
 mod sys;
+#[cfg(test)]
+mod testing;
 mod tun;
 mod window;
 

@@ -17,7 +17,6 @@ pub(crate) struct RingSource {
     ring: PacketRing,
     /// `None`: all interfaces.
     interface: Option<String>,
-    dropped: u64,
 }
 
 /// Bytes of a slot: the kernel's own header and 176 bytes of packet, more than the longest headers of an ICMPv6 error.
@@ -65,7 +64,7 @@ impl RingSource {
             ),
             _ => format!("opening a packet socket on {place} failed: {error}"),
         })?;
-        Ok(Self { ring, interface: interface.map(str::to_owned), dropped: 0 })
+        Ok(Self { ring, interface: interface.map(str::to_owned) })
     }
 
     /// An interface that was deleted and made again needs a new binding.
@@ -106,8 +105,7 @@ impl Source for RingSource {
 
     fn tend(&mut self) -> u64 {
         self.bind_again();
-        let Ok(dropped) = self.ring.dropped() else { return 0 };
-        dropped - std::mem::replace(&mut self.dropped, dropped)
+        self.ring.take_dropped().unwrap_or(0)
     }
 
     fn recover(&mut self) -> Option<io::Error> {
