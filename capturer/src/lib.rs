@@ -1,5 +1,40 @@
 //! The capturer role: sources, kernel filter, dispatch to the shards.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `open` | the sockets that outlive the role, opened by the supervisor |
+//! | `role` | the process: batches, sleeping, stopping |
+//! | `source` | the trait that engines and files implement |
+//! | `live` | the live source on packet rings |
+//! | `simple` | the live source on `pnet_datalink` |
+//! | `dispatch` | frame → mapping → shard → record |
+//! | `online` | which mapping a packet belongs to |
+//! | `packet_ring` | a receive ring shared with the kernel; intercept uses it too |
+//! | `filter` | the kernel filters, assembled; intercept's too |
+//! | `interfaces` | the interfaces of this host |
+//! | `clock` | frame times as monotonic time |
+//! | `count`, `error` | what is counted, what is said |
+//! | `sys` | system calls on packet sockets: the only unsafe code |
 
+pub mod clock;
+pub mod count;
+pub mod dispatch;
+pub mod error;
 pub mod filter;
+pub mod interfaces;
+pub mod live;
+pub mod online;
+pub mod open;
 pub mod packet_ring;
+pub mod role;
+pub mod simple;
+pub mod source;
 pub mod sys;
+#[cfg(test)]
+mod testing;
+
+pub use count::Count;
+pub use error::{OpenError, RoleError};
+pub use interfaces::Interface;
+pub use open::{CaptureSocket, inherit, open};
+pub use role::run;

@@ -189,9 +189,9 @@ pub fn open_socket(
 pub enum Start {
     /// At the first slot of a ring that nobody has read from.
     Fresh,
-    /// At this frame number, where a predecessor stopped; found again if that is not where the frames are.
+    /// At this frame number, where a predecessor stopped; searched if that is not where the frames are.
     At(u64),
-    /// Wherever the frames are.
+    /// Wherever the frames are. With none there, at the first slot; then [`PacketRing::relocate`] finds them later.
     Unknown,
 }
 
@@ -205,24 +205,20 @@ pub struct PacketRing {
     next: Cursor,
     /// The first frame not given back yet.
     kept: Cursor,
-    /// Whether `next` is where the kernel goes on writing.
-    located: bool,
-    dropped: u64,
 }
 
 impl PacketRing {
     /// Maps the ring of a socket made by [`open_socket`] with the same spec.
     pub fn map(socket: PacketSocket, spec: RingSpec, start: Start) -> io::Result<Self> {
         let memory = RingMemory::map(&socket, spec)?;
-        let (next, located) = match start {
-            Start::Fresh => (0, true),
-            Start::At(number) => (number, false),
-            Start::Unknown => (0, false),
-        };
-        let next = Cursor::at(next, &spec);
-        let mut ring = Self { socket, memory, spec, next, kept: next, located, dropped: 0 };
+        let number = if let Start::At(number) = start { number } else { 0 };
+        let next = Cursor::at(number, &spec);
+        let mut ring = Self { socket, memory, spec, next, kept: next };
         if let Start::At(_) = start {
             ring.give_back_predecessors();
+        }
+        if start != Start::Fresh {
+            ring.relocate();
         }
         Ok(ring)
     }
@@ -230,9 +226,6 @@ impl PacketRing {
     /// The oldest frame not read yet.
     #[inline]
     pub fn peek(&mut self) -> Option<(FrameMeta, &[u8])> {
-        if !self.located && !self.locate() {
-            return None;
-        }
         // All slots are read and not given back: what stands in the next one was seen already.
         if self.next.number - self.kept.number == u64::from(self.spec.slots()) {
             return None;
@@ -266,11 +259,10 @@ impl PacketRing {
         self.next.number
     }
 
-    /// Frames that found no slot, since the ring was mapped. One system call.
-    pub fn dropped(&mut self) -> io::Result<u64> {
+    /// Frames that found no slot since the last call, by whomever. One system call.
+    pub fn take_dropped(&mut self) -> io::Result<u64> {
         let (_, dropped) = self.socket.statistics()?;
-        self.dropped += u64::from(dropped);
-        Ok(self.dropped)
+        Ok(dropped.into())
     }
 
     /// Its sizes.
@@ -288,44 +280,32 @@ impl PacketRing {
         matches!(self.socket.bound(), Ok(Bound::Gone))
     }
 
-    /// Finds the frames anew; for a reader that is told of frames but sees none. Reads one word of every slot.
-    pub fn relocate(&mut self) {
-        if self.kept.number == self.next.number {
-            self.located = false;
-        }
-    }
-
-    /// Whether the kernel says that a frame waits: one system call, for when looking is not possible or not enough.
+    /// Whether the kernel says that a frame waits: one system call, for when looking is not enough.
     pub fn readable(&self) -> bool {
         let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(1)) && fds[0].any().unwrap_or(false)
     }
 
-    /// Finds the oldest frame: the first visible one whose predecessor is not visible. When all are, the one with the earliest
-    /// time. When none is, where the kernel will write next cannot be known yet: false.
-    fn locate(&mut self) -> bool {
-        // Asking costs one system call; looking through an empty ring would cost a cache miss for every slot.
-        if !self.readable() {
-            return false;
-        }
+    /// Searches the oldest frame when the next slot is empty although the kernel reports frames: for a reader that is told of frames
+    /// but sees none. It is the first visible one whose predecessor is not visible; when all are visible, the earliest.
+    pub fn relocate(&mut self) {
         let slots = self.spec.slots();
         let ours = |index: u32| self.memory.is_ours(self.spec.slot(index));
         let begins = |index: u32| ours(index) && !ours((index + slots - 1) % slots);
-        // A position that a predecessor left is nearly always right, so look there first.
         let expected = self.next.index;
-        let oldest =
-            Some(expected).filter(|&index| begins(index)).or_else(|| (0..slots).find(|&i| begins(i)));
+        // Looking through an empty ring would cost a cache miss for every slot, so ask first.
+        if self.kept.number != self.next.number || begins(expected) || !self.readable() {
+            return;
+        }
         let earliest = || {
             let times = (0..slots).filter_map(|i| Some((time(&self.memory, self.spec.slot(i))?, i)));
             times.min().map(|(_, index)| index)
         };
-        let Some(index) = oldest.or_else(earliest) else { return false };
+        let Some(index) = (0..slots).find(|&index| begins(index)).or_else(earliest) else { return };
         // Numbers go on and never back: the next one that falls on this slot.
         let ahead = u64::from((index + slots - expected) % slots);
         self.next = Cursor::at(self.next.number + ahead, &self.spec);
         self.kept = self.next;
-        self.located = true;
-        true
     }
 
     /// Gives back what a predecessor had read but not given back. Such slots lie before its position and are older than what lies

@@ -7,7 +7,7 @@
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::mem::{offset_of, size_of, zeroed};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -86,6 +86,26 @@ impl PacketSocket {
         })?;
         // SAFETY: `fd` was just opened and nobody else has it.
         Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+    }
+
+    /// Takes over a descriptor that was inherited by number, after a check that it is a packet socket.
+    pub fn adopt(number: RawFd) -> io::Result<Self> {
+        let (mut domain, mut len): (c_int, _) = (0, size_of::<c_int>() as libc::socklen_t);
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_DOMAIN);
+        // SAFETY: the kernel writes at most `len` bytes into the integer; any number may be asked about.
+        check(unsafe { libc::getsockopt(number, level, name, (&raw mut domain).cast(), &raw mut len) })?;
+        if domain != libc::AF_PACKET {
+            return Err(io::Error::other("it is another kind of socket"));
+        }
+        // SAFETY: no pointers. Close-on-exec, like every descriptor that we open.
+        check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+        // SAFETY: it is open (just asked), and was handed to this process as its own: the caller passes each number once.
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(number) } })
+    }
+
+    /// Another descriptor of the same socket.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()? })
     }
 
     /// Sets the filter, or replaces it.

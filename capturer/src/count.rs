@@ -1,0 +1,90 @@
+//! What the capturer counts. The order is the order in its block of the region, so the supervisor reads it by the same enum.
+
+use flow::{Malformed, named_enum};
+
+named_enum! {
+    /// Counters and gauges of the capturer.
+    pub enum Count {
+        /// Frames read from the kernel.
+        Frames => "frames",
+        /// Their bytes as captured, from the IP header on.
+        FrameBytes => "frame_bytes",
+        /// Frames that passed the filter and found no room in the kernel's ring.
+        KernelDrops => "kernel_drops",
+        /// Client → server segments of a mapping ("captured" in the ledger).
+        Segments => "segments",
+        /// Their payload bytes.
+        PayloadBytes => "payload_bytes",
+        /// Segments of which the capture is cut.
+        CutSegments => "cut_segments",
+        /// Payload bytes that were on the wire but not captured.
+        CutBytes => "cut_bytes",
+        /// Segments for which the shard's ring had no room.
+        RingFullSegments => "ring_full_segments",
+        /// Their payload bytes, once each.
+        RingFullBytes => "ring_full_bytes",
+        /// Their payload bytes times the copies that were wanted: goes to `wanted` and to `dropped` alike.
+        RingFullWantedBytes => "ring_full_wanted_bytes",
+        /// Packets that no mapping names; the filter lets few of these through.
+        NotMapped => "not_mapped",
+        /// Packets of our own making, seen again.
+        Own => "own",
+        /// As [`Malformed::NotIp`]; this and the following stand in the order of that enum.
+        NotIp => "malformed_not_ip",
+        /// As [`Malformed::NotTcp`].
+        NotTcp => "malformed_not_tcp",
+        /// As [`Malformed::Fragment`].
+        Fragment => "malformed_fragment",
+        /// As [`Malformed::ShortIp`].
+        ShortIp => "malformed_short_ip",
+        /// As [`Malformed::ShortTcp`].
+        ShortTcp => "malformed_short_tcp",
+        /// As [`Malformed::BadLength`].
+        BadLength => "malformed_bad_length",
+        /// As [`Malformed::BadOffset`].
+        BadOffset => "malformed_bad_offset",
+        /// As [`Malformed::Extensions`].
+        Extensions => "malformed_too_many_extensions",
+        /// As [`Malformed::MappedAddress`].
+        MappedAddress => "malformed_mapped_address",
+        /// Segments whose transport checksum was not filled in yet: normal on veth, loopback and with offloads.
+        ChecksumUnfilled => "checksum_unfilled",
+        /// Batches handed to the shards.
+        Batches => "batches",
+        /// Times it slept until the kernel reported a frame.
+        Sleeps => "sleeps",
+        /// Times it napped.
+        Naps => "naps",
+        /// How often a link went down.
+        LinkDowns => "link_downs",
+        /// Gauge: interfaces that are down now.
+        InterfacesDown => "interfaces_down",
+        /// Gauge: interfaces that do not exist any more.
+        InterfacesGone => "interfaces_gone",
+    }
+}
+
+impl From<Malformed> for Count {
+    fn from(malformed: Malformed) -> Self {
+        Count::ALL[Count::NotIp.index() + malformed.index()]
+    }
+}
+
+/// Where the number of the next frame of each capture ring stands in the block, for a successor to go on there.
+pub(crate) const POSITIONS: usize = 512;
+/// Capture rings at most.
+pub(crate) const MAX_RINGS: usize = shm::COUNTERS_PER_ROLE - POSITIONS;
+
+const _: () = assert!(Count::COUNT <= POSITIONS);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn malformed_packets_are_counted_under_their_name() {
+        for &malformed in Malformed::ALL {
+            assert_eq!(Count::from(malformed).name(), format!("malformed_{}", malformed.name()));
+        }
+    }
+}

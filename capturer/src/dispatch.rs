@@ -1,0 +1,149 @@
+//! From frames to shards: parse, mapping, shard by hash of the client, one record in that shard's capture ring. Called by the
+//! role for every frame of a batch.
+//!
+//! It keeps no table: the shard follows from the client endpoint alone (DESIGN 4, "Flow identity and the hash rule"). It never
+//! waits: a full ring costs the segment, counted, and the shard sees the hole in the sequence numbers.
+
+use flow::hash::{endpoint_hash, shard_of};
+use flow::record::flag;
+use flow::sample::copies;
+use flow::{Captured, Segment, segment};
+use shm::{Control, Counters, Doorbell, Link, Producer, Region, Role};
+use topology::Plan;
+use zerocopy::IntoBytes as _;
+
+use crate::count::Count;
+use crate::online::{Meaning, Online};
+use crate::source::Frame;
+
+/// The way to one shard.
+#[derive(Debug)]
+struct Lane {
+    ring: Producer,
+    bell: &'static Doorbell,
+    /// Something was committed since the last publication.
+    touched: bool,
+}
+
+/// Sorts frames to the shards.
+#[derive(Debug)]
+pub struct Dispatcher {
+    online: Online,
+    lanes: Vec<Lane>,
+    counters: Counters,
+    shard_seed: u64,
+    sample_seed: u64,
+    control: &'static Control,
+}
+
+const HEAD: usize = size_of::<Captured>();
+
+impl Dispatcher {
+    /// Takes the writing ends of all capture rings and the capturer's counters. Panics when they were taken before in this
+    /// process.
+    pub fn new(region: &'static Region, plan: &Plan) -> Self {
+        let lanes = (0..region.spec().shards)
+            .map(|shard| Lane {
+                ring: region.producer(Link::Capture(shard)),
+                bell: region.doorbell(Role::Shard(shard)),
+                touched: false,
+            })
+            .collect();
+        Self {
+            online: Online::new(plan),
+            lanes,
+            counters: region.counters(Role::Capturer),
+            shard_seed: plan.seeds.shard,
+            sample_seed: plan.seeds.sample,
+            control: region.control(),
+        }
+    }
+
+    /// The capturer's counters.
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Takes one frame, seen at `time_ns` (CLOCK_MONOTONIC).
+    pub fn frame(&mut self, frame: &Frame<'_>, time_ns: u64) {
+        self.count(Count::Frames, 1);
+        self.count(Count::FrameBytes, frame.packet.len() as u64);
+        let segment = match segment::parse(frame.packet, frame.wire_len) {
+            Ok(segment) => segment,
+            Err(malformed) => return self.count(malformed.into(), 1),
+        };
+        match self.online.meaning(&segment.src, &segment.dst) {
+            Meaning::Mapping(mapping) => self.segment(frame, &segment, mapping, time_ns),
+            Meaning::Own => self.count(Count::Own, 1),
+            Meaning::Other => self.count(Count::NotMapped, 1),
+        }
+    }
+
+    fn segment(&mut self, frame: &Frame<'_>, segment: &Segment<'_>, mapping: u16, time_ns: u64) {
+        let payload = segment.payload;
+        let payload_len = payload.len() as u32;
+        let cut_len = segment.wire_payload_len - payload_len;
+        self.count(Count::Segments, 1);
+        self.count(Count::PayloadBytes, payload_len.into());
+        if frame.checksum_unfilled {
+            self.count(Count::ChecksumUnfilled, 1);
+        }
+        if cut_len > 0 {
+            self.count(Count::CutSegments, 1);
+            self.count(Count::CutBytes, cut_len.into());
+        }
+        let head = Captured {
+            time_ns,
+            frame: frame.number,
+            tcp: segment.tcp,
+            payload_len,
+            cut_len,
+            client: segment.src,
+            server: segment.dst,
+            mapping,
+            ring: frame.ring,
+            reserved: [0; 4],
+        };
+        let hash = endpoint_hash(self.shard_seed, &segment.src);
+        let shard = shard_of(hash, self.lanes.len() as u16);
+        let lane = &mut self.lanes[usize::from(shard)];
+        let len = HEAD + payload.len();
+        let Some(record) = lane.ring.reserve(len) else { return self.ring_full(segment) };
+        record[..HEAD].copy_from_slice(head.as_bytes());
+        record[HEAD..].copy_from_slice(payload);
+        lane.ring.commit(len);
+        lane.touched = true;
+    }
+
+    /// The shard will never see this segment, so what it would have wanted is counted here: as wanted and as dropped.
+    #[cold]
+    fn ring_full(&mut self, segment: &Segment<'_>) {
+        let payload_len = segment.payload.len() as u64;
+        // Without a table the flow's first sequence number is known for its SYN alone.
+        let isn = if segment.tcp.has(flag::SYN) { segment.tcp.seq.0 } else { 0 };
+        let (percent, milli) = (self.control.percent_ppm(), self.control.copies_milli());
+        let copies = copies(self.sample_seed, &segment.src, &segment.dst, isn, percent, milli);
+        self.count(Count::RingFullSegments, 1);
+        self.count(Count::RingFullBytes, payload_len);
+        self.count(Count::RingFullWantedBytes, payload_len * u64::from(copies));
+    }
+
+    /// Makes what was committed visible: one store and at most one wake-up for each shard that got something.
+    pub fn publish(&mut self) {
+        let mut any = false;
+        for lane in &mut self.lanes {
+            if std::mem::take(&mut lane.touched) && lane.ring.publish() {
+                lane.bell.ring();
+                any = true;
+            }
+        }
+        self.count(Count::Batches, any.into());
+    }
+
+    fn count(&self, what: Count, n: u64) {
+        self.counters.add(what.index(), n);
+    }
+}
+
+#[cfg(test)]
+mod tests;

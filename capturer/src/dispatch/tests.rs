@@ -1,0 +1,145 @@
+//! Frames in, records out.
+
+use flow::record::Captured;
+use shm::Consumer;
+
+use super::*;
+use crate::testing::{plan, region, segment};
+
+struct Bench {
+    dispatcher: Dispatcher,
+    shards: Vec<Consumer>,
+}
+
+fn bench(change: impl FnOnce(&mut Plan)) -> Bench {
+    let mut plan = plan(&["80-10.0.3.2:8080", "10.0.0.9:6379-10.0.3.2:6379"]);
+    change(&mut plan);
+    let region = region(&plan);
+    let shards = (0..plan.shards).map(|shard| region.consumer(Link::Capture(shard))).collect();
+    Bench { dispatcher: Dispatcher::new(region, &plan), shards }
+}
+
+impl Bench {
+    fn send(&mut self, packet: &[u8], wire_len: u32, number: u64) {
+        let frame = Frame { packet, wire_len, time_ns: 0, ring: 1, number, checksum_unfilled: false };
+        self.dispatcher.frame(&frame, 777);
+    }
+
+    fn whole(&mut self, packet: &[u8]) {
+        self.send(packet, packet.len() as u32, 5);
+    }
+
+    fn read(&mut self) -> Vec<(u16, Captured, Vec<u8>)> {
+        self.dispatcher.publish();
+        let mut all = vec![];
+        for (shard, ring) in self.shards.iter_mut().zip(0..) {
+            while let Some(bytes) = shard.next() {
+                let (head, payload) = Captured::split(bytes).unwrap();
+                all.push((ring, head, payload.to_vec()));
+            }
+            shard.release();
+        }
+        all
+    }
+
+    fn count(&self, what: Count) -> u64 {
+        self.dispatcher.counters().get(what.index())
+    }
+}
+
+#[test]
+fn a_segment_reaches_the_shard_of_its_client_with_all_its_fields() {
+    let mut bench = bench(|_| {});
+    bench.whole(&segment("10.0.0.1:40000", "10.0.0.9:6379", 99, b"hello"));
+    let read = bench.read();
+    let [(shard, head, payload)] = &read[..] else { panic!("{read:?}") };
+    let client = head.client;
+    assert_eq!(client.to_string(), "10.0.0.1:40000");
+    assert_eq!(head.server.to_string(), "10.0.0.9:6379");
+    assert_eq!(*shard, shard_of(endpoint_hash(11, &client), 2));
+    assert_eq!((head.time_ns, head.frame, head.ring, head.mapping, head.cut_len), (777, 5, 1, 1, 0));
+    assert_eq!((head.tcp.seq.0, &payload[..]), (99, &b"hello"[..]));
+    assert_eq!((bench.count(Count::Segments), bench.count(Count::PayloadBytes)), (1, 5));
+}
+
+#[test]
+fn all_segments_of_a_client_reach_one_shard_and_clients_spread() {
+    let mut bench = bench(|plan| plan.shards = 4);
+    for port in 40_000..40_200 {
+        for service in ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.9:6379"] {
+            bench.whole(&segment(&format!("10.0.0.1:{port}"), service, 0, b"x"));
+        }
+    }
+    let mut per_client = std::collections::HashMap::new();
+    for (shard, head, _) in bench.read() {
+        per_client.entry(head.client.port).or_insert_with(Vec::new).push(shard);
+    }
+    assert!(per_client.values().all(|shards| shards.len() == 3 && shards.iter().all(|s| *s == shards[0])));
+    let busy: std::collections::HashSet<u16> = per_client.values().map(|shards| shards[0]).collect();
+    assert_eq!(busy.len(), 4);
+}
+
+#[test]
+fn what_the_capture_cut_is_a_counted_hole() {
+    let mut bench = bench(|_| {});
+    let packet = segment("10.0.0.1:40000", "10.0.0.1:80", 0, &[7; 1000]);
+    bench.send(&packet[..540], packet.len() as u32, 1);
+    let (_, head, payload) = bench.read().remove(0);
+    assert_eq!((payload.len(), head.cut_len), (500, 500));
+    assert_eq!((bench.count(Count::CutSegments), bench.count(Count::CutBytes)), (1, 500));
+}
+
+#[test]
+fn what_is_not_ours_is_counted_by_what_it_is() {
+    let mut bench = bench(|_| {});
+    bench.whole(&segment("10.0.0.1:40000", "10.0.0.1:81", 0, b"x"));
+    bench.whole(&segment("198.18.0.1:40000", "10.0.0.1:80", 0, b"x"));
+    let mut fragment = segment("10.0.0.1:40000", "10.0.0.1:80", 0, b"x");
+    fragment[6] = 0x20;
+    bench.whole(&fragment);
+    bench.whole(&[0x45; 12]);
+    bench.whole(&[]);
+    assert!(bench.read().is_empty());
+    let seen =
+        [Count::NotMapped, Count::Own, Count::Fragment, Count::ShortIp, Count::Segments, Count::Frames];
+    assert_eq!(seen.map(|what| bench.count(what)), [1, 1, 1, 2, 0, 5]);
+}
+
+#[test]
+fn a_full_ring_costs_segments_and_never_the_ledger() {
+    let mut bench = bench(|plan| {
+        plan.shards = 1;
+        plan.rings.capture = 1 << 16;
+        plan.copies_milli = 3_000;
+    });
+    for seq in 0..1_000u32 {
+        bench.whole(&segment("10.0.0.1:40000", "10.0.0.1:80", seq * 100, &[9; 100]));
+    }
+    let read = bench.read();
+    let taken: u64 = read.iter().map(|(_, head, _)| u64::from(head.payload_len)).sum();
+    assert!(!read.is_empty() && read.len() < 1_000);
+    assert_eq!(bench.count(Count::PayloadBytes), 100_000);
+    assert_eq!(taken + bench.count(Count::RingFullBytes), 100_000);
+    assert_eq!(bench.count(Count::RingFullSegments), 1_000 - read.len() as u64);
+    assert_eq!(bench.count(Count::RingFullWantedBytes), 3 * bench.count(Count::RingFullBytes));
+    // Room again: it goes on.
+    bench.whole(&segment("10.0.0.1:40000", "10.0.0.1:80", 0, b"again"));
+    assert_eq!(bench.read().len(), 1);
+}
+
+#[test]
+fn a_super_frame_crosses_in_one_record() {
+    let mut bench = bench(|_| {});
+    let payload: Vec<u8> = (0..65_000u32).map(|i| i as u8).collect();
+    bench.whole(&segment("[fd00::1]:40000", "[fd00::9]:80", 0, &payload));
+    let (_, head, got) = bench.read().remove(0);
+    assert_eq!((head.payload_len, got), (65_000, payload));
+}
+
+#[test]
+fn paused_frames_are_still_sent() {
+    let mut bench = bench(|_| {});
+    bench.dispatcher.control.set_paused(true);
+    bench.whole(&segment("10.0.0.1:40000", "10.0.0.1:80", 0, b"x"));
+    assert_eq!(bench.read().len(), 1);
+}

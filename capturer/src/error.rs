@@ -1,0 +1,145 @@
+//! Why capturing does not begin, or ends: sentences for the operator.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a capture socket could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The usual one.
+    #[error(
+        "opening a packet socket on {interface} needs CAP_NET_RAW. Run with sudo, or once: sudo setcap cap_net_raw,cap_net_admin+ep {}",
+        program.display()
+    )]
+    NoCapability {
+        /// Where.
+        interface: String,
+        /// This program.
+        program: PathBuf,
+    },
+    /// No such interface.
+    #[error(
+        "there is no interface {name} to capture on. This host has: {existing}. Choose with -i, or leave -i out for all of them"
+    )]
+    NoInterface {
+        /// As given.
+        name: String,
+        /// What there is, comma separated.
+        existing: String,
+    },
+    /// More interfaces than can be told apart.
+    #[error(
+        "capturing on {count} interfaces is too many; at most {max} can be captured one by one. Leave -i out to capture on all"
+    )]
+    TooMany {
+        /// How many.
+        count: usize,
+        /// How many are possible.
+        max: usize,
+    },
+    /// The rings do not fit.
+    #[error(
+        "the kernel gave no {megabytes} MiB for the capture ring of {interface}: {source}. Ask for less with --capture-buffer, or free memory"
+    )]
+    Memory {
+        /// Where.
+        interface: String,
+        /// What was asked for.
+        megabytes: u64,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// The kernel has no packet sockets.
+    #[error(
+        "opening a packet socket failed: this kernel has none. Load them (modprobe af_packet), or use a kernel with CONFIG_PACKET"
+    )]
+    NoPacketSockets,
+    /// A descriptor handed down is not what it should be.
+    #[error(
+        "descriptor {number} was handed down as a capture socket, but {source}. Roles are started by `tcptwin run`, not by hand"
+    )]
+    Inherited {
+        /// The descriptor's number.
+        number: i32,
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// Not as many sockets as the plan asks for.
+    #[error(
+        "{got} capture sockets were handed down instead of {wanted}. Roles are started by `tcptwin run`, not by hand"
+    )]
+    Sockets {
+        /// How many the plan asks for.
+        wanted: usize,
+        /// How many came.
+        got: usize,
+    },
+    /// Anything else.
+    #[error(
+        "{step} on {interface} failed: {source}. Check that the interface is an ordinary one (ip link show {interface}) and the limits of this process (ulimit -n)"
+    )]
+    Other {
+        /// What was tried.
+        step: &'static str,
+        /// Where.
+        interface: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+}
+
+impl OpenError {
+    /// What a failed step of opening on `interface` means.
+    pub(crate) fn new(step: &'static str, interface: &str, megabytes: u64, source: io::Error) -> Self {
+        let interface = interface.to_owned();
+        match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::NoCapability { interface, program: program() },
+            Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => Self::NoPacketSockets,
+            Some(libc::ENOMEM | libc::ENOBUFS) => Self::Memory { interface, megabytes, source },
+            _ => Self::Other { step, interface, source },
+        }
+    }
+}
+
+fn program() -> PathBuf {
+    std::env::current_exe().unwrap_or_else(|_| "tcptwin".into())
+}
+
+/// Why the role ended before it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum RoleError {
+    /// A ring handed down could not be mapped.
+    #[error(
+        "mapping the capture ring of {interface} failed: {source}. The supervisor and this role must be of one version"
+    )]
+    Map {
+        /// Where.
+        interface: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// The simple engine could not begin.
+    #[error("capturing on {interface} with the simple engine failed: {source}. Try --capture ring")]
+    Simple {
+        /// Where.
+        interface: String,
+        /// What it answered.
+        source: io::Error,
+    },
+    /// Waiting for frames failed.
+    #[error("waiting for frames failed: {0}. Is the limit of open files (ulimit -n) reached?")]
+    Wait(io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_capability_names_the_commands() {
+        let said =
+            OpenError::new("opening", "eth0", 64, io::Error::from_raw_os_error(libc::EPERM)).to_string();
+        let start = "opening a packet socket on eth0 needs CAP_NET_RAW. Run with sudo, or once: sudo setcap cap_net_raw,cap_net_admin+ep /";
+        assert!(said.starts_with(start), "{said}");
+    }
+}

@@ -1,0 +1,232 @@
+//! The live source: memory-mapped packet rings, two for each interface (or for all together). Small frames go to one and
+//! super-frames to the other, since slots are fixed; frame times put them back in order.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use topology::Plan;
+
+use crate::error::RoleError;
+use crate::filter::NOTHING;
+use crate::interfaces;
+use crate::open::{CaptureSocket, interface_names, ring_specs};
+use crate::packet_ring::{PacketRing, Start};
+use crate::source::{Frame, Links, Source};
+
+/// Rings of one interface.
+pub(crate) const RINGS: usize = 2;
+
+/// The live source.
+#[derive(Debug)]
+pub struct Live {
+    interfaces: Vec<Interface>,
+    /// Whose turn it is to be drained first.
+    turn: usize,
+    promiscuous: bool,
+    downs: u64,
+}
+
+#[derive(Debug)]
+struct Interface {
+    /// `None`: all interfaces, which are not looked after.
+    name: Option<String>,
+    /// Small frames, then large ones.
+    rings: [PacketRing; RINGS],
+    /// Number of the first ring.
+    first: u16,
+    link: Link,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    Up,
+    Down,
+    Gone,
+}
+
+impl Live {
+    /// Maps the rings of sockets made by [`crate::open`] for the same plan. `position` gives the number of the next frame of each
+    /// ring, 0 for a fresh one.
+    pub fn new(
+        plan: &Plan,
+        sockets: Vec<CaptureSocket>,
+        position: impl Fn(u16) -> u64,
+    ) -> Result<Self, RoleError> {
+        let specs = ring_specs(plan);
+        let mut sockets = sockets.into_iter();
+        let mut interfaces = vec![];
+        for (name, first) in interface_names(plan).into_iter().zip((0..).step_by(RINGS)) {
+            let label = name.clone().unwrap_or_else(|| "any".to_owned());
+            let mut rings = vec![];
+            for (spec, ring) in specs.into_iter().zip(first..) {
+                let Some(socket) = sockets.next() else { break };
+                let start = match position(ring) {
+                    0 => Start::Fresh,
+                    number => Start::At(number),
+                };
+                let ring = PacketRing::map(socket.into(), spec, start)
+                    .map_err(|source| RoleError::Map { interface: label.clone(), source })?;
+                rings.push(ring);
+            }
+            let Ok(rings) = rings.try_into() else { break };
+            interfaces.push(Interface { name, rings, first, link: Link::Up });
+        }
+        Ok(Self { interfaces, turn: 0, promiscuous: plan.capture.promiscuous, downs: 0 })
+    }
+}
+
+impl Source for Live {
+    fn drain(&mut self, max: u32, sink: &mut dyn FnMut(&Frame<'_>)) -> u32 {
+        let count = self.interfaces.len();
+        let mut taken = 0;
+        for i in 0..count {
+            let interface = &mut self.interfaces[(self.turn + i) % count];
+            taken += interface.drain(max - taken, sink);
+        }
+        self.turn = (self.turn + 1) % count.max(1);
+        taken
+    }
+
+    fn release(&mut self) {
+        for ring in self.interfaces.iter_mut().flat_map(|interface| &mut interface.rings) {
+            ring.release();
+        }
+    }
+
+    fn positions(&self, note: &mut dyn FnMut(u16, u64)) {
+        for interface in &self.interfaces {
+            for (ring, number) in interface.rings.iter().zip(interface.first..) {
+                note(number, ring.position());
+            }
+        }
+    }
+
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.interfaces.iter().flat_map(|interface| &interface.rings).map(PacketRing::as_fd).collect()
+    }
+
+    fn take_dropped(&mut self) -> u64 {
+        let rings = self.interfaces.iter_mut().flat_map(|interface| &mut interface.rings);
+        rings.map(|ring| ring.take_dropped().unwrap_or(0)).sum()
+    }
+
+    fn attend(&mut self) -> Links {
+        let promiscuous = self.promiscuous;
+        for interface in &mut self.interfaces {
+            let before = interface.link;
+            interface.attend(promiscuous);
+            self.downs += u64::from(before == Link::Up && interface.link != Link::Up);
+        }
+        let count = |link| self.interfaces.iter().filter(|interface| interface.link == link).count() as u64;
+        Links { downs: self.downs, down: count(Link::Down), gone: count(Link::Gone) }
+    }
+
+    fn relocate(&mut self) {
+        for ring in self.interfaces.iter_mut().flat_map(|interface| &mut interface.rings) {
+            ring.relocate();
+        }
+    }
+
+    fn close(&mut self) {
+        for ring in self.interfaces.iter().flat_map(|interface| &interface.rings) {
+            if let Err(error) = ring.socket().attach(&NOTHING) {
+                tracing::warn!(
+                    "closing the capture filter failed: {error}; the last frames may be taken twice"
+                );
+            }
+        }
+    }
+}
+
+impl Interface {
+    /// Hands over frames of both rings by their time.
+    fn drain(&mut self, max: u32, sink: &mut dyn FnMut(&Frame<'_>)) -> u32 {
+        let mut taken = 0;
+        while taken < max {
+            let [small, large] = &mut self.rings;
+            let number = match (small.peek_time_ns(), large.peek_time_ns()) {
+                (None, None) => break,
+                (Some(_), None) => 0,
+                (Some(small), Some(large)) => usize::from(large < small),
+                // An earlier frame may have become visible in the small ring between the two looks.
+                (None, Some(large)) => small.peek_time_ns().map_or(1, |small| usize::from(large < small)),
+            };
+            let ring = &mut self.rings[number];
+            let frame = ring.position();
+            let Some((meta, bytes)) = ring.peek() else { break };
+            if let Some((tag, packet)) = in_front_of_ip(meta.protocol, bytes) {
+                sink(&Frame {
+                    packet,
+                    wire_len: meta.len.saturating_sub(tag),
+                    time_ns: meta.time_ns,
+                    ring: self.first + number as u16,
+                    number: frame,
+                    checksum_unfilled: meta.checksum_unfilled(),
+                });
+            }
+            ring.advance();
+            taken += 1;
+        }
+        taken
+    }
+
+    fn attend(&mut self, promiscuous: bool) {
+        let Some(name) = self.name.clone() else {
+            self.take_errors();
+            return;
+        };
+        let errors = self.take_errors();
+        let gone = self.rings.iter().any(PacketRing::interface_gone);
+        let link = match self.link {
+            _ if gone => self.bind_again(&name, promiscuous),
+            Link::Up if errors => Link::Down,
+            Link::Up => Link::Up,
+            Link::Down | Link::Gone => match interfaces::find(&name) {
+                Some(interface) if interface.up => Link::Up,
+                _ => Link::Down,
+            },
+        };
+        if link != self.link {
+            match link {
+                Link::Up => tracing::info!("{name} is up again; capturing goes on"),
+                Link::Down => tracing::warn!("{name} is down; nothing is captured on it until it is up"),
+                Link::Gone => tracing::warn!(
+                    "{name} is gone; capturing goes on elsewhere, and on {name} when it is back"
+                ),
+            }
+            self.link = link;
+        }
+    }
+
+    /// Takes pending errors, which poll(2) would report for ever; true if there was one.
+    fn take_errors(&self) -> bool {
+        self.rings
+            .iter()
+            .fold(false, |any, ring| any | matches!(ring.socket().take_error(), Ok(Some(_)) | Err(_)))
+    }
+
+    /// An interface of the same name is another one to the kernel.
+    fn bind_again(&self, name: &str, promiscuous: bool) -> Link {
+        let Ok(index) = nix::net::if_::if_nametoindex(name) else { return Link::Gone };
+        for ring in &self.rings {
+            if let Err(error) = ring.socket().bind(index) {
+                tracing::warn!("{name} is back but cannot be captured on: {error}");
+                return Link::Gone;
+            }
+            if promiscuous && let Err(error) = ring.socket().promiscuous(index) {
+                tracing::warn!("{name} is back but does not become promiscuous: {error}");
+            }
+        }
+        match interfaces::find(name) {
+            Some(interface) if interface.up => Link::Up,
+            _ => Link::Down,
+        }
+    }
+}
+
+/// Steps over a VLAN tag in front of the IP header (the outer one is not among the bytes): how long it is, and what follows.
+fn in_front_of_ip(protocol: u16, bytes: &[u8]) -> Option<(u32, &[u8])> {
+    match i32::from(protocol) {
+        libc::ETH_P_8021Q | libc::ETH_P_8021AD => Some((4, bytes.get(4..)?)),
+        _ => Some((0, bytes)),
+    }
+}

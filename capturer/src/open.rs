@@ -1,0 +1,161 @@
+//! Opening the capture sockets: filter and ring in place before the first frame. Called by the supervisor, which keeps them open
+//! while capturers come and go; a capturer takes them over by number.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use topology::Plan;
+use topology::plan::CaptureEngine;
+
+use crate::count::MAX_RINGS;
+use crate::error::OpenError;
+use crate::filter::Frames;
+use crate::interfaces::{self, Interface};
+use crate::live::RINGS;
+use crate::online::filter;
+use crate::packet_ring::{RingSpec, open_socket};
+use crate::sys::{Begin, PacketSocket, link_type};
+
+/// Slots of the ring for small frames: everything up to an Ethernet frame of 1,500 bytes, and a little more.
+const SMALL_SLOT_BYTES: u32 = 2_048;
+/// The longest packet that the ring for large frames takes whole: 64 KiB and a VLAN tag.
+const LARGE_PACKET_BYTES: u32 = 65_536 + 4;
+/// An Ethernet header.
+pub(crate) const ETHERNET_HEADER: u32 = 14;
+
+/// An open capture socket. Close-on-exec; whoever starts a role lifts that.
+#[derive(Debug)]
+pub struct CaptureSocket(PacketSocket);
+
+impl AsFd for CaptureSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<CaptureSocket> for PacketSocket {
+    fn from(socket: CaptureSocket) -> Self {
+        socket.0
+    }
+}
+
+/// Opens the sockets of a plan: for the ring engine two for each interface (or two for all), for the simple engine one for each
+/// interface. Frames are kept from now on.
+///
+/// # Errors
+/// A sentence for the operator: an interface that does not exist, a missing capability, a ring that does not fit in memory.
+pub fn open(plan: &Plan) -> Result<Vec<CaptureSocket>, OpenError> {
+    let existing = interfaces::interfaces();
+    let names = interface_names(plan);
+    if names.len() * RINGS > MAX_RINGS {
+        return Err(OpenError::TooMany { count: names.len(), max: MAX_RINGS / RINGS });
+    }
+    let mut wanted: Vec<Option<&Interface>> = vec![];
+    for name in &names {
+        wanted.push(match name {
+            None => None,
+            Some(name) => Some(known(&existing, name)?),
+        });
+    }
+    for interface in wanted.iter().flatten().filter(|interface| !interface.up) {
+        tracing::warn!("{} is down; nothing is captured on it until it is up", interface.name);
+    }
+    match plan.capture.engine {
+        CaptureEngine::Ring => open_rings(plan, &wanted),
+        CaptureEngine::Simple => open_simple(plan, &wanted, &existing),
+    }
+}
+
+/// Takes over sockets that were handed down by number.
+pub fn inherit(plan: &Plan, numbers: &[RawFd]) -> Result<Vec<CaptureSocket>, OpenError> {
+    if plan.capture.engine == CaptureEngine::Ring {
+        let wanted = interface_names(plan).len() * RINGS;
+        if numbers.len() != wanted {
+            return Err(OpenError::Sockets { wanted, got: numbers.len() });
+        }
+    }
+    let adopt = |&number: &RawFd| match PacketSocket::adopt(number) {
+        Ok(socket) => Ok(CaptureSocket(socket)),
+        Err(source) => Err(OpenError::Inherited { number, source }),
+    };
+    numbers.iter().map(adopt).collect()
+}
+
+/// The interfaces of a plan in the order of their sockets; `None` is all of them together.
+pub(crate) fn interface_names(plan: &Plan) -> Vec<Option<String>> {
+    let names = &plan.capture.interfaces;
+    if names.is_empty() || names.iter().any(|name| name == "any") {
+        return vec![None];
+    }
+    names.iter().cloned().map(Some).collect()
+}
+
+/// The rings of one interface: small frames and large ones share its buffer.
+pub(crate) fn ring_specs(plan: &Plan) -> [RingSpec; RINGS] {
+    let half = plan.capture.buffer_bytes / 2;
+    [RingSpec::with_slots(SMALL_SLOT_BYTES, half), RingSpec::for_packets(LARGE_PACKET_BYTES, half)]
+}
+
+/// The link header that the frames of this interface begin with in the simple engine; 0 where there is none that we know.
+pub(crate) fn link_header(interface: &str) -> io::Result<u32> {
+    Ok(match link_type(interface)? {
+        libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => ETHERNET_HEADER,
+        _ => 0,
+    })
+}
+
+fn known<'a>(existing: &'a [Interface], name: &str) -> Result<&'a Interface, OpenError> {
+    let found = existing.iter().find(|interface| interface.name == name);
+    found.ok_or_else(|| OpenError::NoInterface { name: name.to_owned(), existing: interfaces::names() })
+}
+
+fn open_rings(plan: &Plan, wanted: &[Option<&Interface>]) -> Result<Vec<CaptureSocket>, OpenError> {
+    let specs = ring_specs(plan);
+    let small = specs[0].packet_bytes();
+    let mut sockets = vec![];
+    for interface in wanted {
+        let (name, index) =
+            interface.map_or(("any", 0), |interface| (interface.name.as_str(), interface.index));
+        for (spec, frames) in specs.iter().zip([Frames::UpTo(small), Frames::Above(small)]) {
+            let program = filter(plan, 0, frames).program();
+            let socket = open_socket(spec, &program, index, plan.capture.promiscuous).map_err(|source| {
+                OpenError::new("opening a capture ring", name, spec.bytes() as u64 >> 20, source)
+            })?;
+            sockets.push(CaptureSocket(socket));
+        }
+    }
+    Ok(sockets)
+}
+
+/// One socket for each interface: `pnet_datalink` knows no "all", so that is every interface which is up now.
+fn open_simple(
+    plan: &Plan,
+    wanted: &[Option<&Interface>],
+    existing: &[Interface],
+) -> Result<Vec<CaptureSocket>, OpenError> {
+    let all = wanted.contains(&None);
+    let chosen = existing
+        .iter()
+        .filter(|interface| if all { interface.up } else { wanted.contains(&Some(interface)) });
+    chosen.map(|interface| open_simple_on(plan, interface)).collect()
+}
+
+fn open_simple_on(plan: &Plan, interface: &Interface) -> Result<CaptureSocket, OpenError> {
+    let failed = |source| {
+        OpenError::new("opening a packet socket", &interface.name, plan.capture.buffer_bytes >> 20, source)
+    };
+    let header = link_header(&interface.name).map_err(failed)?;
+    let begin = if header == 0 { Begin::Network } else { Begin::Link };
+    let socket = PacketSocket::open(begin).map_err(failed)?;
+    // pnet_datalink gives no way to set a filter, but takes a socket that has one.
+    socket.attach(&filter(plan, header, Frames::All).program()).map_err(failed)?;
+    let _ = socket.ignore_outgoing();
+    let bytes = usize::try_from(plan.capture.buffer_bytes).unwrap_or(usize::MAX).min(i32::MAX as usize / 2);
+    if setsockopt(&socket, sockopt::RcvBufForce, &bytes).is_err() {
+        // Without CAP_NET_ADMIN the limit net.core.rmem_max holds; drops are reported.
+        let _ = setsockopt(&socket, sockopt::RcvBuf, &bytes);
+    }
+    socket.bind(interface.index).map_err(failed)?;
+    Ok(CaptureSocket(socket))
+}

@@ -1,0 +1,218 @@
+//! The process: drains the source, dispatches, sleeps. One thread.
+//!
+//! A batch in order: sample the clocks, drain, publish to the shards, store the positions, give the slots back. So a
+//! successor of a capturer that died anywhere in between repeats at most one batch and loses none.
+
+use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use shm::{Control, Heartbeat, Moderator, Pause, Region, Role, RoleState, monotonic_ns};
+use topology::Plan;
+use topology::plan::CaptureEngine;
+
+use crate::clock::FrameClock;
+use crate::count::{Count, POSITIONS};
+use crate::dispatch::Dispatcher;
+use crate::error::RoleError;
+use crate::live::Live;
+use crate::open::CaptureSocket;
+use crate::simple::Simple;
+use crate::source::Source;
+
+/// Frames of one batch: large enough to share publication and wake-up, small enough that a shard starts early.
+const BATCH: u32 = 256;
+/// A role beats at least this often.
+const BEAT_MS: u64 = 100;
+/// How often interfaces are looked after unasked.
+const ATTEND_MS: u64 = 1_000;
+/// Waits in a row that report frames which a drain does not find, before the ring is searched. A frame that another core is still
+/// writing causes one or two.
+const BLIND_WAITS: u32 = 64;
+
+/// Captures until the control words say stop. `sockets` are those of [`crate::open`] for the same plan, or
+/// [`crate::inherit`]ed.
+///
+/// # Errors
+/// Only at the beginning: sockets that are not what they should be. Later nothing ends it, every fault is counted.
+pub fn run(region: &'static Region, plan: &Plan, sockets: Vec<CaptureSocket>) -> Result<(), RoleError> {
+    let dispatcher = Dispatcher::new(region, plan);
+    let position = |ring: u16| dispatcher.counters().get(POSITIONS + usize::from(ring));
+    let source: Box<dyn Source> = match plan.capture.engine {
+        CaptureEngine::Ring => Box::new(Live::new(plan, sockets, position)?),
+        CaptureEngine::Simple => Box::new(Simple::new(plan, sockets)?),
+    };
+    // Naps end up to 50 µs late without; that is all.
+    let _ = shm::set_fine_timers();
+    let waiter = Waiter::new(source.as_ref()).map_err(RoleError::Wait)?;
+    Capturer {
+        control: region.control(),
+        heartbeat: region.heartbeat(Role::Capturer),
+        dispatcher,
+        source,
+        waiter,
+        clock: FrameClock::default(),
+        moderator: Moderator::new(),
+        last_beat_ms: 0,
+        last_attend_ms: 0,
+    }
+    .run();
+    Ok(())
+}
+
+struct Capturer {
+    control: &'static Control,
+    heartbeat: &'static Heartbeat,
+    dispatcher: Dispatcher,
+    source: Box<dyn Source>,
+    waiter: Waiter,
+    clock: FrameClock,
+    moderator: Moderator,
+    last_beat_ms: u64,
+    last_attend_ms: u64,
+}
+
+impl Capturer {
+    fn run(mut self) {
+        self.heartbeat.set_state(RoleState::Running);
+        let mut draining = false;
+        // Frames since the last pause, and how long that was.
+        let (mut frames, mut slept_us) = (0, u32::MAX);
+        let mut blind = 0;
+        while !self.control.halt() {
+            if self.control.draining() && !draining {
+                draining = true;
+                self.source.close();
+                self.heartbeat.set_state(RoleState::Draining);
+            }
+            let taken = self.batch();
+            frames += taken;
+            if taken == BATCH {
+                continue;
+            }
+            self.clock.emptied();
+            if draining && taken == 0 {
+                break;
+            }
+            blind = if frames == 0 && self.waiter.reported { blind + 1 } else { 0 };
+            if blind >= BLIND_WAITS {
+                blind = 0;
+                self.source.relocate();
+            }
+            slept_us = self.pause(frames, slept_us);
+            frames = 0;
+        }
+        self.dispatcher.publish();
+        self.source.release();
+        self.look_at_drops();
+        self.heartbeat.set_state(RoleState::Done);
+    }
+
+    /// Drains up to [`BATCH`] frames and hands them to the shards.
+    fn batch(&mut self) -> u32 {
+        let now_ns = monotonic_ns();
+        self.clock.sample(now_ns, realtime_ns());
+        let (dispatcher, clock) = (&mut self.dispatcher, &self.clock);
+        let taken =
+            self.source.drain(BATCH, &mut |frame| dispatcher.frame(frame, clock.monotonic_ns(frame.time_ns)));
+        if taken > 0 {
+            dispatcher.publish();
+            let counters = dispatcher.counters();
+            self.source.positions(&mut |ring, number| counters.set(POSITIONS + usize::from(ring), number));
+            self.source.release();
+        }
+        self.housekeeping(now_ns / 1_000_000, taken > 0);
+        taken
+    }
+
+    fn housekeeping(&mut self, now_ms: u64, busy: bool) {
+        let due = now_ms.saturating_sub(self.last_beat_ms) >= BEAT_MS;
+        if busy || due {
+            self.heartbeat.beat(now_ms);
+        }
+        if due {
+            self.last_beat_ms = now_ms;
+            self.look_at_drops();
+        }
+        if now_ms.saturating_sub(self.last_attend_ms) >= ATTEND_MS {
+            self.last_attend_ms = now_ms;
+            self.attend();
+        }
+    }
+
+    fn look_at_drops(&mut self) {
+        let dropped = self.source.take_dropped();
+        self.dispatcher.counters().add(Count::KernelDrops.index(), dropped);
+    }
+
+    fn attend(&mut self) {
+        let links = self.source.attend();
+        let counters = self.dispatcher.counters();
+        counters.set(Count::LinkDowns.index(), links.downs);
+        counters.set(Count::InterfacesDown.index(), links.down);
+        counters.set(Count::InterfacesGone.index(), links.gone);
+    }
+
+    /// Sleeps as the moderator says; returns for how long it did, µs.
+    fn pause(&mut self, frames: u32, slept_us: u32) -> u32 {
+        let before_ns = monotonic_ns();
+        self.heartbeat.set_pending(false);
+        let counters = self.dispatcher.counters();
+        match self.moderator.after_drain(before_ns / 1_000, frames, slept_us) {
+            Pause::Block => {
+                counters.add(Count::Sleeps.index(), 1);
+                if self.waiter.wait(Duration::from_millis(BEAT_MS)) {
+                    self.attend();
+                }
+            }
+            Pause::Nap(nap) => {
+                counters.add(Count::Naps.index(), 1);
+                self.waiter.reported = false;
+                std::thread::sleep(nap);
+            }
+        }
+        self.heartbeat.set_pending(true);
+        u32::try_from((monotonic_ns() - before_ns) / 1_000).unwrap_or(u32::MAX)
+    }
+}
+
+/// Waits for the kernel to report a frame or an error on any socket.
+struct Waiter {
+    epoll: Epoll,
+    /// The last wait ended because frames were reported.
+    reported: bool,
+}
+
+impl Waiter {
+    fn new(source: &dyn Source) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        for fd in source.fds() {
+            // Errors are reported without being asked for.
+            epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        }
+        Ok(Self { epoll, reported: false })
+    }
+
+    /// Waits; true when a socket has an error to be taken.
+    fn wait(&mut self, timeout: Duration) -> bool {
+        let mut events = [EpollEvent::empty(); 16];
+        let timeout = EpollTimeout::try_from(timeout).unwrap_or(EpollTimeout::ZERO);
+        let count = match self.epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            // It cannot fail otherwise with valid arguments; if it does, slow polling is what is left.
+            Err(_) => {
+                std::thread::sleep(Duration::from_millis(1));
+                0
+            }
+        };
+        let any = |flags| events[..count].iter().any(|event| event.events().intersects(flags));
+        self.reported = any(EpollFlags::EPOLLIN);
+        any(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP)
+    }
+}
+
+fn realtime_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}

@@ -1,0 +1,61 @@
+//! Where frames come from. The live ring, the simple engine and files stand behind one trait, so that dispatch and everything after it
+//! are the same for all.
+
+use std::os::fd::BorrowedFd;
+
+/// A captured packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// The captured bytes, from the IP header on.
+    pub packet: &'a [u8],
+    /// Length of the packet on the wire, from the IP header on.
+    pub wire_len: u32,
+    /// When it was seen, CLOCK_REALTIME nanoseconds.
+    pub time_ns: u64,
+    /// Which capture ring it came through.
+    pub ring: u16,
+    /// Its number within that ring.
+    pub number: u64,
+    /// Its transport checksum is not filled in yet.
+    pub checksum_unfilled: bool,
+}
+
+/// How the interfaces are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Links {
+    /// How often one went down.
+    pub downs: u64,
+    /// How many are down.
+    pub down: u64,
+    /// How many do not exist any more.
+    pub gone: u64,
+}
+
+/// A source of captured packets.
+pub trait Source {
+    /// Hands over at most `max` packets, oldest first, and says how many frames it took. Their memory stays untouched until
+    /// [`Source::release`].
+    fn drain(&mut self, max: u32, sink: &mut dyn FnMut(&Frame<'_>)) -> u32;
+
+    /// Gives back the memory of everything handed over.
+    fn release(&mut self);
+
+    /// The number of the next frame of each ring, for a successor to go on there. Called between `drain` and `release`.
+    fn positions(&self, note: &mut dyn FnMut(u16, u64));
+
+    /// What to wait for; readable when frames are there.
+    fn fds(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// Frames that the kernel dropped for want of room, since the last call. A system call for each socket.
+    fn take_dropped(&mut self) -> u64;
+
+    /// Looks after the interfaces: takes pending errors, notices those that are gone or back. Called when a wait reports an
+    /// error, and once a second. Says what changed in the log.
+    fn attend(&mut self) -> Links;
+
+    /// Called when waits report frames and `drain` finds none, again and again.
+    fn relocate(&mut self);
+
+    /// Takes no more frames from the network; what the kernel holds can still be drained.
+    fn close(&mut self);
+}
