@@ -81,7 +81,6 @@ impl Receiver {
     /// Works until it is told to stop.
     pub(crate) fn run(mut self) {
         let heartbeat = self.region.heartbeat(Role::Receiver);
-        heartbeat.set_epoch(heartbeat.epoch() + 1);
         heartbeat.set_state(RoleState::Running);
         while !self.stop.load(Relaxed) {
             heartbeat.beat(shm::monotonic_ms());

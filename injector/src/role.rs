@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use shm::{Link, Region, Role, RoleState};
+use shm::{Heartbeat, Link, Region, Role, RoleState};
 use topology::Plan;
 use topology::plan::Clients;
 
@@ -49,6 +49,9 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Sockets) -> Result<(),
     if (region.spec().return_ring as usize) < MIN_RING {
         return Err(RunError::SmallRing { bytes: region.spec().return_ring });
     }
+    for role in [Role::Injector, Role::Receiver] {
+        boot(region.heartbeat(role));
+    }
     let system = |what| move |source: io::Error| RunError::System { what, source };
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let wake = EventFd::from_flags(flags).map_err(|e| system("making an event counter")(e.into()))?;
@@ -78,12 +81,19 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Sockets) -> Result<(),
     Ok(())
 }
 
+/// A killed predecessor's last word may be that input is pending, which makes who is only booting look hung.
+fn boot(heartbeat: &Heartbeat) {
+    heartbeat.set_pending(false);
+    heartbeat.set_state(RoleState::Starting);
+    heartbeat.set_epoch(heartbeat.epoch() + 1);
+    heartbeat.beat(shm::monotonic_ms());
+}
+
 fn drain_until_done<E: Engine>(region: &'static Region, mut drain: Drain<E>) {
     let counters = region.counters(Role::Injector);
     let heartbeat = region.heartbeat(Role::Injector);
     let bell = region.doorbell(Role::Injector);
     let control = region.control();
-    heartbeat.set_epoch(heartbeat.epoch() + 1);
     heartbeat.set_state(RoleState::Running);
     while !control.halt() {
         heartbeat.beat(shm::monotonic_ms());
@@ -113,3 +123,6 @@ fn drain_until_done<E: Engine>(region: &'static Region, mut drain: Drain<E>) {
 fn shards_are_done(region: &Region) -> bool {
     (0..region.spec().shards).all(|shard| region.heartbeat(Role::Shard(shard)).state() == RoleState::Done)
 }
+
+#[cfg(test)]
+mod tests;
