@@ -134,12 +134,19 @@ enum Step {
 
 impl Worker {
     fn new(region: &'static Region, plan: &Plan, shard: u16) -> Self {
+        // First of all: a killed predecessor's last word may be that input is pending, which makes who is only booting
+        // look hung.
+        let heartbeat = region.heartbeat(Role::Shard(shard));
+        heartbeat.set_pending(false);
+        heartbeat.set_state(RoleState::Starting);
+        heartbeat.set_epoch(heartbeat.epoch() + 1);
+        heartbeat.beat(shm::monotonic_ms());
         let table = Table::new(region.arena(shard), machine_config(plan, shard));
         let publisher = Publisher::new(region.counters(Role::Shard(shard)), table.tally());
         Self {
             region,
             control: region.control(),
-            heartbeat: region.heartbeat(Role::Shard(shard)),
+            heartbeat,
             bell: region.doorbell(Role::Shard(shard)),
             injector: region.doorbell(Role::Injector),
             inbox: Inbox::new(region.consumer(Link::Capture(shard)), region.consumer(Link::Returns(shard))),
@@ -153,7 +160,6 @@ impl Worker {
     }
 
     fn work(mut self) {
-        self.heartbeat.set_epoch(self.heartbeat.epoch() + 1);
         self.heartbeat.set_state(RoleState::Running);
         self.heartbeat.set_pending(true);
         while !self.control.halt() {
