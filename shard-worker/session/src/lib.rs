@@ -1,11 +1,54 @@
-//! The replay machine: a pure, sans-io TCP client that replays captured flows.
+//! The replay machine: a pure, sans-io TCP client that replays captured flows against a target.
+//!
+//! Captured segments, returned headers and the time go in; records for the injector come out through a
+//! [`Sink`]. No clock, no I/O, no allocation after the start. `REPLAY.md` has the rules.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `config` | what a table is told at its start |
+//! | `table` | the table of sessions: all that callers use |
+//! | `slot` | one session as plain data, and its phases |
+//! | `arena`, `chunks` | the shard's part of the region, carved; payload memory |
+//! | `online` | captured segments become the held stream: order, doubles, holes |
+//! | `held`, `stash` | bytes in order for the target; bytes behind a hole |
+//! | `turns` | when a turn may go out |
+//! | `birth` | new sessions: copies, endpoints, connections |
+//! | `strangers` | what is remembered of flows without a session |
+//! | `target` | returned headers: handshake, acknowledgements, answers |
+//! | `congestion`, `sack` | what may be under way, what is lost |
+//! | `sender` | what leaves |
+//! | `numbering` | our sequence numbers, time stamps, segment sizes |
+//! | `timers`, `wheel` | deadlines |
+//! | `ending` | FIN, RST, reconnect, the end |
+//! | `check` | the invariants, for tests |
+//! | `endpoints` | the walk over the client range |
+//! | `index`, `ready` | hash index over slots; the queue of sessions that may emit |
+//! | `tally`, `histogram` | counters, latencies |
 
+mod arena;
+mod birth;
+mod check;
+mod chunks;
 pub mod config;
+mod congestion;
+mod ending;
 pub mod endpoints;
+mod held;
 pub mod histogram;
 pub mod index;
+mod numbering;
+mod online;
+mod ready;
+mod sack;
+mod sender;
+mod slot;
+mod stash;
+mod strangers;
 pub mod table;
 pub mod tally;
+mod target;
+mod timers;
+mod turns;
 pub mod wheel;
 
 pub use config::{Clients, Config, Join, Limits, Rtt, Seeds, TargetConfig, Times};

@@ -4,6 +4,7 @@
 use flow::{Drop, named_enum};
 
 use crate::histogram::Histogram;
+use crate::slot::Slot;
 
 named_enum! {
     /// What is counted, in the order of the counters that a shard publishes.
@@ -192,6 +193,26 @@ impl Tally {
             dropped.segments += 1;
             dropped.payload_bytes += u64::from(bytes);
         }
+    }
+
+    /// Takes wanted bytes into a session.
+    pub(crate) fn hold(&mut self, slot: &mut Slot, bytes: u32) {
+        slot.in_flight += bytes;
+        self.in_flight += u64::from(bytes);
+    }
+
+    /// Drops bytes out of a session.
+    pub(crate) fn discard(&mut self, slot: &mut Slot, reason: Drop, bytes: u32) {
+        slot.in_flight -= bytes;
+        self.in_flight -= u64::from(bytes);
+        self.drop_bytes(reason, bytes);
+    }
+
+    /// The target has acknowledged bytes of a session.
+    pub(crate) fn deliver(&mut self, slot: &mut Slot, bytes: u32) {
+        slot.in_flight -= bytes;
+        self.in_flight -= u64::from(bytes);
+        self.add(Count::Delivered, u64::from(bytes));
     }
 
     /// The ledger's identity.

@@ -1,0 +1,78 @@
+//! The shard's part of the shared region, carved into a header, slots and chunks. Plain data all of it: what stands here
+//! survives the worker. Everything else that the table has (indices, wheel, free lists, ready list) is private memory
+//! and made anew from the slots.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::chunks::{CHUNK, Chunk, Chunks};
+use crate::endpoints::PoolState;
+use crate::slot::Slot;
+
+/// What stands once in an arena.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct Header {
+    /// [`MAGIC`] once the arena has been used; zero before.
+    magic: u64,
+    sessions: u32,
+    chunks: u32,
+    /// The latest time the table has seen: time never goes back across a restart.
+    pub(crate) clock_us: u64,
+    /// The walks over the client ranges, IPv4 and IPv6.
+    pub(crate) pools: [PoolState; 2],
+}
+
+/// Names the layout of header, slot and chunk; changes with any of them.
+const MAGIC: u64 = 0x7477_696e_5f73_0001;
+
+/// All slots; the only way to write one is [`Slots::get_mut`].
+pub(crate) struct Slots(&'static mut [Slot]);
+
+impl Slots {
+    pub(crate) fn len(&self) -> u32 {
+        self.0.len() as u32
+    }
+
+    pub(crate) fn get(&self, id: u32) -> &Slot {
+        &self.0[id as usize]
+    }
+
+    pub(crate) fn get_mut(&mut self, id: u32) -> &mut Slot {
+        &mut self.0[id as usize]
+    }
+}
+
+/// The parts of an arena.
+pub(crate) struct Arena {
+    pub(crate) header: &'static mut Header,
+    pub(crate) slots: Slots,
+    pub(crate) chunks: Chunks,
+    /// Whether slots may be in use already.
+    pub(crate) used: bool,
+}
+
+/// Bytes that the arena must have.
+pub(crate) const fn bytes(sessions: u32, chunks: u32) -> u64 {
+    (size_of::<Header>() + sessions as usize * size_of::<Slot>() + chunks as usize * CHUNK) as u64
+}
+
+impl Arena {
+    /// Carves the memory. What was written with another layout or other sizes is zeroed first.
+    ///
+    /// Panics when the arena is smaller than [`bytes`] or not aligned to eight: the caller made it.
+    pub(crate) fn carve(memory: &'static mut [u8], sessions: u32, chunks: u32) -> Self {
+        assert!(memory.len() as u64 >= bytes(sessions, chunks), "the arena is as large as Table::arena_bytes says");
+        let (header, _) = Header::ref_from_prefix(memory).expect("the arena is page aligned");
+        let used = header.magic == MAGIC && header.sessions == sessions && header.chunks == chunks;
+        if !used && header.magic != 0 {
+            memory.fill(0);
+        }
+        let (header, rest) = Header::mut_from_prefix(memory).expect("the arena is page aligned");
+        (header.magic, header.sessions, header.chunks) = (MAGIC, sessions, chunks);
+        let (slots, rest) =
+            <[Slot]>::mut_from_prefix_with_elems(rest, sessions as usize).expect("the size was checked");
+        let (chunks, _) =
+            <[Chunk]>::mut_from_prefix_with_elems(rest, chunks as usize).expect("the size was checked");
+        Self { header, slots: Slots(slots), chunks: Chunks::new(chunks), used }
+    }
+}

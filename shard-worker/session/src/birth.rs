@@ -1,0 +1,299 @@
+//! New sessions: one slot for each copy of a flow, each with a client endpoint of its own that hashes to this shard and
+//! that no other session uses at the same target.
+
+use flow::hash::{endpoint_hash, flow_hash, shard_of};
+use flow::record::opt;
+use flow::{Captured, Drop, Endpoint, Seq};
+
+use crate::config::Clients;
+use crate::numbering;
+use crate::slot::{NONE, Phase, Recovery, Slot, Timer, is};
+use crate::table::Table;
+use crate::tally::Count;
+
+/// Ports tried for one further copy with real client addresses, times the number of shards.
+const PORTS_TRIED: u32 = 64;
+/// Ports given to further copies: not the privileged ones.
+const FIRST_PORT: u32 = 1024;
+/// A reconnect that follows this many fruitless ones waits, twice as long each time.
+const FRUITLESS_AT_ONCE: u8 = 1;
+const RECONNECT_PAUSE_US: u64 = 10_000;
+const LONGEST_PAUSE: u8 = 6;
+
+/// A client endpoint for a new connection.
+enum Choice {
+    Free(Endpoint),
+    /// The four-tuple still drains this session.
+    After(u32, Endpoint),
+}
+
+impl Table {
+    /// Makes the sessions of a flow and returns the first; `Err` when not even one could be made.
+    pub(crate) fn birth(
+        &mut self,
+        now_us: u64,
+        hash: u64,
+        segment: &Captured,
+        copies: u32,
+        joined: bool,
+    ) -> Result<u32, Drop> {
+        let copies = copies.min(u32::from(u16::MAX)) as u16;
+        let (mut first, mut last, mut absent) = (NONE, NONE, Drop::NotJoined);
+        for copy in 0..copies {
+            match self.birth_of_one(now_us, segment, copies, copy, joined) {
+                Ok(id) if first == NONE => (first, last) = (id, id),
+                Ok(id) => {
+                    self.slots.get_mut(last).next_copy = id;
+                    last = id;
+                }
+                Err(reason) => {
+                    absent = reason;
+                    self.tally.one(match reason {
+                        Drop::TableFull => Count::RefusedTableFull,
+                        _ => Count::FailedExhausted,
+                    });
+                }
+            }
+        }
+        if first == NONE {
+            return Err(absent);
+        }
+        self.tally.one(Count::Flows);
+        self.by_flow.insert(hash, first);
+        self.slots.get_mut(first).set(is::FIRST);
+        let mut id = first;
+        while id != NONE {
+            let slot = self.slots.get_mut(id);
+            slot.absent_reason = absent as u8;
+            id = slot.next_copy;
+        }
+        Ok(first)
+    }
+
+    fn birth_of_one(
+        &mut self,
+        now_us: u64,
+        segment: &Captured,
+        copies: u16,
+        copy: u16,
+        joined: bool,
+    ) -> Result<u32, Drop> {
+        let target = self.config.mappings[usize::from(segment.mapping)];
+        if self.free.is_empty() {
+            return Err(Drop::TableFull);
+        }
+        let choice = self.choose(now_us, &segment.client, &segment.server, target, copy)?;
+        let id = self.free.pop().expect("one was free a moment ago, and choosing frees only");
+        let tcp = &segment.tcp;
+        let slot = self.slots.get_mut(id);
+        *slot = Slot::empty();
+        slot.client = segment.client;
+        slot.server = segment.server;
+        slot.mapping = segment.mapping;
+        slot.target = target;
+        (slot.copies, slot.copy) = (copies, copy);
+        slot.seen_us = now_us;
+        slot.data_us = segment.time_ns / 1000;
+        slot.online_isn = tcp.seq;
+        slot.online_next = tcp.seq + u32::from(!joined);
+        if tcp.has_option(opt::MSS) {
+            slot.client_mss = tcp.mss;
+        }
+        if joined {
+            slot.set(is::JOINED | is::RTT_SETTLED | is::ANCHORED);
+            slot.anchor_online = tcp.ack;
+            slot.last_gate = tcp.ack;
+            self.tally.one(Count::SessionsJoined);
+        }
+        self.tally.one(Count::SessionsStarted);
+        self.tally.open += 1;
+        let slot = self.slots.get_mut(id);
+        match choice {
+            Choice::Free(endpoint) => {
+                slot.replayed = endpoint;
+                self.occupy(id);
+                self.connect(now_us, id, None);
+            }
+            Choice::After(holder, endpoint) => {
+                slot.replayed = endpoint;
+                slot.enter(Phase::Queued);
+                slot.arm(Timer::End, now_us + self.config.times.queue_us);
+                self.slots.get_mut(holder).waiter = id;
+                self.tally.one(Count::Queued);
+                self.rearm(id);
+            }
+        }
+        Ok(id)
+    }
+
+    /// An endpoint for a copy of a flow.
+    fn choose(
+        &mut self,
+        now_us: u64,
+        client: &Endpoint,
+        server: &Endpoint,
+        target: u16,
+        copy: u16,
+    ) -> Result<Choice, Drop> {
+        if let Clients::Pool { .. } = self.config.clients {
+            return self.from_pool(now_us, target).map(Choice::Free).ok_or(Drop::EndpointsExhausted);
+        }
+        if copy == 0 {
+            let address = self.config.targets[target as usize].endpoint;
+            let Some(holder) = self.find_replayed(client, &address) else { return Ok(Choice::Free(*client)) };
+            let slot = self.slots.get(holder);
+            if slot.client == *client && slot.is(is::DETACHED) {
+                if slot.phase() == Phase::Lingering || slot.phase() == Phase::Parted {
+                    self.finish(now_us, holder, Drop::Superseded);
+                    return Ok(Choice::Free(*client));
+                }
+                let waiting = slot.waiter;
+                if waiting != NONE {
+                    self.fail(now_us, waiting, Drop::Superseded, Count::FailedSuperseded);
+                }
+                return Ok(Choice::After(holder, *client));
+            }
+            self.tally.one(Count::PortShifted);
+        }
+        self.other_port(client, server, target, copy).map(Choice::Free).ok_or(Drop::EndpointsExhausted)
+    }
+
+    fn from_pool(&mut self, now_us: u64, target: u16) -> Option<Endpoint> {
+        let address = self.config.targets[target as usize].endpoint;
+        let family = usize::from(!address.addr.is_v4());
+        let (slots, targets, by_replayed) = (&self.slots, &self.config.targets, &self.by_replayed);
+        let seed = self.replayed_seed();
+        let pool = self.pools[family].as_ref()?;
+        pool.take(&mut self.header.pools[family], (now_us / 1_000_000) as u32, |endpoint| {
+            by_replayed
+                .find(flow_hash(seed, endpoint, &address), |id| {
+                    let slot = slots.get(id);
+                    slot.replayed == *endpoint && targets[slot.target as usize].endpoint == address
+                })
+                .is_none()
+        })
+    }
+
+    /// The client's address with another port that hashes to this shard and is free.
+    fn other_port(&self, client: &Endpoint, server: &Endpoint, target: u16, copy: u16) -> Option<Endpoint> {
+        let address = self.config.targets[target as usize].endpoint;
+        let shards = self.config.shards.max(1);
+        let start = flow_hash(self.config.seeds.endpoint ^ u64::from(copy), client, server) as u32;
+        let ports = 65_536 - FIRST_PORT;
+        (0..PORTS_TRIED.saturating_mul(u32::from(shards)).min(ports))
+            .map(|i| Endpoint::new(client.addr, (FIRST_PORT + start.wrapping_add(i) % ports) as u16))
+            .find(|endpoint| {
+                endpoint != client
+                    && shard_of(endpoint_hash(self.config.seeds.shard, endpoint), shards) == self.config.shard
+                    && self.find_replayed(endpoint, &address).is_none()
+            })
+    }
+
+    /// Puts the session's replayed endpoint into the index.
+    pub(crate) fn occupy(&mut self, id: u32) {
+        let slot = self.slots.get(id);
+        let target = self.config.targets[slot.target as usize].endpoint;
+        let hash = self.replayed_hash(&slot.replayed, &target);
+        self.by_replayed.insert(hash, id);
+    }
+
+    /// Takes it out again; from the pool's ranges it rests from now on.
+    pub(crate) fn vacate(&mut self, now_us: u64, id: u32) {
+        let slot = self.slots.get(id);
+        if slot.replayed == Endpoint::default() {
+            return;
+        }
+        let (replayed, next) = (slot.replayed, slot.snd_nxt);
+        let target = self.config.targets[slot.target as usize].endpoint;
+        let hash = self.replayed_hash(&replayed, &target);
+        if !self.by_replayed.remove(hash, id) {
+            return;
+        }
+        let family = usize::from(!replayed.addr.is_v4());
+        match &self.pools[family] {
+            Some(pool) => pool.rest(&mut self.header.pools[family], &replayed, (now_us / 1_000_000) as u32),
+            None => self.last_numbers.note(hash, next),
+        }
+        self.slots.get_mut(id).replayed = Endpoint::default();
+    }
+
+    /// The session's endpoint is free at last for the one that waited for it.
+    pub(crate) fn start_waiter(&mut self, now_us: u64, id: u32) {
+        self.slots.get_mut(id).disarm(Timer::End);
+        self.occupy(id);
+        self.connect(now_us, id, None);
+    }
+
+    /// A new connection for a session whose last one is gone: in pool mode from the next endpoint. `Err` tells why there
+    /// is none, and the session is parted or over.
+    pub(crate) fn reopen(&mut self, now_us: u64, id: u32) -> Result<(), Drop> {
+        let slot = self.slots.get(id);
+        let target = slot.target;
+        let floor = slot.snd_nxt;
+        if let Clients::Pool { .. } = self.config.clients {
+            self.vacate(now_us, id);
+            let Some(endpoint) = self.from_pool(now_us, target) else {
+                self.part_with(now_us, id, Drop::EndpointsExhausted, Count::FailedExhausted, false);
+                return Err(Drop::EndpointsExhausted);
+            };
+            self.slots.get_mut(id).replayed = endpoint;
+            self.occupy(id);
+        }
+        self.tally.one(Count::Reconnects);
+        self.connect(now_us, id, Some(floor));
+        let slot = self.slots.get_mut(id);
+        slot.set(is::REANCHOR);
+        let fruitless = slot.fruitless;
+        if fruitless > FRUITLESS_AT_ONCE {
+            // A target that closes every connection at once is not stormed.
+            let pause = RECONNECT_PAUSE_US << fruitless.min(LONGEST_PAUSE);
+            slot.unset(is::OWE_SYN);
+            slot.arm(Timer::Rto, now_us + pause);
+            self.rearm(id);
+        }
+        Ok(())
+    }
+
+    /// Numbers for a new connection; the SYN leaves with the next pump.
+    pub(crate) fn connect(&mut self, now_us: u64, id: u32, floor: Option<Seq>) {
+        let slot = self.slots.get(id);
+        let target = self.config.targets[slot.target as usize].endpoint;
+        let replayed = slot.replayed;
+        let floor = floor.or_else(|| self.last_numbers.get(self.replayed_hash(&replayed, &target)));
+        let isn = numbering::isn(now_us, self.config.seeds.isn, &replayed, &target, floor);
+        let idle_us = self.config.times.idle_us;
+        let slot = self.slots.get_mut(id);
+        slot.ts_offset = numbering::ts_offset(self.config.seeds.isn, &replayed, &target);
+        (slot.snd_una, slot.snd_nxt, slot.rtx_nxt, slot.recover) = (isn, isn, isn, isn);
+        (slot.snd_wnd, slot.max_wnd, slot.sack_count) = (0, 0, 0);
+        (slot.backoff, slot.probes, slot.dupacks, slot.turns_waiting) = (0, 0, 0, 0);
+        (slot.deviation, slot.ts_recent, slot.wscale) = (0, 0, 0);
+        slot.set_recovery(Recovery::None);
+        slot.unset(
+            is::SYNCHRONISED
+                | is::FIN_SENT
+                | is::FIN_ACKED
+                | is::PEER_FIN
+                | is::PEER_TS
+                | is::PEER_SACK
+                | is::HELD_BACK
+                | is::OWE_ACK
+                | is::OWE_PROBE
+                | is::OWE_RST
+                | is::OWE_HEAD
+                | is::OWE_TAIL
+                | is::TAIL_TIMER
+                | is::TIMING
+                | is::ANSWER_PSH,
+        );
+        for timer in [Timer::Rto, Timer::Persist, Timer::Gate, Timer::Ack, Timer::Alive] {
+            slot.disarm(timer);
+        }
+        slot.arm(Timer::End, now_us + idle_us);
+        slot.progress_us = now_us;
+        slot.set(is::OWE_SYN);
+        slot.enter(Phase::Opening);
+        self.tally.one(Count::Connections);
+        self.touch(id);
+    }
+}

@@ -1,0 +1,89 @@
+//! The invariants of a table, looked at from the slots: what tests ask after every step, and what a debug build may ask at
+//! any quiet moment. Walks everything, so never on the packet path.
+
+use crate::held;
+use crate::slot::{NONE, Phase, Slot, is};
+use crate::table::Table;
+use crate::tally::Count;
+
+impl Table {
+    /// The ledger's identity, gauges, chunk accounting and indices; `Err` says which does not hold.
+    pub fn check(&self) -> Result<(), String> {
+        let mut used = vec![false; self.chunks.len()];
+        let (mut in_flight, mut open, mut first, mut replayed) = (0, 0, 0, 0);
+        for id in 0..self.slots.len() {
+            let slot = self.slots.get(id);
+            if slot.phase() == Phase::Free {
+                ensure(slot.held.is_empty() && slot.stash.is_empty(), || format!("free slot {id} has chunks"))?;
+                continue;
+            }
+            open += 1;
+            in_flight += u64::from(slot.in_flight);
+            self.check_slot(id, slot, &mut used)?;
+            first += u32::from(slot.is(is::FIRST));
+            let target = self.config.targets[slot.target as usize].endpoint;
+            if self.find_replayed(&slot.replayed, &target) == Some(id) {
+                replayed += 1;
+            } else {
+                let without = matches!(slot.phase(), Phase::Queued | Phase::Parted);
+                ensure(without, || format!("slot {id} in {:?} is not found by its endpoint", slot.phase()))?;
+            }
+        }
+        let tally = &self.tally;
+        ensure(tally.balanced(), || {
+            format!(
+                "wanted {} + inherited {} != delivered {} + in flight {} + dropped {}",
+                tally.count(Count::Wanted),
+                tally.inherited,
+                tally.count(Count::Delivered),
+                tally.in_flight,
+                tally.dropped_bytes()
+            )
+        })?;
+        ensure(tally.in_flight == in_flight, || {
+            format!("the gauge says {} in flight, the slots {in_flight}", tally.in_flight)
+        })?;
+        ensure(tally.open == open, || format!("the gauge says {} open, the slots {open}", tally.open))?;
+        ensure(open + self.free.len() as u64 == u64::from(self.slots.len()), || {
+            format!("{open} slots open and {} free of {}", self.free.len(), self.slots.len())
+        })?;
+        let taken = used.iter().filter(|&&used| used).count();
+        ensure(taken + self.chunks.available() == self.chunks.len(), || {
+            format!("{taken} chunks in lists and {} free of {}", self.chunks.available(), self.chunks.len())
+        })?;
+        ensure(self.by_flow.len() == first, || format!("{} flows for {first} first copies", self.by_flow.len()))?;
+        ensure(self.by_replayed.len() == replayed, || {
+            format!("{} endpoints indexed, {replayed} found", self.by_replayed.len())
+        })
+    }
+
+    fn check_slot(&self, id: u32, slot: &Slot, used: &mut [bool]) -> Result<(), String> {
+        let phase = slot.phase();
+        ensure(slot.held.mark(&self.chunks, used) && slot.stash.mark(&self.chunks, used), || {
+            format!("slot {id} has a broken chunk list")
+        })?;
+        ensure(slot.in_flight == slot.held_len + slot.stash_bytes, || {
+            format!("slot {id}: {} in flight, {} held, {} stashed", slot.in_flight, slot.held_len, slot.stash_bytes)
+        })?;
+        let counted = held::count_bytes(slot, &self.chunks);
+        ensure(counted == slot.held_len, || {
+            format!("slot {id} in {phase:?}: {} held, {counted} in its pieces", slot.held_len)
+        })?;
+        ensure(slot.sent_bytes() <= slot.held_len, || {
+            format!("slot {id} in {phase:?}: {} sent, {} held", slot.sent_bytes(), slot.held_len)
+        })?;
+        let earliest = slot.earliest();
+        ensure(earliest == u64::MAX || self.wheel.is_armed(id), || format!("slot {id} in {phase:?} has no timer"))?;
+        if slot.is(is::FIRST) {
+            let found =
+                self.find_flow(self.flow_hash(&slot.client, &slot.server), &slot.client, &slot.server, slot.mapping);
+            ensure(found == Some(id), || format!("slot {id} is first of its flow but {found:?} is found"))?;
+        }
+        let next = slot.next_copy;
+        ensure(next == NONE || self.slots.get(next).phase() != Phase::Free, || format!("slot {id} has a freed copy"))
+    }
+}
+
+fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}

@@ -1,0 +1,327 @@
+//! Payload memory: chunks of 1 KiB in the arena, handed out by number, and the byte lists that are made of them.
+//!
+//! Which chunks are free is private knowledge, rebuilt from the slots' lists. A list is head, tail, count and tail
+//! length; whatever stands beyond those in a chunk is meaningless, so appending needs no undo log.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::slot::NONE;
+
+/// Bytes of a chunk.
+pub(crate) const CHUNK: usize = 1024;
+/// Of these, for payload.
+pub(crate) const ROOM: usize = CHUNK - 8;
+
+/// One chunk.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct Chunk {
+    /// Next of the list; meaningless in the last.
+    next: u32,
+    /// Bytes in use; meaningless in the last.
+    used: u16,
+    reserved: u16,
+    bytes: [u8; ROOM],
+}
+
+/// A position in a list: a chunk and an offset in its payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct Place {
+    pub(crate) chunk: u32,
+    pub(crate) offset: u16,
+    reserved: u16,
+}
+
+impl Place {
+    pub(crate) const NOWHERE: Place = Place { chunk: NONE, offset: 0, reserved: 0 };
+
+    fn at(chunk: u32, offset: usize) -> Self {
+        Self { chunk, offset: offset as u16, reserved: 0 }
+    }
+
+    pub(crate) fn is_nowhere(&self) -> bool {
+        self.chunk == NONE
+    }
+
+    pub(crate) fn forward(&mut self, n: usize) {
+        self.offset += n as u16;
+    }
+}
+
+/// A list of chunks that holds bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct List {
+    pub(crate) head: u32,
+    pub(crate) tail: u32,
+    pub(crate) count: u32,
+    /// Bytes in use in the tail chunk.
+    pub(crate) tail_len: u16,
+    reserved: u16,
+}
+
+/// The chunks of one arena.
+pub(crate) struct Chunks {
+    chunks: &'static mut [Chunk],
+    free: Vec<u32>,
+}
+
+impl Chunks {
+    /// All free.
+    pub(crate) fn new(chunks: &'static mut [Chunk]) -> Self {
+        let free = (0..chunks.len() as u32).rev().collect();
+        Self { chunks, free }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.chunks.len()
+    }
+
+    pub(crate) fn available(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Sets the free list to the chunks that are not marked as used.
+    pub(crate) fn rebuild(&mut self, used: &[bool]) {
+        self.free.clear();
+        self.free.extend((0..self.chunks.len() as u32).rev().filter(|&id| !used[id as usize]));
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        self.free.pop()
+    }
+
+    /// The one way back: a transaction may keep these apart until it is committed.
+    fn give(&mut self, id: u32) {
+        self.free.push(id);
+    }
+}
+
+impl List {
+    pub(crate) const EMPTY: List = List { head: NONE, tail: NONE, count: 0, tail_len: 0, reserved: 0 };
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Bytes that fit without another chunk.
+    fn spare(&self) -> usize {
+        if self.is_empty() { 0 } else { ROOM - self.tail_len as usize }
+    }
+
+    /// Chunks that must be free to append a header of `head` bytes (in one piece) and then `len` bytes.
+    pub(crate) fn needs(&self, head: usize, len: usize) -> usize {
+        let spare = self.spare();
+        if spare >= head { (len + head).saturating_sub(spare).div_ceil(ROOM) } else { (len + head).div_ceil(ROOM) }
+    }
+
+    /// Appends a header that does not cross a chunk's end; the caller has asked [`List::needs`].
+    pub(crate) fn push_header(&mut self, chunks: &mut Chunks, header: &[u8]) -> Place {
+        if self.spare() < header.len() {
+            self.grow(chunks);
+        }
+        let place = Place::at(self.tail, self.tail_len as usize);
+        self.push(chunks, header);
+        place
+    }
+
+    /// Appends bytes; the caller has asked [`List::needs`].
+    pub(crate) fn push(&mut self, chunks: &mut Chunks, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.spare() == 0 {
+                self.grow(chunks);
+            }
+            let n = bytes.len().min(self.spare());
+            let at = self.tail_len as usize;
+            chunks.chunks[self.tail as usize].bytes[at..at + n].copy_from_slice(&bytes[..n]);
+            self.tail_len += n as u16;
+            bytes = &bytes[n..];
+        }
+    }
+
+    /// Overwrites bytes of a header that [`List::push_header`] put at a place.
+    pub(crate) fn patch(&self, chunks: &mut Chunks, place: Place, offset: usize, bytes: &[u8]) {
+        let at = place.offset as usize + offset;
+        chunks.chunks[place.chunk as usize].bytes[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn grow(&mut self, chunks: &mut Chunks) {
+        let id = chunks.take().expect("the caller made sure that chunks are free");
+        if self.is_empty() {
+            self.head = id;
+        } else {
+            let tail = &mut chunks.chunks[self.tail as usize];
+            tail.used = self.tail_len;
+            tail.next = id;
+        }
+        self.tail = id;
+        self.tail_len = 0;
+        self.count += 1;
+    }
+
+    /// Bytes in use in one of its chunks.
+    fn used(&self, chunks: &Chunks, chunk: u32) -> usize {
+        let used = if chunk == self.tail { self.tail_len } else { chunks.chunks[chunk as usize].used };
+        (used as usize).min(ROOM)
+    }
+
+    pub(crate) fn start(&self) -> Place {
+        if self.is_empty() { Place::NOWHERE } else { Place::at(self.head, 0) }
+    }
+
+    /// The bytes from a place to the end of its chunk; at the end of a chunk, those of the next. Empty at the list's end.
+    pub(crate) fn bytes_at<'c>(&self, chunks: &'c Chunks, place: Place) -> (Place, &'c [u8]) {
+        if place.is_nowhere() {
+            return (place, &[]);
+        }
+        let mut place = place;
+        let mut end = self.used(chunks, place.chunk);
+        if place.offset as usize >= end && place.chunk != self.tail {
+            place = Place::at(chunks.chunks[place.chunk as usize].next, 0);
+            end = self.used(chunks, place.chunk);
+        }
+        let from = (place.offset as usize).min(end);
+        (place, &chunks.chunks[place.chunk as usize].bytes[from..end])
+    }
+
+    /// Moves a place over `n` bytes. It stops at the end of a chunk rather than at the start of the next.
+    pub(crate) fn skip(&self, chunks: &Chunks, place: Place, mut n: usize) -> Place {
+        let mut place = place;
+        while n > 0 {
+            let (at, bytes) = self.bytes_at(chunks, place);
+            let step = n.min(bytes.len());
+            if step == 0 {
+                break;
+            }
+            place = at;
+            place.forward(step);
+            n -= step;
+        }
+        place
+    }
+
+    /// The part of the slices from `place` on that makes `n` bytes.
+    pub(crate) fn slices<'c>(&self, chunks: &'c Chunks, place: Place, n: usize) -> Slices<'c> {
+        Slices { list: *self, chunks, place, left: n }
+    }
+
+    /// Frees the chunks before the one of `place`.
+    pub(crate) fn release_before(&mut self, chunks: &mut Chunks, place: Place) {
+        while self.head != place.chunk && self.count > 1 {
+            let head = self.head;
+            self.head = chunks.chunks[head as usize].next;
+            self.count -= 1;
+            chunks.give(head);
+        }
+    }
+
+    /// Makes `place` the end, freeing the chunks after its own.
+    pub(crate) fn truncate(&mut self, chunks: &mut Chunks, place: Place) {
+        let mut after = place.chunk;
+        let mut freed = 0;
+        while after != self.tail {
+            after = chunks.chunks[after as usize].next;
+            chunks.give(after);
+            freed += 1;
+        }
+        self.count -= freed;
+        self.tail = place.chunk;
+        self.tail_len = place.offset;
+    }
+
+    /// Frees everything.
+    pub(crate) fn clear(&mut self, chunks: &mut Chunks) {
+        let mut at = self.head;
+        for _ in 0..self.count {
+            let next = chunks.chunks[at as usize].next;
+            chunks.give(at);
+            at = next;
+        }
+        *self = List::EMPTY;
+    }
+
+    /// After a restart: marks the list's chunks as used; false, and nothing marked, when it is not a proper list of
+    /// chunks that nobody else has.
+    pub(crate) fn mark(&self, chunks: &Chunks, used: &mut [bool]) -> bool {
+        if self.is_empty() {
+            return *self == List::EMPTY;
+        }
+        let (mut at, mut marked) = (self.head, 0);
+        while marked < self.count && used.get(at as usize) == Some(&false) {
+            used[at as usize] = true;
+            marked += 1;
+            if marked == self.count && at == self.tail && self.tail_len as usize <= ROOM {
+                return true;
+            }
+            at = chunks.chunks[at as usize].next;
+        }
+        at = self.head;
+        for _ in 0..marked {
+            used[at as usize] = false;
+            at = chunks.chunks[at as usize].next;
+        }
+        false
+    }
+}
+
+/// See [`List::slices`].
+pub(crate) struct Slices<'c> {
+    list: List,
+    chunks: &'c Chunks,
+    place: Place,
+    left: usize,
+}
+
+impl<'c> Iterator for Slices<'c> {
+    type Item = &'c [u8];
+
+    fn next(&mut self) -> Option<&'c [u8]> {
+        if self.left == 0 {
+            return None;
+        }
+        let (place, bytes) = self.list.bytes_at(self.chunks, self.place);
+        let n = bytes.len().min(self.left);
+        if n == 0 {
+            return None;
+        }
+        self.place = place;
+        self.place.forward(n);
+        self.left -= n;
+        Some(&bytes[..n])
+    }
+}
+
+#[cfg(test)]
+pub(crate) fn chunks_for_tests(n: usize) -> Chunks {
+    use zerocopy::FromZeros;
+    Chunks::new(Vec::leak(Chunk::new_vec_zeroed(n).unwrap()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_back_as_they_went_in_and_chunks_too() {
+        let mut chunks = chunks_for_tests(8);
+        let mut list = List::EMPTY;
+        let text: Vec<u8> = (0..3000u32).map(|i| i as u8).collect();
+        assert_eq!(list.needs(0, text.len()), 3);
+        list.push(&mut chunks, &text[..1016]);
+        assert_eq!(list.needs(24, 0), 1);
+        list.push(&mut chunks, &text[1016..]);
+        let got: Vec<u8> = list.slices(&chunks, list.start(), 3000).flatten().copied().collect();
+        assert_eq!(got, text);
+        let middle = list.skip(&chunks, list.start(), 1016);
+        assert_eq!(list.slices(&chunks, middle, 5).flatten().copied().collect::<Vec<_>>(), &text[1016..1021]);
+        let later = list.skip(&chunks, list.start(), 1500);
+        list.release_before(&mut chunks, later);
+        assert_eq!((list.count, chunks.available()), (2, 6));
+        list.truncate(&mut chunks, later);
+        assert_eq!((list.count, list.tail_len, chunks.available()), (1, 484, 7));
+        list.clear(&mut chunks);
+        assert_eq!((list, chunks.available()), (List::EMPTY, 8));
+    }
+}

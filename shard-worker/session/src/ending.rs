@@ -1,0 +1,319 @@
+//! How connections and sessions end.
+//!
+//! | what ends | then |
+//! |---|---|
+//! | both FINs acknowledged | `Lingering`, then free: completed |
+//! | client RST, all delivered | exact RST, free |
+//! | target FIN or RST, requests remain | the turn at the front is sent once more on a new connection if none of it was acknowledged; else its rest is `target_closed` and the next turn goes on |
+//! | target RST, nothing remains | `Parted` until the client's next turn or end |
+//! | refused, timed out, memory | everything held is dropped; `Parted` likewise |
+//! | idle, superseded, stopped | RST, free |
+
+use flow::Drop;
+
+use crate::held;
+use crate::slot::{After, NONE, Phase, Slot, Timer, is};
+use crate::stash;
+use crate::table::Table;
+use crate::tally::Count;
+
+/// Connections in a row without one acknowledged byte, after which the held turns are given up.
+const FRUITLESS: u8 = 8;
+
+impl Table {
+    /// The flow's four-tuple begins a new connection: the sessions of the old one go on draining on their own.
+    pub(crate) fn detach_flow(&mut self, now_us: u64, first: u32) {
+        let slot = self.slots.get(first);
+        let hash = self.flow_hash(&slot.client, &slot.server);
+        self.by_flow.remove(hash, first);
+        let mut id = first;
+        while id != NONE {
+            let slot = self.slots.get_mut(id);
+            let next = std::mem::replace(&mut slot.next_copy, NONE);
+            slot.unset(is::FIRST);
+            slot.set(is::DETACHED);
+            self.close_stream(now_us, id);
+            id = next;
+        }
+    }
+
+    /// The client of a detached session is gone: what is in order is still delivered, then a FIN.
+    fn close_stream(&mut self, now_us: u64, id: u32) {
+        let orphan_us = self.config.times.orphan_us;
+        let slot = self.slots.get_mut(id);
+        match slot.phase() {
+            Phase::Free | Phase::Resetting => return,
+            Phase::Lingering => return,
+            Phase::Parted => {
+                self.finish(now_us, id, Drop::Gap);
+                return;
+            }
+            Phase::Queued => {}
+            Phase::Opening | Phase::Open => slot.arm(Timer::End, now_us + orphan_us),
+        }
+        let lost = stash::clear(slot, &mut self.chunks);
+        self.tally.discard(slot, Drop::Gap, lost);
+        slot.disarm(Timer::Hole);
+        if !slot.is(is::END_HELD) {
+            if !slot.is(is::END_KNOWN) {
+                slot.set(is::END_KNOWN);
+                slot.end_gate = slot.last_gate;
+            }
+            slot.online_end = slot.online_next;
+            self.take_end(now_us, id, now_us);
+        }
+        self.touch(id);
+    }
+
+    /// The target's FIN was seen and all of ours is acknowledged, but requests remain: they need another connection.
+    pub(crate) fn go_on_elsewhere(&mut self, now_us: u64, id: u32) {
+        let slot = self.slots.get(id);
+        if slot.phase() == Phase::Open
+            && slot.is(is::PEER_FIN)
+            && slot.sent_bytes() == 0
+            && slot.held_len > 0
+            && !slot.is(is::FIN_SENT)
+        {
+            self.reconnect(now_us, id, Drop::TargetClosed, true);
+        }
+    }
+
+    /// Part of a request stands at the target and can never be completed.
+    pub(crate) fn break_off(&mut self, now_us: u64, id: u32) {
+        self.reconnect(now_us, id, Drop::Gap, true);
+    }
+
+    /// The target's RST.
+    pub(crate) fn target_reset(&mut self, now_us: u64, id: u32) {
+        let slot = self.slots.get_mut(id);
+        if slot.held_len > 0 {
+            self.reconnect(now_us, id, Drop::TargetClosed, false);
+            return;
+        }
+        if slot.turns_waiting > 0 {
+            slot.failure = 1 + Count::FailedReset as u8;
+        }
+        self.leave(now_us, id, Drop::TargetClosed, false);
+    }
+
+    /// The reconnect rule: the turn at the front is sent again only if none of it was acknowledged, and once.
+    fn reconnect(&mut self, now_us: u64, id: u32, reason: Drop, reset: bool) {
+        let slot = self.slots.get_mut(id);
+        let mut sent = slot.sent_bytes();
+        held::rewind(slot);
+        if reason == Drop::Gap {
+            // The last turn is the one that will never be whole; those before it are sent again.
+            let (dropped, _) = held::drop_unsent_tail(slot, &mut self.chunks);
+            self.tally.discard(slot, reason, dropped);
+        }
+        let again = slot.held_len == 0 || held::head_is_whole(slot, &self.chunks);
+        if !again || (sent > 0 && slot.is(is::HEAD_RESENT)) {
+            let (dropped, grows) = held::drop_head_turn(slot, &mut self.chunks);
+            self.tally.discard(slot, Drop::TargetClosed, dropped);
+            sent = sent.saturating_sub(dropped);
+            if grows {
+                slot.set(is::SKIPPING);
+                slot.skip_reason = Drop::TargetClosed as u8;
+            }
+            slot.failure = 1 + Count::FailedTargetClosed as u8;
+        } else if sent > 0 && slot.held_len > 0 {
+            slot.set(is::HEAD_RESENT);
+            self.tally.one(Count::TurnsResent);
+        }
+        slot.resent_left = sent.min(slot.held_len);
+        slot.fruitless = slot.fruitless.saturating_add(1);
+        if slot.fruitless > FRUITLESS {
+            self.part_with(now_us, id, reason, Count::FailedTargetClosed, reset);
+        } else if slot.held_len == 0 {
+            self.leave(now_us, id, reason, reset);
+        } else if reset {
+            slot.set_after(After::Reopen);
+            self.owe_reset(id);
+        } else {
+            // A failure parts the session, which is all there is to do about it.
+            let _ = self.reopen(now_us, id);
+        }
+    }
+
+    /// Gives up the connection and everything held for it.
+    pub(crate) fn part(&mut self, now_us: u64, id: u32, reason: Drop, failure: Count) {
+        let reset = matches!(self.slots.get(id).phase(), Phase::Open | Phase::Opening);
+        self.part_with(now_us, id, reason, failure, reset);
+    }
+
+    /// The same, saying whether the target must be told.
+    pub(crate) fn part_with(&mut self, now_us: u64, id: u32, reason: Drop, failure: Count, reset: bool) {
+        let slot = self.slots.get_mut(id);
+        if slot.phase() == Phase::Queued {
+            self.fail(now_us, id, reason, failure);
+            return;
+        }
+        let held = slot.held_len;
+        held::clear(slot, &mut self.chunks);
+        self.tally.discard(slot, reason, held);
+        slot.failure = 1 + failure as u8;
+        self.leave(now_us, id, reason, reset);
+    }
+
+    /// Nothing is held any more and the connection is gone or has to go: the session waits for its client's next turn, or
+    /// is over when the client is.
+    fn leave(&mut self, now_us: u64, id: u32, reason: Drop, reset: bool) {
+        let slot = self.slots.get_mut(id);
+        held::clear(slot, &mut self.chunks);
+        let over = slot.is(is::DETACHED | is::END_HELD);
+        if !over {
+            // The rest of a turn that the target has not wholly taken is of no use without its start.
+            slot.set(is::SKIPPING);
+            slot.skip_reason = reason as u8;
+        }
+        slot.set_after(if over { After::Free } else { After::Part });
+        if reset && slot.phase() != Phase::Parted {
+            self.owe_reset(id);
+        } else {
+            self.after_reset(now_us, id);
+        }
+    }
+
+    fn owe_reset(&mut self, id: u32) {
+        let slot = self.slots.get_mut(id);
+        slot.enter(Phase::Resetting);
+        for timer in [Timer::Rto, Timer::Persist, Timer::Gate, Timer::Ack, Timer::Alive] {
+            slot.disarm(timer);
+        }
+        self.touch(id);
+    }
+
+    /// What was to follow a reset.
+    pub(crate) fn after_reset(&mut self, now_us: u64, id: u32) {
+        match self.slots.get(id).after() {
+            After::Free => self.finish(now_us, id, Drop::TargetClosed),
+            After::Reopen => {
+                // A failure parts the session, which is all there is to do about it.
+                let _ = self.reopen(now_us, id);
+            }
+            After::Part => {
+                let idle_us = self.config.times.idle_us;
+                let slot = self.slots.get_mut(id);
+                slot.snd_una = slot.snd_nxt;
+                slot.enter(Phase::Parted);
+                for timer in [Timer::Rto, Timer::Persist, Timer::Gate, Timer::Ack, Timer::Alive] {
+                    slot.disarm(timer);
+                }
+                slot.arm(Timer::End, now_us + idle_us);
+                if self.slots.get(id).held_len > 0 {
+                    // The next turn came while the reset was owed. A failure parts the session again.
+                    let _ = self.reopen(now_us, id);
+                    return;
+                }
+                if self.slots.get(id).is(is::END_HELD) {
+                    self.finish(now_us, id, Drop::TargetClosed);
+                    return;
+                }
+                if self.pools.iter().any(Option::is_some) {
+                    self.vacate(now_us, id);
+                }
+                self.rearm(id);
+                if self.slots.get(id).is(is::END_KNOWN) {
+                    self.take_end(now_us, id, now_us);
+                }
+            }
+        }
+    }
+
+    /// Both directions are closed: the numbers are kept for a moment.
+    pub(crate) fn linger(&mut self, now_us: u64, id: u32) {
+        let linger_us = self.config.times.linger_us;
+        let slot = self.slots.get_mut(id);
+        held::clear(slot, &mut self.chunks);
+        slot.enter(Phase::Lingering);
+        slot.deadlines = Slot::empty().deadlines;
+        slot.arm(Timer::End, now_us + linger_us);
+        self.rearm(id);
+    }
+
+    /// Ends a session before its time, under a reason.
+    pub(crate) fn fail(&mut self, now_us: u64, id: u32, reason: Drop, failure: Count) {
+        let slot = self.slots.get_mut(id);
+        if matches!(slot.phase(), Phase::Free) {
+            return;
+        }
+        let stashed = stash::clear(slot, &mut self.chunks);
+        let held = slot.held_len;
+        let phase = slot.phase();
+        self.tally.discard(slot, reason, stashed);
+        self.tally.discard(slot, reason, held);
+        held::clear(slot, &mut self.chunks);
+        slot.disarm(Timer::Hole);
+        if phase != Phase::Lingering && phase != Phase::Resetting {
+            slot.failure = 1 + failure as u8;
+        }
+        slot.set_after(After::Free);
+        match phase {
+            Phase::Open | Phase::Opening | Phase::Resetting => {
+                self.unlink(id);
+                self.slots.get_mut(id).set(is::DETACHED);
+                self.owe_reset(id);
+            }
+            _ => self.finish(now_us, id, reason),
+        }
+    }
+
+    /// The run is over for this session.
+    pub(crate) fn stop(&mut self, now_us: u64, id: u32) {
+        let failure = match self.slots.get(id).in_flight {
+            0 => Count::SessionsCompleted,
+            _ => Count::FailedStopped,
+        };
+        self.fail(now_us, id, Drop::Stopped, failure);
+    }
+
+    /// Takes the session out of its flow's chain.
+    fn unlink(&mut self, id: u32) {
+        let slot = self.slots.get(id);
+        if slot.is(is::DETACHED) {
+            return;
+        }
+        let next = slot.next_copy;
+        let (client, server, mapping) = (slot.client, slot.server, slot.mapping);
+        let hash = self.flow_hash(&client, &server);
+        if slot.is(is::FIRST) {
+            self.by_flow.remove(hash, id);
+            if next != NONE {
+                self.by_flow.insert(hash, next);
+                self.slots.get_mut(next).set(is::FIRST);
+            }
+        } else if let Some(first) = self.find_flow(hash, &client, &server, mapping) {
+            let mut before = first;
+            while before != NONE && self.slots.get(before).next_copy != id {
+                before = self.slots.get(before).next_copy;
+            }
+            if before != NONE {
+                self.slots.get_mut(before).next_copy = next;
+            }
+        }
+        let slot = self.slots.get_mut(id);
+        slot.next_copy = NONE;
+        slot.unset(is::FIRST);
+    }
+
+    /// The session is over: what it still had in flight is dropped under `reason`, everything of it is free again.
+    pub(crate) fn finish(&mut self, now_us: u64, id: u32, reason: Drop) {
+        self.unlink(id);
+        self.vacate(now_us, id);
+        let slot = self.slots.get_mut(id);
+        stash::clear(slot, &mut self.chunks);
+        held::clear(slot, &mut self.chunks);
+        let rest = slot.in_flight;
+        self.tally.discard(slot, reason, rest);
+        let failure = slot.failure.checked_sub(1).and_then(|index| Count::ALL.get(index as usize));
+        self.tally.one(failure.copied().unwrap_or(Count::SessionsCompleted));
+        let waiter = slot.waiter;
+        *slot = Slot::empty();
+        self.wheel.disarm(id);
+        self.free.push(id);
+        self.tally.open -= 1;
+        if waiter != NONE && self.slots.get(waiter).phase() == Phase::Queued {
+            self.start_waiter(now_us, waiter);
+        }
+    }
+}

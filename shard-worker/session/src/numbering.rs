@@ -1,0 +1,103 @@
+//! Numbers of our own: initial sequence numbers, time stamps, segment sizes.
+
+use flow::hash::flow_hash;
+use flow::{Endpoint, Seq};
+
+/// Our window scale: with the whole window field it offers 8 MiB, so the target is never slowed down by us.
+pub(crate) const WINDOW_SCALE: u8 = 7;
+/// The window field of every segment.
+pub(crate) const WINDOW: u16 = u16::MAX;
+/// Bytes of the time stamps option with its padding.
+pub(crate) const TIMESTAMP_BYTES: u16 = 12;
+/// The smallest MSS accepted from a target or an ICMP error: Linux' floor (net.ipv4.route.min_adv_mss is 256).
+pub(crate) const LEAST_MSS: u16 = 256;
+
+/// Initial sequence number after RFC 6528: a clock of 250 kHz plus a keyed hash of the endpoints, raised above what the
+/// target may remember of the tuple (its TIME_WAIT takes a SYN without time stamps only above its `rcv_nxt`).
+pub(crate) fn isn(now_us: u64, seed: u64, client: &Endpoint, target: &Endpoint, floor: Option<Seq>) -> Seq {
+    let isn = Seq(((now_us / 4) as u32).wrapping_add(flow_hash(seed, client, target) as u32));
+    match floor {
+        Some(floor) if !isn.after(floor) => floor + ABOVE,
+        _ => isn,
+    }
+}
+
+/// How far above.
+const ABOVE: u32 = 65_536;
+
+/// Time stamp value: a clock of 1 kHz plus a keyed offset for each endpoint pair. Monotone across connections and
+/// restarts, since the clock is the machine's.
+pub(crate) fn ts_val(now_us: u64, offset: u32) -> u32 {
+    ((now_us / 1000) as u32).wrapping_add(offset)
+}
+
+/// The offset of a pair.
+pub(crate) fn ts_offset(seed: u64, client: &Endpoint, target: &Endpoint) -> u32 {
+    (flow_hash(seed ^ 1, client, target) >> 32) as u32
+}
+
+/// MSS that the path allows: its MTU less the headers without options (RFC 6691).
+pub(crate) fn path_mss(mtu: u16, v4: bool) -> u16 {
+    mtu.saturating_sub(if v4 { 40 } else { 60 }).max(LEAST_MSS)
+}
+
+/// MSS to assume of a peer that does not say (RFC 9293, section 3.7.1).
+pub(crate) const fn default_mss(v4: bool) -> u16 {
+    if v4 { 536 } else { 1220 }
+}
+
+/// The last numbers used on some four-tuples (`Clients::Keep`, where a tuple comes back at once). Direct-mapped: a
+/// collision forgets, and then the clock alone must do, as REPLAY's rule for TIME_WAIT provides for.
+pub(crate) struct LastNumbers {
+    entries: Box<[(u32, Seq)]>,
+}
+
+impl LastNumbers {
+    pub(crate) fn new() -> Self {
+        Self { entries: vec![(0, Seq(0)); ENTRIES].into_boxed_slice() }
+    }
+
+    pub(crate) fn note(&mut self, hash: u64, next: Seq) {
+        self.entries[hash as usize % ENTRIES] = (((hash >> 32) as u32).max(1), next);
+    }
+
+    pub(crate) fn get(&self, hash: u64) -> Option<Seq> {
+        let (tag, next) = self.entries[hash as usize % ENTRIES];
+        (tag == ((hash >> 32) as u32).max(1)).then_some(next)
+    }
+}
+
+/// 64 KiB a shard.
+const ENTRIES: usize = 8_192;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Endpoint, Endpoint) {
+        let end = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
+        (end("198.18.0.1:5000"), end("10.0.3.2:80"))
+    }
+
+    #[test]
+    fn isn_follows_its_clock_and_stays_above_the_floor() {
+        let (client, target) = pair();
+        let first = isn(1_000_000, 9, &client, &target, None);
+        assert_eq!(isn(5_000_000, 9, &client, &target, None), first + 1_000_000);
+        let after_upload = first + 100_000_000;
+        assert!(isn(1_001_000, 9, &client, &target, Some(after_upload)).after(after_upload));
+        assert_eq!(isn(1_001_000, 9, &client, &target, Some(first)), first + 250);
+    }
+
+    #[test]
+    fn time_stamps_never_step_back() {
+        let (client, target) = pair();
+        let offset = ts_offset(3, &client, &target);
+        assert_eq!(ts_val(7_000, offset).wrapping_sub(ts_val(5_999, offset)), 2);
+    }
+
+    #[test]
+    fn sizes_of_the_families() {
+        assert_eq!((path_mss(1500, true), path_mss(1500, false), path_mss(10, true)), (1460, 1440, LEAST_MSS));
+    }
+}

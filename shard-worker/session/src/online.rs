@@ -1,0 +1,487 @@
+//! The captured side: segments of real clients, in order, doubled, overlapping or with holes between them, become the
+//! held stream. Every payload byte is taken in once or dropped under a reason here.
+
+use flow::record::flag;
+use flow::sample::copies;
+use flow::{Captured, Drop, Seq};
+
+use crate::chunks::ROOM;
+use crate::config::{Join, Rtt};
+use crate::held::{self, NoChunk, Piece, piece};
+use crate::slot::{NEVER, NONE, Phase, Slot, Timer, is};
+use crate::stash;
+use crate::table::Table;
+use crate::tally::Count;
+
+/// A round-trip time of the client from this on is not believed: its SYN was lost on the way, or its user was asleep.
+pub(crate) const RTT_VALID_US: u64 = 900_000;
+/// Sequence numbers further off than this belong to another connection: four times Linux' largest default buffer.
+const FAR: i32 = 1 << 28;
+
+/// What is done with bytes that are next in order.
+enum Admit {
+    Hold,
+    Drop(Drop),
+}
+
+impl Table {
+    pub(crate) fn take_captured(
+        &mut self,
+        now_us: u64,
+        segment: &Captured,
+        payload: &[u8],
+        percent_ppm: u32,
+        copies_milli: u32,
+    ) {
+        self.tally.one(Count::TakenSegments);
+        self.tally.add(Count::TakenBytes, payload.len() as u64);
+        let hash = self.flow_hash(&segment.client, &segment.server);
+        let opens = segment.tcp.has(flag::SYN) && !segment.tcp.has(flag::ACK);
+        let mut first = self.find_flow(hash, &segment.client, &segment.server, segment.mapping);
+        if let Some(id) = first
+            && opens
+            && !self.repeats_syn(id, segment)
+        {
+            self.detach_flow(now_us, id);
+            first = None;
+        }
+        if let Some(id) = first {
+            self.distribute(now_us, id, segment, payload);
+            return;
+        }
+        let wanted = copies(
+            self.config.seeds.sample,
+            &segment.client,
+            &segment.server,
+            0,
+            percent_ppm,
+            copies_milli,
+        );
+        if wanted == 0 {
+            self.tally.one(Count::SampledOut);
+            return;
+        }
+        if usize::from(segment.mapping) >= self.config.mappings.len() {
+            self.tally.one(Count::Orphans);
+            self.refuse(Drop::NotJoined, wanted, payload.len());
+            return;
+        }
+        if opens {
+            self.begin_flow(now_us, hash, segment, payload, wanted, false);
+        } else if payload.is_empty() {
+            if segment.tcp.has(flag::ACK) && segment.tcp.flags & (flag::FIN | flag::RST) == 0 {
+                self.strangers.moved_on(hash, segment.tcp.ack);
+            } else {
+                self.tally.one(Count::Orphans);
+            }
+        } else {
+            let joins = match self.config.join {
+                Join::First => segment.tcp.has(flag::ACK),
+                Join::Boundary => segment.tcp.has(flag::ACK) && self.strangers.moved_on(hash, segment.tcp.ack),
+                Join::Never => false,
+            };
+            match joins {
+                true => self.begin_flow(now_us, hash, segment, payload, wanted, true),
+                false if self.config.join == Join::Never => self.refuse(Drop::NotJoined, wanted, payload.len()),
+                false => self.refuse(Drop::JoinedMidturn, wanted, payload.len()),
+            }
+        }
+    }
+
+    /// Bytes that are wanted but find no session.
+    fn refuse(&mut self, reason: Drop, copies: u32, len: usize) {
+        self.tally.add(Count::Wanted, u64::from(copies) * len as u64);
+        for _ in 0..copies {
+            self.tally.drop_bytes(reason, len as u32);
+        }
+    }
+
+    fn begin_flow(
+        &mut self,
+        now_us: u64,
+        hash: u64,
+        segment: &Captured,
+        payload: &[u8],
+        copies: u32,
+        joined: bool,
+    ) {
+        if self.draining {
+            self.refuse(Drop::Stopped, copies, payload.len());
+            return;
+        }
+        self.strangers.forget(hash);
+        match self.birth(now_us, hash, segment, copies, joined) {
+            Ok(first) => self.distribute(now_us, first, segment, payload),
+            Err(reason) => self.refuse(reason, copies, payload.len()),
+        }
+    }
+
+    /// Gives a segment to every copy of its flow.
+    fn distribute(&mut self, now_us: u64, first: u32, segment: &Captured, payload: &[u8]) {
+        let (copies, absent) = (self.slots.get(first).copies, self.slots.get(first).absent_reason);
+        self.tally.add(Count::Wanted, u64::from(copies) * payload.len() as u64);
+        let (mut id, mut present) = (first, 0);
+        while id != NONE {
+            let next = self.slots.get(id).next_copy;
+            self.take(now_us, id, segment, payload);
+            present += 1;
+            id = next;
+        }
+        for _ in present..copies {
+            self.tally.drop_bytes(Drop::ALL[absent as usize % Drop::COUNT], payload.len() as u32);
+        }
+    }
+
+    /// Whether a SYN is one more of the flow that the table knows.
+    fn repeats_syn(&mut self, first: u32, segment: &Captured) -> bool {
+        let slot = self.slots.get(first);
+        if slot.is(is::JOINED) || slot.online_isn != segment.tcp.seq {
+            return false;
+        }
+        let mut id = first;
+        while id != NONE {
+            let slot = self.slots.get_mut(id);
+            if !slot.is(is::RTT_SETTLED) {
+                // Which of the two SYNs was answered is not known (REPLAY, "RTT sample").
+                slot.set(is::RTT_SETTLED);
+                slot.client_rtt_us = 0;
+            }
+            id = slot.next_copy;
+        }
+        true
+    }
+
+    /// One segment of one copy.
+    fn take(&mut self, now_us: u64, id: u32, segment: &Captured, payload: &[u8]) {
+        let tcp = &segment.tcp;
+        let time_us = segment.time_ns / 1000;
+        self.note_handshake(now_us, id, segment, time_us);
+        let slot = self.slots.get_mut(id);
+        slot.seen_us = now_us;
+        let seq = tcp.seq + u32::from(tcp.has(flag::SYN));
+        let gate = if tcp.has(flag::ACK) { tcp.ack } else { slot.last_gate };
+        let end = seq + payload.len() as u32 + segment.cut_len;
+        if end.since(slot.online_next).unsigned_abs() > FAR as u32 {
+            self.tally.drop_bytes(Drop::NotJoined, payload.len() as u32);
+            return;
+        }
+        if payload.is_empty() {
+            self.drain_stash(now_us, id);
+        } else {
+            self.take_payload(now_us, id, seq, gate, time_us, payload);
+        }
+        let slot = self.slots.get_mut(id);
+        if tcp.flags & (flag::FIN | flag::RST) != 0 && !slot.is(is::END_KNOWN) && slot.phase() != Phase::Free {
+            slot.set(is::END_KNOWN);
+            slot.put(is::END_RST, tcp.has(flag::RST));
+            slot.online_end = if tcp.has(flag::RST) { end.max(slot.online_next) } else { end };
+            slot.end_gate = gate;
+            if slot.online_end.after(slot.online_next) && slot.deadline(Timer::Hole) == NEVER {
+                slot.arm(Timer::Hole, now_us + self.config.times.hole_us);
+            }
+        } else if tcp.has(flag::RST) && slot.is(is::END_KNOWN) {
+            // After its FIN the client answered with a reset: what is held still goes first.
+            slot.set(is::END_RST);
+        }
+        self.take_end(now_us, id, time_us);
+    }
+
+    /// What the first packets of a connection tell: the client's distance, and where the server's numbers begin.
+    fn note_handshake(&mut self, now_us: u64, id: u32, segment: &Captured, time_us: u64) {
+        let rtt = self.config.rtt;
+        let slot = self.slots.get_mut(id);
+        if segment.tcp.has(flag::SYN) || slot.is(is::ANCHORED) && slot.is(is::RTT_SETTLED) {
+            return;
+        }
+        if segment.tcp.has(flag::ACK) && !slot.is(is::ANCHORED) {
+            slot.set(is::ANCHORED);
+            slot.anchor_online = segment.tcp.ack;
+            slot.last_gate = segment.tcp.ack;
+        }
+        if !slot.is(is::RTT_SETTLED) {
+            slot.set(is::RTT_SETTLED);
+            let sample = time_us.saturating_sub(slot.data_us);
+            slot.client_rtt_us = if sample < RTT_VALID_US { sample as u32 } else { 0 };
+        }
+        if slot.is(is::HELD_BACK) {
+            if rtt == Rtt::Measured {
+                slot.arm(Timer::Ack, slot.answer_us + distance_us(slot, rtt));
+            }
+            if slot.deadline(Timer::Ack) <= now_us {
+                slot.unset(is::HELD_BACK);
+                slot.disarm(Timer::Ack);
+            }
+            self.touch(id);
+        }
+    }
+
+    fn take_payload(&mut self, now_us: u64, id: u32, seq: Seq, gate: Seq, time_us: u64, payload: &[u8]) {
+        let slot = self.slots.get(id);
+        let mut bytes = payload;
+        // Beyond the client's own end nothing can follow.
+        if slot.is(is::END_KNOWN) {
+            let room = slot.online_end.since(seq).max(0) as usize;
+            let (within, beyond) = bytes.split_at(bytes.len().min(room));
+            self.tally.drop_bytes(Drop::NotJoined, beyond.len() as u32);
+            bytes = within;
+        }
+        let known = slot.online_next.since(seq).max(0) as usize;
+        let (doubled, fresh) = bytes.split_at(bytes.len().min(known));
+        self.tally.drop_bytes(Drop::Duplicate, doubled.len() as u32);
+        if fresh.is_empty() {
+            return;
+        }
+        let seq = seq + doubled.len() as u32;
+        let held = u64::from(slot.held_len) + u64::from(slot.stash_bytes) + fresh.len() as u64;
+        if held > u64::from(self.config.limits.held_per_session) {
+            self.tally.drop_bytes(Drop::Memory, fresh.len() as u32);
+            self.overflow(now_us, id, seq + fresh.len() as u32);
+            return;
+        }
+        let early = !slot.is(is::ANCHORED);
+        if seq == slot.online_next && !early {
+            // A higher byte that was captured earlier lowers the gate (a recovered retransmission has a newer number).
+            let gate = stash::lowest_gate(slot, &self.chunks).map_or(gate, |lowest| lowest.min(gate));
+            if self.append(now_us, id, gate, time_us, fresh).is_err() {
+                self.tally.drop_bytes(Drop::Memory, fresh.len() as u32);
+                self.overflow(now_us, id, seq + fresh.len() as u32);
+                return;
+            }
+        } else if stash::has(slot, &self.chunks, seq, fresh.len() as u32) {
+            self.tally.drop_bytes(Drop::Duplicate, fresh.len() as u32);
+        } else {
+            // Behind a hole; or data in a SYN, which waits for the client's third packet (RFC 7413: it may be a repeat).
+            let slot = self.slots.get_mut(id);
+            if stash::keep(slot, &mut self.chunks, time_us, seq, gate, fresh).is_err() {
+                self.tally.drop_bytes(Drop::Memory, fresh.len() as u32);
+                self.overflow(now_us, id, seq + fresh.len() as u32);
+                return;
+            }
+            self.tally.one(Count::Stashed);
+            self.tally.hold(slot, fresh.len() as u32);
+            if slot.deadline(Timer::Hole) == NEVER {
+                slot.arm(Timer::Hole, now_us + self.config.times.hole_us);
+            }
+            if slot.stash_count >= stash::ENTRIES {
+                slot.arm(Timer::Hole, now_us);
+            }
+        }
+        self.drain_stash(now_us, id);
+        self.touch(id);
+    }
+
+    /// Bytes that are next in order: they begin a turn, continue one, or belong to one that is given up.
+    fn append(&mut self, now_us: u64, id: u32, gate: Seq, time_us: u64, bytes: &[u8]) -> Result<(), NoChunk> {
+        match self.admit(now_us, id, gate, time_us, bytes.len())? {
+            Admit::Hold => {
+                let slot = self.slots.get_mut(id);
+                held::grow(slot, &mut self.chunks, bytes)?;
+                self.tally.hold(slot, bytes.len() as u32);
+            }
+            Admit::Drop(reason) => self.tally.drop_bytes(reason, bytes.len() as u32),
+        }
+        self.slots.get_mut(id).online_next += bytes.len() as u32;
+        Ok(())
+    }
+
+    /// Decides about bytes that are next in order, and begins a piece for them when they need one.
+    fn admit(
+        &mut self,
+        now_us: u64,
+        id: u32,
+        gate: Seq,
+        time_us: u64,
+        len: usize,
+    ) -> Result<Admit, NoChunk> {
+        let slot = self.slots.get_mut(id);
+        let first = !slot.is(is::HAD_DATA);
+        let gate = if gate.before(slot.last_gate) { slot.last_gate } else { gate };
+        let begins = first || gate.after(slot.last_gate);
+        let gap_us = if first { 0 } else { time_us.saturating_sub(slot.data_us) };
+        let overlapped = begins && !first && gap_us < u64::from(slot.client_rtt_us) / 2;
+        slot.set(is::HAD_DATA);
+        slot.data_us = time_us.max(slot.data_us);
+        slot.last_gate = gate;
+        if slot.is(is::SKIPPING) {
+            if !begins {
+                return Ok(Admit::Drop(Drop::ALL[slot.skip_reason as usize % Drop::COUNT]));
+            }
+            slot.unset(is::SKIPPING);
+        }
+        if begins || !held::can_grow(slot) {
+            let flags = if begins { piece::NEW_TURN } else { 0 } | if overlapped { piece::OVERLAPPED } else { 0 };
+            let gap_us = gap_us.min(u64::from(u32::MAX)) as u32;
+            held::begin(slot, &mut self.chunks, &Piece { time_us, len: 0, gate, gap_us, flags }, len)?;
+        }
+        if slot.phase() == Phase::Parted
+            && let Err(reason) = self.reopen(now_us, id)
+        {
+            return Ok(Admit::Drop(reason));
+        }
+        Ok(Admit::Hold)
+    }
+
+    /// Moves on what is in order now.
+    fn drain_stash(&mut self, now_us: u64, id: u32) {
+        if self.slots.get(id).stash_count == 0 || !self.slots.get(id).is(is::ANCHORED) {
+            return;
+        }
+        let mut moved = false;
+        while let Some(mut ready) = stash::ready(self.slots.get(id), &self.chunks) {
+            moved = true;
+            let slot = self.slots.get(id);
+            let of_syn = !slot.is(is::HAD_DATA | is::JOINED) && slot.online_next == slot.online_isn + 1;
+            let gate = if of_syn { slot.last_gate } else { ready.gate };
+            let gate = stash::lowest_gate(slot, &self.chunks).map_or(gate, |lowest| lowest.min(gate));
+            let mut buffer = [0; ROOM];
+            while ready.len > 0 {
+                let n = stash::read(self.slots.get(id), &self.chunks, &mut ready, &mut buffer);
+                if self.append(now_us, id, gate, ready.time_us, &buffer[..n]).is_err() {
+                    self.overflow(now_us, id, self.slots.get(id).online_next);
+                    return;
+                }
+                // They were in flight in the stash already.
+                let slot = self.slots.get_mut(id);
+                slot.stash_bytes -= n as u32;
+                slot.in_flight -= n as u32;
+                self.tally.in_flight -= n as u64;
+            }
+        }
+        let slot = self.slots.get_mut(id);
+        let doubled = stash::reset_when_passed(slot, &mut self.chunks);
+        self.tally.discard(slot, Drop::Duplicate, doubled);
+        if slot.stash_count == 0 {
+            slot.disarm(Timer::Hole);
+        } else if moved {
+            // The next hole has its own time.
+            slot.arm(Timer::Hole, now_us + self.config.times.hole_us);
+        }
+    }
+
+    /// A hole's time is over: it is skipped, and with it the turn that it was in.
+    pub(crate) fn give_up_hole(&mut self, now_us: u64, id: u32) {
+        let slot = self.slots.get(id);
+        if !slot.is(is::ANCHORED) {
+            // Not a hole: data in a SYN, which waits for the client's next packet.
+            return;
+        }
+        let next = stash::first_byte(slot, &self.chunks);
+        let end = slot.is(is::END_KNOWN).then_some(slot.online_end);
+        let Some(to) = [next, end].into_iter().flatten().reduce(Seq::min) else { return };
+        let missed = to.since(slot.online_next);
+        if missed > 0 {
+            self.tally.one(Count::Holes);
+            self.tally.add(Count::Missed, missed as u64);
+            self.skip_hole(now_us, id, to, missed as u32);
+        }
+        self.drain_stash(now_us, id);
+        self.take_end(now_us, id, self.slots.get(id).data_us);
+        self.touch(id);
+    }
+
+    /// Passes over missing bytes. Where the request with the hole begins and ends is told by acknowledgement numbers:
+    ///
+    /// | the bytes after the hole | then |
+    /// |---|---|
+    /// | continue the turn before it | that turn has the hole: what was not sent of it, and all that follows of it, is given up |
+    /// | begin another turn, and the hole is as long as whole segments | the new turn's start is probably missing: it is given up |
+    /// | begin another turn otherwise | whole requests are missing; nothing else is lost |
+    fn skip_hole(&mut self, now_us: u64, id: u32, to: Seq, missed: u32) {
+        let after = self.gate_at(id, to);
+        let slot = self.slots.get_mut(id);
+        let risen = after.unwrap_or(slot.end_gate).after(slot.last_gate);
+        slot.online_next = to;
+        if risen {
+            if let Some(gate) = after
+                && splits_a_request(slot, missed)
+            {
+                slot.set(is::SKIPPING | is::HAD_DATA);
+                slot.skip_reason = Drop::Gap as u8;
+                slot.last_gate = gate;
+            }
+            return;
+        }
+        if slot.is(is::SKIPPING) {
+            return;
+        }
+        let had_data = slot.is(is::HAD_DATA);
+        slot.set(is::SKIPPING | is::HAD_DATA);
+        slot.skip_reason = Drop::Gap as u8;
+        if had_data {
+            let (dropped, partly_sent) = held::drop_unsent_tail(slot, &mut self.chunks);
+            self.tally.discard(slot, Drop::Gap, dropped);
+            let sent = partly_sent || (dropped == 0 && slot.held.is_empty());
+            if sent && after.is_some() && slot.phase() == Phase::Open {
+                // Part of a request stands at the target and its rest will never come: only a new connection helps.
+                self.tally.one(Count::GapReconnects);
+                self.break_off(now_us, id);
+            }
+        }
+    }
+
+    /// The acknowledgement number that the bytes at `seq` came with.
+    fn gate_at(&self, id: u32, seq: Seq) -> Option<Seq> {
+        let mut probe = *self.slots.get(id);
+        probe.online_next = seq;
+        stash::ready(&probe, &self.chunks).map(|ready| ready.gate)
+    }
+
+    /// The client's FIN or RST becomes the last piece once everything before it is there.
+    pub(crate) fn take_end(&mut self, now_us: u64, id: u32, time_us: u64) {
+        let slot = self.slots.get_mut(id);
+        if !slot.is(is::END_KNOWN)
+            || slot.is(is::END_HELD)
+            || slot.online_next.before(slot.online_end)
+            || slot.phase() == Phase::Free
+        {
+            return;
+        }
+        let rest = stash::clear(slot, &mut self.chunks);
+        self.tally.discard(slot, Drop::NotJoined, rest);
+        slot.disarm(Timer::Hole);
+        if slot.phase() == Phase::Parted {
+            self.finish(now_us, id, Drop::TargetClosed);
+            return;
+        }
+        let gate = if slot.is(is::ANCHORED) { slot.end_gate.max(slot.last_gate) } else { slot.end_gate };
+        let flags = if slot.is(is::END_RST) { piece::RST } else { piece::FIN };
+        let gap_us = time_us.saturating_sub(slot.data_us).min(u64::from(u32::MAX)) as u32;
+        let end = Piece { time_us, len: 0, gate, gap_us, flags };
+        if held::begin(slot, &mut self.chunks, &end, 0).is_err() {
+            let to = slot.online_end;
+            self.overflow(now_us, id, to);
+            return;
+        }
+        slot.set(is::END_HELD);
+        self.touch(id);
+    }
+
+    /// A limit on memory was reached: the session's connection is closed and its rest dropped; `to` is one past the byte
+    /// that found no room.
+    fn overflow(&mut self, now_us: u64, id: u32, to: Seq) {
+        let slot = self.slots.get_mut(id);
+        let rest = stash::clear(slot, &mut self.chunks);
+        self.tally.discard(slot, Drop::Memory, rest);
+        slot.disarm(Timer::Hole);
+        slot.online_next = slot.online_next.max(to);
+        self.part(now_us, id, Drop::Memory, Count::FailedMemory);
+    }
+}
+
+/// Whether a hole of this length lies inside a request: TCP cuts at whole segments, so what is missing from the middle of
+/// a longer request is a multiple of the client's segment size, with or without time stamps.
+fn splits_a_request(slot: &Slot, missed: u32) -> bool {
+    let mss = u32::from(slot.client_mss);
+    mss > 12 && (missed.is_multiple_of(mss) || missed.is_multiple_of(mss - 12))
+}
+
+/// The distance that this session's acknowledgements keep; below a millisecond a timer for each answer would cost more
+/// than it models.
+pub(crate) fn distance_us(slot: &Slot, rtt: Rtt) -> u64 {
+    let us = match rtt {
+        Rtt::Measured => slot.client_rtt_us,
+        Rtt::Fixed(us) => us,
+        Rtt::None => 0,
+    };
+    if us < 1000 { 0 } else { u64::from(us) }
+}

@@ -1,0 +1,419 @@
+//! One session as plain data: what must survive a restart of the worker stands here and nowhere else. No pointers;
+//! links are slot or chunk numbers with [`NONE`]. All of it is written by the functions of this crate only, through
+//! `Slots::get_mut`, so that an undo log can be put there.
+//!
+//! | phase | entered when | left when |
+//! |---|---|---|
+//! | `Free` | the session is over | a flow is born |
+//! | `Queued` | born while its four-tuple still drains an older session | that one is freed, or time is over |
+//! | `Opening` | SYN owed or sent | SYN-ACK → `Open`; RST, silence → `Parted` or `Free` |
+//! | `Open` | established, possibly half closed | both FINs acknowledged → `Lingering`; RST, silence → `Parted`; reconnect → `Resetting` |
+//! | `Resetting` | a reset is owed | it was emitted → `Free`, `Parted` or `Opening` as `after` says |
+//! | `Parted` | the connection is gone, the client is not | the client's next turn → `Opening`; its end → `Free` |
+//! | `Lingering` | over; repeated FINs are still acknowledged | time is over, or the four-tuple comes back → `Free` |
+
+use flow::record::SackBlock;
+use flow::{Endpoint, Seq};
+use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
+
+use crate::chunks::{List, Place};
+
+/// No slot, no chunk.
+pub(crate) const NONE: u32 = u32::MAX;
+/// A deadline that is not set.
+pub(crate) const NEVER: u64 = u64::MAX;
+/// Blocks kept of what the target selectively acknowledged.
+pub(crate) const SACK_BLOCKS: usize = 4;
+
+/// Where a session stands; see the module's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Free,
+    Queued,
+    Opening,
+    Open,
+    Resetting,
+    Parted,
+    Lingering,
+}
+
+/// The deadlines of a slot; the wheel holds the earliest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(crate) enum Timer {
+    /// Retransmission (SYN, data, FIN), tail-loss probe, or the pause before a reconnect.
+    Rto,
+    /// Zero-window probe.
+    Persist,
+    /// The next turn's gate is looked at again.
+    Gate,
+    /// A delayed acknowledgement is due (the client's distance).
+    Ack,
+    /// A hole in the capture is given up.
+    Hole,
+    /// Keep-alive probe while an answer is due.
+    Alive,
+    /// Idle, lingering, queued or orphaned for too long.
+    End,
+}
+
+pub(crate) const TIMERS: usize = 7;
+
+/// What follows a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum After {
+    Free = 0,
+    Part = 1,
+    Reopen = 2,
+}
+
+/// How the target's losses are being repaired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Recovery {
+    /// Nothing is known to be lost.
+    None = 0,
+    /// Duplicate acknowledgements or SACK showed a loss (RFC 6675; RFC 6582 without SACK).
+    Fast = 1,
+    /// The retransmission timer fired: everything not selectively acknowledged counts as lost.
+    Loss = 2,
+}
+
+/// Bits of [`Slot::flags`].
+pub(crate) mod is {
+    /// Head of the flow's chain of copies: the one that the captured index finds.
+    pub(crate) const FIRST: u32 = 1;
+    /// No captured segment reaches this session any more.
+    pub(crate) const DETACHED: u32 = 1 << 1;
+    /// Joined in the middle of the flow: the SYN is built.
+    pub(crate) const JOINED: u32 = 1 << 2;
+    /// The client's FIN or RST was captured; `online_end` and `end_gate` are valid.
+    pub(crate) const END_KNOWN: u32 = 1 << 3;
+    /// That end is an RST.
+    pub(crate) const END_RST: u32 = 1 << 4;
+    /// The end stands in the held stream as its last piece.
+    pub(crate) const END_HELD: u32 = 1 << 5;
+    /// Our FIN was sent at least once; it takes the number before `snd_nxt`.
+    pub(crate) const FIN_SENT: u32 = 1 << 6;
+    /// ... and acknowledged.
+    pub(crate) const FIN_ACKED: u32 = 1 << 7;
+    /// The target's FIN was seen.
+    pub(crate) const PEER_FIN: u32 = 1 << 8;
+    /// The target speaks time stamps.
+    pub(crate) const PEER_TS: u32 = 1 << 9;
+    /// The target speaks SACK.
+    pub(crate) const PEER_SACK: u32 = 1 << 10;
+    /// Established, but our third packet waits for the client's distance.
+    pub(crate) const HELD_BACK: u32 = 1 << 11;
+    /// The client's round-trip time is settled (measured or found invalid).
+    pub(crate) const RTT_SETTLED: u32 = 1 << 12;
+    /// `anchor_online` and `last_gate` are valid.
+    pub(crate) const ANCHORED: u32 = 1 << 13;
+    /// New connection: the first gate is where the anchors are.
+    pub(crate) const REANCHOR: u32 = 1 << 14;
+    /// Data of the client was taken.
+    pub(crate) const HAD_DATA: u32 = 1 << 15;
+    /// Data is dropped (`skip_reason`) until the client's next turn begins.
+    pub(crate) const SKIPPING: u32 = 1 << 16;
+    /// The piece at the send cursor is released by its gate.
+    pub(crate) const RELEASED: u32 = 1 << 17;
+    /// The send cursor stands in the last piece, which may still grow.
+    pub(crate) const CURSOR_IN_TAIL: u32 = 1 << 18;
+    /// The first unacknowledged byte lies in the last piece.
+    pub(crate) const HEAD_IN_TAIL: u32 = 1 << 19;
+    /// The target's numbers are known: its SYN-ACK came.
+    pub(crate) const SYNCHRONISED: u32 = 1 << 20;
+    /// The turn at the head was sent on an earlier connection already.
+    pub(crate) const HEAD_RESENT: u32 = 1 << 21;
+    /// An acknowledgement must leave.
+    pub(crate) const OWE_ACK: u32 = 1 << 22;
+    /// A SYN must leave.
+    pub(crate) const OWE_SYN: u32 = 1 << 23;
+    /// A probe must leave.
+    pub(crate) const OWE_PROBE: u32 = 1 << 24;
+    /// An RST with number `reply_seq` must leave before the SYN.
+    pub(crate) const OWE_RST: u32 = 1 << 25;
+    /// The first unacknowledged segment must be sent again.
+    pub(crate) const OWE_HEAD: u32 = 1 << 26;
+    /// The last segment must be sent again (tail-loss probe).
+    pub(crate) const OWE_TAIL: u32 = 1 << 27;
+    /// The retransmission timer stands for a tail-loss probe.
+    pub(crate) const TAIL_TIMER: u32 = 1 << 28;
+    /// A segment is being timed (`rtt_seq`, `rtt_start`).
+    pub(crate) const TIMING: u32 = 1 << 29;
+    /// The target's last data segment had PSH.
+    pub(crate) const ANSWER_PSH: u32 = 1 << 30;
+    /// Never waits for answers again (row 8).
+    pub(crate) const DUPLEX: u32 = 1 << 31;
+}
+
+/// One session.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct Slot {
+    pub(crate) deadlines: [u64; TIMERS],
+    /// Last packet of either side, for the idle time.
+    pub(crate) seen_us: u64,
+    /// Capture time of the client's last data segment; before the first, of its SYN.
+    pub(crate) data_us: u64,
+    /// When the last byte of the last turn was first sent.
+    pub(crate) turn_sent_us: u64,
+    /// When the target's last new data (or SYN-ACK) came.
+    pub(crate) answer_us: u64,
+    /// When the target last acknowledged something new, or when something was first outstanding again.
+    pub(crate) progress_us: u64,
+
+    pub(crate) flags: u32,
+    /// Next copy of the same flow.
+    pub(crate) next_copy: u32,
+    /// The session that waits for this one's four-tuple.
+    pub(crate) waiter: u32,
+    /// Ledger bytes held, stashed, or sent and unacknowledged.
+    pub(crate) in_flight: u32,
+
+    // Online numbering.
+    pub(crate) online_isn: Seq,
+    /// Next byte of the client's stream in order.
+    pub(crate) online_next: Seq,
+    /// One past the client's last byte.
+    pub(crate) online_end: Seq,
+    pub(crate) end_gate: Seq,
+    /// Gate of the last byte taken.
+    pub(crate) last_gate: Seq,
+    /// The client's round-trip time; 0 when unknown.
+    pub(crate) client_rtt_us: u32,
+
+    /// Captured segments behind a hole.
+    pub(crate) stash: List,
+    pub(crate) stash_last: Place,
+    pub(crate) stash_last_len: u32,
+    /// Bytes in the stash that have not been moved on.
+    pub(crate) stash_bytes: u32,
+
+    /// The stream from the first unacknowledged byte on.
+    pub(crate) held: List,
+    pub(crate) held_len: u32,
+    /// First unacknowledged byte, and what is left of its piece.
+    pub(crate) head: Place,
+    pub(crate) head_left: u32,
+    /// Header of the last piece, and its length (the header's own is not valid yet).
+    pub(crate) tail_piece: Place,
+    pub(crate) tail_piece_len: u32,
+    /// Next byte to send for the first time, and what is left of its piece.
+    pub(crate) cursor: Place,
+    pub(crate) cursor_left: u32,
+
+    // Target numbering, ours.
+    pub(crate) snd_una: Seq,
+    pub(crate) snd_nxt: Seq,
+    /// Next number to send again while recovering.
+    pub(crate) rtx_nxt: Seq,
+    /// Recovery is over when this is acknowledged.
+    pub(crate) recover: Seq,
+    pub(crate) snd_wnd: u32,
+    pub(crate) max_wnd: u32,
+    pub(crate) wl1: Seq,
+    pub(crate) wl2: Seq,
+    pub(crate) cwnd: u32,
+    pub(crate) ssthresh: u32,
+    pub(crate) srtt_us: u32,
+    pub(crate) rttvar_us: u32,
+    pub(crate) rtt_seq: Seq,
+    /// Low half of the time at which the timed segment left.
+    pub(crate) rtt_start: u32,
+    pub(crate) sack: [SackBlock; SACK_BLOCKS],
+    /// Number of the RST owed.
+    pub(crate) reply_seq: Seq,
+    /// Offset of our time stamps.
+    pub(crate) ts_offset: u32,
+    /// Bytes from the head on that an earlier connection sent already: not counted again.
+    pub(crate) resent_left: u32,
+
+    // Target numbering, its own.
+    /// One past the highest byte seen.
+    pub(crate) rcv_nxt: Seq,
+    /// What we let the target know we have: `rcv_nxt`, or behind it by the client's distance.
+    pub(crate) rcv_ack: Seq,
+    /// What `rcv_ack` becomes when the acknowledgement timer fires.
+    pub(crate) ack_upto: Seq,
+    pub(crate) ts_recent: u32,
+
+    // Turns.
+    pub(crate) anchor_online: Seq,
+    pub(crate) anchor_target: Seq,
+    /// How much longer the target's last whole answer was than the online one's.
+    pub(crate) deviation: i32,
+
+    pub(crate) turns_waiting: u16,
+    pub(crate) mapping: u16,
+    pub(crate) target: u16,
+    /// Payload bytes per segment towards the target.
+    pub(crate) mss: u16,
+    /// MSS option of the client's SYN; 0 when unknown.
+    pub(crate) client_mss: u16,
+    /// Number of copies of the flow, and which one this is.
+    pub(crate) copies: u16,
+    pub(crate) copy: u16,
+    pub(crate) stash_count: u16,
+
+    phase: u8,
+    after: u8,
+    recovery: u8,
+    pub(crate) sack_count: u8,
+    pub(crate) wscale: u8,
+    pub(crate) dupacks: u8,
+    pub(crate) backoff: u8,
+    pub(crate) probes: u8,
+    /// Row-7 releases in a row.
+    pub(crate) unanswered: u8,
+    /// Connections in a row that ended without an acknowledged byte.
+    pub(crate) fruitless: u8,
+    /// `Drop` index: why bytes are skipped.
+    pub(crate) skip_reason: u8,
+    /// `Drop` index: why the flow has fewer sessions than copies.
+    pub(crate) absent_reason: u8,
+    /// One more than the `Count` index under which the session failed; 0 while it has not.
+    pub(crate) failure: u8,
+    pub(crate) reserved: u8,
+
+    pub(crate) client: Endpoint,
+    pub(crate) server: Endpoint,
+    pub(crate) replayed: Endpoint,
+    pub(crate) padding: [u8; 4],
+}
+
+impl Slot {
+    /// A slot with nothing in it, phase `Free`.
+    pub(crate) fn empty() -> Self {
+        let mut slot = Self::new_zeroed();
+        slot.deadlines = [NEVER; TIMERS];
+        slot.next_copy = NONE;
+        slot.waiter = NONE;
+        slot.stash = List::EMPTY;
+        slot.stash_last = Place::NOWHERE;
+        slot.held = List::EMPTY;
+        slot.head = Place::NOWHERE;
+        slot.tail_piece = Place::NOWHERE;
+        slot.cursor = Place::NOWHERE;
+        slot
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        match self.phase {
+            1 => Phase::Queued,
+            2 => Phase::Opening,
+            3 => Phase::Open,
+            4 => Phase::Resetting,
+            5 => Phase::Parted,
+            6 => Phase::Lingering,
+            _ => Phase::Free,
+        }
+    }
+
+    pub(crate) fn enter(&mut self, phase: Phase) {
+        self.phase = phase as u8;
+    }
+
+    pub(crate) fn after(&self) -> After {
+        match self.after {
+            1 => After::Part,
+            2 => After::Reopen,
+            _ => After::Free,
+        }
+    }
+
+    pub(crate) fn set_after(&mut self, after: After) {
+        self.after = after as u8;
+    }
+
+    pub(crate) fn recovery(&self) -> Recovery {
+        match self.recovery {
+            1 => Recovery::Fast,
+            2 => Recovery::Loss,
+            _ => Recovery::None,
+        }
+    }
+
+    pub(crate) fn set_recovery(&mut self, recovery: Recovery) {
+        self.recovery = recovery as u8;
+    }
+
+    /// Whether any of the bits is set.
+    pub(crate) fn is(&self, bits: u32) -> bool {
+        self.flags & bits != 0
+    }
+
+    pub(crate) fn set(&mut self, bits: u32) {
+        self.flags |= bits;
+    }
+
+    pub(crate) fn unset(&mut self, bits: u32) {
+        self.flags &= !bits;
+    }
+
+    pub(crate) fn put(&mut self, bits: u32, on: bool) {
+        if on { self.set(bits) } else { self.unset(bits) }
+    }
+
+    pub(crate) fn deadline(&self, timer: Timer) -> u64 {
+        self.deadlines[timer as usize]
+    }
+
+    pub(crate) fn arm(&mut self, timer: Timer, at_us: u64) {
+        self.deadlines[timer as usize] = at_us;
+    }
+
+    pub(crate) fn disarm(&mut self, timer: Timer) {
+        self.deadlines[timer as usize] = NEVER;
+    }
+
+    /// Whether the deadline has come; if so it is disarmed.
+    pub(crate) fn fired(&mut self, timer: Timer, now_us: u64) -> bool {
+        let due = self.deadline(timer) <= now_us;
+        if due {
+            self.disarm(timer);
+        }
+        due
+    }
+
+    pub(crate) fn earliest(&self) -> u64 {
+        self.deadlines.iter().copied().min().unwrap_or(NEVER)
+    }
+
+    /// Numbers sent and not acknowledged, FIN and SYN included.
+    pub(crate) fn outstanding(&self) -> u32 {
+        self.snd_nxt.0.wrapping_sub(self.snd_una.0)
+    }
+
+    /// Whether our FIN is outstanding.
+    pub(crate) fn fin_outstanding(&self) -> bool {
+        self.is(is::FIN_SENT) && !self.is(is::FIN_ACKED)
+    }
+
+    /// Payload bytes sent and not acknowledged.
+    pub(crate) fn sent_bytes(&self) -> u32 {
+        match self.phase() {
+            Phase::Open => self.outstanding() - u32::from(self.fin_outstanding()),
+            _ => 0,
+        }
+    }
+
+    /// Payload bytes held that were never sent on this connection.
+    pub(crate) fn unsent(&self) -> u32 {
+        self.held_len - self.sent_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The budget is 512 bytes a session with both index entries (32), wheel (12), ready and free lists (9).
+    #[test]
+    fn a_slot_keeps_within_the_budget() {
+        let bytes = size_of::<Slot>();
+        println!("{bytes}");
+        assert!(bytes <= 448 && bytes.is_multiple_of(8), "{bytes}");
+    }
+}

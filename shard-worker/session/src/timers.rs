@@ -1,0 +1,158 @@
+//! What happens when a deadline comes. Each slot has one entry in the wheel, for the earliest of its deadlines; an entry
+//! that fires early (most do: deadlines move away with every packet) is put back.
+
+use flow::Drop;
+
+use crate::congestion;
+use crate::slot::{Phase, Timer, is};
+use crate::table::{DUE, Table};
+use crate::tally::Count;
+use crate::target::alive_pause_us;
+
+impl Table {
+    pub(crate) fn run_timers(&mut self, now_us: u64) {
+        let mut due = std::mem::take(&mut self.due);
+        due.clear();
+        self.wheel.expire(now_us, DUE, &mut due);
+        for &id in &due {
+            self.run_deadlines(now_us, id);
+            self.rearm(id);
+        }
+        self.due = due;
+    }
+
+    fn run_deadlines(&mut self, now_us: u64, id: u32) {
+        if self.slots.get(id).phase() == Phase::Free || self.slots.get(id).earliest() > now_us {
+            return;
+        }
+        if self.slots.get_mut(id).fired(Timer::End, now_us) {
+            self.end_due(now_us, id);
+        }
+        if self.slots.get_mut(id).fired(Timer::Hole, now_us) {
+            self.give_up_hole(now_us, id);
+        }
+        if self.slots.get_mut(id).fired(Timer::Rto, now_us) {
+            self.retransmission_due(now_us, id);
+        }
+        if self.slots.get_mut(id).fired(Timer::Persist, now_us) {
+            self.persist_due(now_us, id);
+        }
+        if self.slots.get_mut(id).fired(Timer::Alive, now_us) {
+            self.alive_due(now_us, id);
+        }
+        if self.slots.get_mut(id).fired(Timer::Ack, now_us) {
+            self.ack_due(now_us, id);
+        }
+        self.slots.get_mut(id).fired(Timer::Gate, now_us);
+        if self.slots.get(id).phase() != Phase::Free {
+            self.touch(id);
+        }
+    }
+
+    fn retransmission_due(&mut self, now_us: u64, id: u32) {
+        let dead_us = self.config.times.dead_us;
+        let slot = self.slots.get_mut(id);
+        match slot.phase() {
+            Phase::Opening if slot.outstanding() == 0 => slot.set(is::OWE_SYN),
+            Phase::Opening | Phase::Open if now_us.saturating_sub(slot.progress_us) >= dead_us => {
+                self.part(now_us, id, Drop::TimedOut, Count::FailedTimedOut);
+            }
+            Phase::Opening => {
+                slot.backoff = slot.backoff.saturating_add(1);
+                slot.set(is::OWE_SYN);
+            }
+            Phase::Open if slot.outstanding() == 0 => {}
+            Phase::Open if slot.is(is::TAIL_TIMER) => {
+                slot.unset(is::TAIL_TIMER);
+                slot.set(is::OWE_TAIL);
+                slot.arm(Timer::Rto, now_us + congestion::rto_us(slot));
+            }
+            Phase::Open => {
+                congestion::timed_out(slot);
+                slot.arm(Timer::Rto, now_us + congestion::rto_us(slot));
+            }
+            _ => {}
+        }
+    }
+
+    /// The window is closed and nothing is under way: an update may have been lost.
+    fn persist_due(&mut self, now_us: u64, id: u32) {
+        let idle_us = self.config.times.idle_us;
+        let slot = self.slots.get_mut(id);
+        if slot.phase() != Phase::Open || slot.unsent() == 0 {
+            return;
+        }
+        if now_us.saturating_sub(slot.progress_us) >= idle_us {
+            self.part(now_us, id, Drop::TimedOut, Count::FailedTimedOut);
+            return;
+        }
+        slot.set(is::OWE_PROBE);
+        slot.probes = slot.probes.saturating_add(1);
+        let pause = (congestion::rto_us(slot) << slot.probes.min(5)).min(10_000_000);
+        slot.arm(Timer::Persist, now_us + pause);
+    }
+
+    /// An answer is due and nothing says that the target still knows the connection.
+    fn alive_due(&mut self, now_us: u64, id: u32) {
+        let slot = self.slots.get_mut(id);
+        if slot.phase() == Phase::Open && slot.outstanding() == 0 && slot.turns_waiting > 0 {
+            slot.set(is::OWE_PROBE);
+            slot.probes = slot.probes.saturating_add(1);
+            slot.arm(Timer::Alive, now_us + alive_pause_us(slot.probes));
+        }
+    }
+
+    /// The client's distance is over: the target may know what was there then.
+    fn ack_due(&mut self, now_us: u64, id: u32) {
+        let rtt = self.config.rtt;
+        let slot = self.slots.get_mut(id);
+        if slot.phase() != Phase::Open {
+            return;
+        }
+        slot.set(is::OWE_ACK);
+        if slot.is(is::HELD_BACK) {
+            slot.unset(is::HELD_BACK);
+            return;
+        }
+        slot.rcv_ack = slot.ack_upto;
+        if slot.rcv_ack != slot.rcv_nxt {
+            slot.ack_upto = slot.rcv_nxt;
+            slot.arm(Timer::Ack, now_us + crate::online::distance_us(slot, rtt).max(1_000));
+        }
+    }
+
+    /// Something has lasted too long.
+    fn end_due(&mut self, now_us: u64, id: u32) {
+        let times = self.config.times;
+        let slot = self.slots.get_mut(id);
+        match slot.phase() {
+            Phase::Free | Phase::Resetting => {}
+            Phase::Lingering => self.finish(now_us, id, Drop::TargetClosed),
+            Phase::Queued => {
+                // The older session on the four-tuple does not come to an end: it has to.
+                if let Some(holder) = self.holder_of(id) {
+                    self.fail(now_us, holder, Drop::Superseded, Count::FailedSuperseded);
+                }
+            }
+            Phase::Opening | Phase::Open | Phase::Parted => {
+                let limit = if slot.is(is::DETACHED) { times.orphan_us } else { times.idle_us };
+                let quiet_since = slot.seen_us.max(slot.progress_us);
+                if slot.in_flight > 0 {
+                    // Not idle; what is held has deadlines of its own.
+                    slot.arm(Timer::End, now_us + limit);
+                } else if quiet_since + limit > now_us {
+                    slot.arm(Timer::End, quiet_since + limit);
+                } else {
+                    self.fail(now_us, id, Drop::TimedOut, Count::FailedIdle);
+                }
+            }
+        }
+    }
+
+    /// The session whose four-tuple a queued one waits for.
+    fn holder_of(&self, waiter: u32) -> Option<u32> {
+        let slot = self.slots.get(waiter);
+        let holder = self.find_replayed(&slot.replayed, &self.config.targets[slot.target as usize].endpoint)?;
+        (self.slots.get(holder).waiter == waiter).then_some(holder)
+    }
+}

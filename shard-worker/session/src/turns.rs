@@ -1,0 +1,209 @@
+//! When a turn may go out: the table of REPLAY, "Turns".
+//!
+//! `E` is how many answer bytes the real client had read before it sent the turn, `G` how many answer bytes we have let
+//! the target know that we have, both counted from the anchors: an online and a target number that stand for the same
+//! point of the conversation. Every release moves the anchors to the turn's own gate, so both stay small.
+//!
+//! | row | condition | release |
+//! |---|---|---|
+//! | 1 | E = 0: the gate did not rise | at once |
+//! | 3 | G = E, or overlapped and G ≥ E | anchors move on together |
+//! | 4 | G − E is the last whole answer's deviation, PSH | re-anchor |
+//! | 5 | G ≥ ⅞ E, PSH, ours acknowledged, quiet for 2 SRTT (1–10 ms) | re-anchor, `guessed` |
+//! | 6 | G > 0, ours acknowledged, quiet for the online gap (20 ms–1 s) | re-anchor, `guessed` |
+//! | 7 | G = 0 for four online gaps (3–60 s) since ours were acknowledged | re-anchor, `unanswered`; the third in a row is row 8 |
+//!
+//! Row 2 (overlapped) is decided at capture, rows 9 to 11 follow from these: a server that speaks first is an E before
+//! the first turn.
+
+use crate::held::{Piece, piece};
+use crate::slot::{NEVER, Slot, Timer, is};
+use crate::tally::{Count, Tally};
+
+/// Which row opened a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Row {
+    /// Nothing to wait for: no gate, not waiting, or a new connection.
+    Free,
+    Exact,
+    Deviation,
+    Guessed,
+    Unanswered,
+}
+
+/// What a gate says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    Open(Row),
+    /// Closed; look again at this time, or when something is returned.
+    Closed(u64),
+}
+
+/// Row-7 releases in a row after which a session never waits again (row 8).
+const DUPLEX_AFTER: u8 = 3;
+
+/// Looks at the gate of the piece that is next.
+pub(crate) fn gate(slot: &Slot, next: &Piece, now_us: u64, wait: bool) -> Gate {
+    let gated = next.flags & (piece::NEW_TURN | piece::END) != 0;
+    if !gated || !wait || slot.is(is::DUPLEX | is::REANCHOR | is::PEER_FIN) {
+        return Gate::Open(Row::Free);
+    }
+    let expected = next.gate.0.wrapping_sub(slot.anchor_online.0);
+    let got = slot.rcv_ack.0.wrapping_sub(slot.anchor_target.0);
+    let overlapped = next.flags & piece::OVERLAPPED != 0;
+    if expected == 0 || got == expected || (overlapped && got >= expected) {
+        return Gate::Open(Row::Exact);
+    }
+    if slot.rcv_ack != slot.rcv_nxt {
+        // The client's distance: what came is not known to the target as read yet.
+        return Gate::Closed(slot.deadline(Timer::Ack));
+    }
+    let psh = slot.is(is::ANSWER_PSH);
+    if got > 0 && psh && slot.deviation != 0 && got.wrapping_sub(expected) as i32 == slot.deviation {
+        return Gate::Open(Row::Deviation);
+    }
+    if slot.outstanding() > 0 {
+        return Gate::Closed(NEVER);
+    }
+    let (since, quiet, row) = if got == 0 {
+        let since = slot.progress_us.max(slot.turn_sent_us).max(next.time_us);
+        (since, (4 * u64::from(next.gap_us)).clamp(3_000_000, 60_000_000), Row::Unanswered)
+    } else if psh && u64::from(got) * 8 >= u64::from(expected) * 7 {
+        (slot.answer_us, (2 * u64::from(slot.srtt_us)).clamp(1_000, 10_000), Row::Guessed)
+    } else {
+        (slot.answer_us, u64::from(next.gap_us).clamp(20_000, 1_000_000), Row::Guessed)
+    };
+    if now_us >= since + quiet { Gate::Open(row) } else { Gate::Closed(since + quiet) }
+}
+
+/// Moves the anchors to the gate that opened, and counts.
+pub(crate) fn release(slot: &mut Slot, tally: &mut Tally, next: &Piece, row: Row) {
+    slot.set(is::RELEASED);
+    slot.disarm(Timer::Gate);
+    if next.flags & (piece::NEW_TURN | piece::END) == 0 {
+        return;
+    }
+    let expected = next.gate.0.wrapping_sub(slot.anchor_online.0);
+    let got = slot.rcv_ack.0.wrapping_sub(slot.anchor_target.0);
+    slot.anchor_online = next.gate;
+    slot.unset(is::REANCHOR);
+    match row {
+        Row::Exact => {
+            slot.anchor_target += expected;
+            if got == expected && expected > 0 {
+                slot.deviation = 0;
+            }
+        }
+        Row::Free | Row::Deviation | Row::Unanswered => slot.anchor_target = slot.rcv_ack,
+        Row::Guessed => {
+            slot.deviation = got.wrapping_sub(expected) as i32;
+            slot.anchor_target = slot.rcv_ack;
+            tally.one(Count::TurnsGuessed);
+        }
+    }
+    if row == Row::Unanswered {
+        tally.one(Count::TurnsUnanswered);
+        slot.unanswered += 1;
+        if slot.unanswered >= DUPLEX_AFTER {
+            slot.set(is::DUPLEX);
+            tally.one(Count::Duplex);
+        }
+    } else if expected > 0 {
+        slot.unanswered = 0;
+    }
+    if next.flags & piece::OVERLAPPED != 0 {
+        tally.one(Count::TurnsOverlapped);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flow::Seq;
+
+    /// Anchors at 1,000 online and 9,000 at the target; `got` answer bytes have come at 1 s, all acknowledged.
+    fn slot(got: u32) -> Slot {
+        let mut slot = Slot::empty();
+        slot.anchor_online = Seq(1_000);
+        slot.anchor_target = Seq(9_000);
+        slot.rcv_nxt = Seq(9_000) + got;
+        slot.rcv_ack = slot.rcv_nxt;
+        slot.answer_us = 1_000_000;
+        slot.srtt_us = 1_500;
+        slot.set(is::ANSWER_PSH);
+        slot
+    }
+
+    fn turn(expected: u32) -> Piece {
+        Piece { time_us: 900_000, len: 1, gate: Seq(1_000) + expected, gap_us: 50_000, flags: piece::NEW_TURN }
+    }
+
+    fn look(slot: &Slot, next: &Piece, now_us: u64) -> Gate {
+        gate(slot, next, now_us, true)
+    }
+
+    #[test]
+    fn the_whole_answer_opens_at_once_and_a_part_does_not() {
+        assert_eq!(look(&slot(500), &turn(500), 0), Gate::Open(Row::Exact));
+        assert_eq!(look(&slot(500), &turn(0), 0), Gate::Open(Row::Exact));
+        assert_eq!(look(&slot(400), &turn(500), 1_000_000), Gate::Closed(1_050_000));
+        assert_eq!(look(&slot(400), &turn(500), 1_050_000), Gate::Open(Row::Guessed));
+    }
+
+    #[test]
+    fn almost_everything_with_psh_needs_only_a_short_silence() {
+        assert_eq!(look(&slot(490), &turn(500), 1_000_000), Gate::Closed(1_003_000));
+        assert_eq!(look(&slot(510), &turn(500), 1_003_000), Gate::Open(Row::Guessed));
+        let mut waiting = slot(490);
+        waiting.snd_nxt += 1;
+        assert_eq!(look(&waiting, &turn(500), 9_000_000), Gate::Closed(NEVER), "ours are not acknowledged");
+    }
+
+    #[test]
+    fn a_steady_deviation_is_learnt() {
+        let (mut slot, mut tally) = (slot(510), Tally::new());
+        release(&mut slot, &mut tally, &turn(500), Row::Guessed);
+        assert_eq!((slot.deviation, tally.count(Count::TurnsGuessed)), (10, 1));
+        slot.rcv_nxt += 210;
+        slot.rcv_ack = slot.rcv_nxt;
+        let next = Piece { gate: Seq(1_700), ..turn(0) };
+        assert_eq!(look(&slot, &next, 0), Gate::Open(Row::Deviation));
+        release(&mut slot, &mut tally, &next, Row::Deviation);
+        assert_eq!((slot.anchor_online, slot.anchor_target), (Seq(1_700), Seq(9_720)));
+    }
+
+    #[test]
+    fn an_overlapped_turn_may_find_more_than_it_expects() {
+        let mut next = turn(500);
+        assert_eq!(look(&slot(900), &next, 1_000_000), Gate::Closed(1_003_000));
+        next.flags |= piece::OVERLAPPED;
+        assert_eq!(look(&slot(900), &next, 1_000_000), Gate::Open(Row::Exact));
+        let (mut slot, mut tally) = (slot(900), Tally::new());
+        release(&mut slot, &mut tally, &next, Row::Exact);
+        assert_eq!(slot.anchor_target, Seq(9_500), "400 bytes belong to later turns");
+    }
+
+    #[test]
+    fn no_answer_opens_after_seconds_and_three_times_make_it_duplex() {
+        let (mut slot, mut tally) = (slot(0), Tally::new());
+        slot.progress_us = 1_000_000;
+        for i in 1..=3 {
+            let next = Piece { gate: slot.anchor_online + 13, ..turn(0) };
+            assert_eq!(look(&slot, &next, 1_000_000), Gate::Closed(4_000_000));
+            assert_eq!(look(&slot, &next, 4_000_000), Gate::Open(Row::Unanswered));
+            release(&mut slot, &mut tally, &next, Row::Unanswered);
+            assert_eq!(tally.count(Count::TurnsUnanswered), i);
+        }
+        assert_eq!(look(&slot, &turn(900), 0), Gate::Open(Row::Free));
+    }
+
+    #[test]
+    fn totals_may_wrap() {
+        let mut slot = slot(0);
+        slot.anchor_target = Seq(u32::MAX - 99);
+        slot.anchor_online = Seq(u32::MAX - 9);
+        slot.rcv_nxt = Seq(100);
+        slot.rcv_ack = Seq(100);
+        assert_eq!(look(&slot, &Piece { gate: Seq(190), ..turn(0) }, 0), Gate::Open(Row::Exact));
+    }
+}
