@@ -82,6 +82,7 @@ fn header_len(tcp: &TcpFields, v4: bool) -> usize {
 #[cfg(test)]
 mod tests {
     use flow::Seq;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -151,5 +152,35 @@ mod tests {
     #[test]
     fn an_absurd_mtu_neither_panics_nor_makes_a_packet_of_every_byte() {
         assert_eq!(cut(&head(flag::ACK, 1_448), &[0; 80], 0).len(), 10);
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_always_join_up_and_fit(
+            len in 0usize..9_000,
+            mss in 1u16..3_000,
+            mtu in 68u16..,
+            flags in 0u16..512,
+            options in 0u8..16,
+            seq: u32,
+            urgent: u16,
+        ) {
+            let payload: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+            let tcp = TcpFields { seq: Seq(seq), flags, options, urgent, ..TcpFields::default() };
+            let head = Inject { tcp, mss, ..Inject::default() };
+            let pieces: Vec<_> = Pieces::new(&head, &payload, mtu, false).collect();
+            let mut next = Seq(seq);
+            for (i, (piece, bytes)) in pieces.iter().enumerate() {
+                prop_assert_eq!(piece.seq, next);
+                prop_assert!(bytes.len() <= usize::from(mss));
+                prop_assert!(bytes.len() <= SMALLEST_PIECE || header_len(piece, false) + bytes.len() <= usize::from(mtu));
+                let (first, last) = (i == 0, i + 1 == pieces.len());
+                prop_assert_eq!(piece.has(flag::SYN), first && flags & flag::SYN != 0);
+                prop_assert_eq!(piece.has(flag::FIN), last && flags & flag::FIN != 0);
+                prop_assert_eq!(piece.flags & flag::RST, flags & flag::RST);
+                next += bytes.len() as u32 + u32::from(piece.has(flag::SYN));
+            }
+            prop_assert_eq!(pieces.iter().flat_map(|(_, bytes)| bytes.to_vec()).collect::<Vec<_>>(), payload);
+        }
     }
 }

@@ -16,6 +16,9 @@ use crate::tally::Tally;
 /// Records of one ring in one turn: one `sendmmsg` when they are small, 2 MiB when all are super-frames.
 pub const BATCH: usize = 64;
 
+/// Between two looks at the routes: shorter than the shortest retransmission, so that it is cut right the first time.
+const LOOK_MS: u64 = 100;
+
 /// The rings, the guard, the engine.
 pub struct Drain<E> {
     rings: Vec<Consumer>,
@@ -26,12 +29,23 @@ pub struct Drain<E> {
     /// What the guard refused: counted while the engine holds `tally`.
     refused: Tally,
     faults: u64,
+    /// When the routes' MTUs were last asked for again, CLOCK_MONOTONIC milliseconds.
+    looked_ms: u64,
 }
 
 impl<E: Engine> Drain<E> {
     /// Over these rings. `claims` is there when flows are claimed one by one.
     pub(crate) fn new(rings: Vec<Consumer>, guard: Guard, engine: E, claims: Option<ClaimSender>) -> Self {
-        Self { rings, guard, engine, claims, tally: Tally::default(), refused: Tally::default(), faults: 0 }
+        Self {
+            rings,
+            guard,
+            engine,
+            claims,
+            tally: Tally::default(),
+            refused: Tally::default(),
+            faults: 0,
+            looked_ms: 0,
+        }
     }
 
     /// One turn over all rings; how many records were taken.
@@ -76,9 +90,23 @@ impl<E: Engine> Drain<E> {
                 None
             }
         });
+        let too_large = tally.get(Count::Emsgsize);
         engine.send(allowed, tally);
         batch.release();
+        if tally.get(Count::Emsgsize) != too_large {
+            self.look_at_routes();
+        }
         taken
+    }
+
+    /// What was too large is cut smaller when the shard sends it again.
+    #[cold]
+    fn look_at_routes(&mut self) {
+        let now_ms = shm::monotonic_ms();
+        if now_ms >= self.looked_ms + LOOK_MS {
+            self.looked_ms = now_ms;
+            self.guard.look_at_routes();
+        }
     }
 }
 
@@ -97,7 +125,8 @@ mod tests {
 
     use super::*;
     use crate::guard::Outgoing;
-    use crate::testing::{plan, record};
+    use crate::raw::RawEngine;
+    use crate::testing::{in_namespace, ip, plan, record};
 
     /// Notes what it is asked to send.
     #[derive(Default)]
@@ -146,6 +175,29 @@ mod tests {
         assert_eq!(drain.engine.0, [(2, 1)]);
         assert_eq!(drain.refused.get(Count::UnknownTarget), 1);
         assert_eq!(drain.refused.get(Count::Malformed), 1);
+    }
+
+    #[test]
+    fn a_route_that_became_narrower_is_noticed() {
+        in_namespace("a_route_that_became_narrower_is_noticed", || {
+            ip("link set lo up mtu 1500");
+            ip("addr add 10.9.9.1/32 dev lo");
+            let plan = plan(&["10.9.9.1:80"]);
+            let (mut shard, end) = shm::ring::heap(1 << 16);
+            let engine = RawEngine::new(crate::open(&plan).unwrap(), 0);
+            let mut drain = Drain::new(vec![end], Guard::new(&plan), engine, None);
+            let mut send = |segments: u64, refused: u64| {
+                assert!(shard.push(&record(head(1), &[1; 1_448])) && shard.publish());
+                drain.round();
+                assert_eq!(drain.tally.get(Count::Segments), segments);
+                assert_eq!(drain.tally.get(Count::Emsgsize), refused);
+            };
+            send(1, 0);
+            ip("link set lo mtu 1300");
+            send(1, 1);
+            // Sent again it leaves in two pieces.
+            send(3, 1);
+        });
     }
 
     #[test]

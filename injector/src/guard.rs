@@ -10,6 +10,7 @@ use topology::Plan;
 use topology::plan::Clients;
 
 use crate::count::Count;
+use crate::path;
 use crate::sys::Destination;
 
 /// One allowed destination.
@@ -83,6 +84,16 @@ impl Guard {
             return Err(Count::ZeroMss);
         }
         Ok(Outgoing { head, payload, target })
+    }
+
+    /// Asks the kernel again for the MTU of every route: a device or a router on the way takes less than it did when the run
+    /// was planned (or more). A few system calls a target, so not for every packet that was too large.
+    pub fn look_at_routes(&mut self) {
+        for target in &mut self.targets {
+            if let Some(mtu) = path::mtu_to(target.endpoint.to_socket_addr()) {
+                target.mtu = mtu;
+            }
+        }
     }
 
     /// The address behind an index, for claims.

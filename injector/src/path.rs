@@ -166,6 +166,11 @@ fn probe(to: SocketAddr) -> io::Result<(IpAddr, u16)> {
     Ok((socket.local_addr()?.ip(), sys::route_mtu(&socket, to.is_ipv4())?))
 }
 
+/// MTU of the route to `to` as the kernel knows it now, bytes; `None` when there is no route.
+pub(crate) fn mtu_to(to: SocketAddr) -> Option<u16> {
+    probe(to).ok().map(|(_, mtu)| mtu)
+}
+
 /// What RTM_GETROUTE answered.
 struct Answer {
     kind: RouteType,

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etherparse::{Ipv4Slice, Ipv6Slice, TcpSlice};
 use flow::record::opt;
@@ -26,11 +26,17 @@ impl Watch {
         Self(fd)
     }
 
-    /// The TCP packets so far. Loopback shows each twice, leaving and arriving: the arriving one counts.
-    fn packets(&self) -> Vec<Vec<u8>> {
+    /// The first `n` TCP packets. Loopback shows each twice, leaving and arriving: the
+    /// arriving one counts, and it may take a moment on a busy machine.
+    fn packets(&self, n: usize) -> Vec<Vec<u8>> {
         let mut packets = Vec::new();
         let mut buf = vec![0; 70_000];
-        while let Ok((len, from)) = recvfrom::<LinkAddr>(self.0.as_raw_fd(), &mut buf) {
+        let start = Instant::now();
+        while packets.len() < n && start.elapsed() < Duration::from_secs(20) {
+            let Ok((len, from)) = recvfrom::<LinkAddr>(self.0.as_raw_fd(), &mut buf) else {
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            };
             let arrived = from.is_some_and(|a| i32::from(a.pkttype()) == i32::from(libc::PACKET_HOST));
             if arrived && segment::parse(&buf[..len], len as u32).is_ok() {
                 packets.push(buf[..len].to_vec());
@@ -88,7 +94,7 @@ fn super_frames_arrive_as_segments_over_both_families() {
                 record(Inject { bits: inject_bit::AGAIN, ..head("198.18.0.7:1027", 0, flag::SYN) }, &[]),
             ],
         );
-        let packets = watch.packets();
+        let packets = watch.packets(47);
         assert_eq!(packets.len(), 42 + 4 + 1, "{tally:?}");
         assert!(packets.iter().all(|p| checksum_holds(p)));
 
@@ -131,7 +137,7 @@ fn a_target_without_a_route_does_not_hold_up_the_others() {
         assert_eq!(tally.get(Count::Enetunreach), 100);
         assert_eq!(tally.get(Count::Dropped), 100);
         assert_eq!(tally.get(Count::Segments), 100);
-        assert_eq!(watch.packets().len(), 100);
+        assert_eq!(watch.packets(100).len(), 100);
     });
 }
 
