@@ -72,6 +72,16 @@ pub(crate) fn ip(arguments: &str) {
     assert!(out.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
+/// Gives loopback an IPv6 address and waits until it is usable: the kernel adds its route a moment after `ip` returns, and
+/// takes packets before that only to lose them.
+pub(crate) fn add_v6(address: &str) {
+    ip(&format!("addr add {address}/128 dev lo nodad"));
+    let to = SocketAddr::new(address.parse().unwrap(), 9);
+    while crate::route_to(to).map(|facts| facts.place).ok() != Some(crate::Place::ThisHost) {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
 /// What the scripted intercept does with each connection.
 pub(crate) enum Answer {
     /// Greets, then reads on.

@@ -13,7 +13,7 @@ use nix::sys::socket::{
 
 use super::*;
 use crate::guard::Guard;
-use crate::testing::{in_namespace, ip, plan, record};
+use crate::testing::{add_v6, in_namespace, ip, plan, record};
 
 /// Everything that a device of this namespace receives, from the IP header on.
 struct Watch(OwnedFd);
@@ -77,7 +77,7 @@ fn super_frames_arrive_as_segments_over_both_families() {
     in_namespace("super_frames_arrive_as_segments_over_both_families", || {
         ip("link set lo up");
         ip("addr add 10.9.9.1/32 dev lo");
-        ip("addr add fd00::9/128 dev lo nodad");
+        add_v6("fd00::9");
         let plan = plan(&["10.9.9.1:80", "[fd00::9]:8080"]);
         let guard = Guard::new(&plan);
         let mut engine = RawEngine::new(crate::open(&plan).unwrap(), 41);
@@ -162,7 +162,7 @@ fn an_empty_namespace_refuses_everything_and_nothing_breaks() {
         // The route comes back: so does the traffic, with the very same sockets.
         ip("link set lo up");
         ip("addr add 10.9.9.1/32 dev lo");
-        ip("addr add fd00::9/128 dev lo nodad");
+        add_v6("fd00::9");
         assert_eq!(send(&mut engine, &guard, &records).get(Count::Segments), 6);
     });
 }
