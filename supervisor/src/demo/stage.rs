@@ -52,10 +52,13 @@ impl Stage {
             HttpService::start(&network.target.ns, at_target, options, Arc::clone(&target))?,
         ];
         let twin = Twin::new("/proc/self/exe")?;
-        let intercept = twin.intercept(&network.assistant, &["-x", &at_target.to_string(), "-i", "eth0"])?;
-        let assistant = network.assistant.v4().to_string();
-        let map = lab::twin::map(ONLINE_PORT, at_target);
-        let run = twin.run(&network.online, &["-x", &map, "-s", &assistant, "-i", "eth0"])?;
+        // Names of this process's own: two demos may run on one host.
+        let [name, assistant_name] =
+            ["demo", "demo-assistant"].map(|n| format!("{n}-{}", std::process::id()));
+        let service = at_target.to_string();
+        let intercept = twin.intercept(&network.assistant, &["-x", &service, "--name", &assistant_name])?;
+        let (map, assistant) = (lab::twin::map(ONLINE_PORT, at_target), network.assistant.v4().to_string());
+        let run = twin.run(&network.online, &["-x", &map, "-s", &assistant, "--name", &name])?;
         Ok(Self {
             args,
             commands: [run.command_line.clone(), intercept.command_line.clone()],

@@ -41,8 +41,11 @@ impl View {
         println!("  online   {online:<18} HTTP service (embedded)");
         println!("  target   {target:<18} HTTP service (embedded)");
         let [run, intercept] = &stage.commands;
-        println!("  on the assistant:  {intercept}");
-        println!("  on the online host:  {run}");
+        println!(
+            "  on the assistant and on the online host, as you would type it (with --key on your own hosts):"
+        );
+        println!("  $ {intercept}");
+        println!("  $ {run}");
     }
 
     pub(super) fn header(&self) {
