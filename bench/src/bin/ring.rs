@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use shm::{Consumer, Doorbell, Link, Producer, Region, Role, Spec, ring};
 
 /// Records in a batch.
@@ -285,13 +285,16 @@ fn write_to(name: &str, len: usize, records: usize) -> Result<()> {
 }
 
 fn sleep_until(bell: &Doorbell, mut ready: impl FnMut() -> bool) -> Result<()> {
+    let mut since = None;
     while !ready() {
         let ticket = bell.prepare();
         if ready() {
             bell.cancel();
-        } else if !bell.wait(ticket, PATIENCE) {
-            bail!("the other process went away");
+            break;
         }
+        let since = *since.get_or_insert_with(Instant::now);
+        bell.wait(ticket, PATIENCE);
+        ensure!(since.elapsed() < PATIENCE, "the other process went away");
     }
     Ok(())
 }

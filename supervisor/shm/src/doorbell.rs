@@ -81,8 +81,10 @@ impl Doorbell {
         ticket
     }
 
-    /// Sleeps until the bell rings or rang since the ticket was drawn, at most `timeout`. May return for no reason.
-    /// True when the bell rang.
+    /// Sleeps until the bell rings or rang since the ticket was drawn, at most `timeout`. True when it rang.
+    ///
+    /// May return false before the time is over (a signal, or the wake-up for the sleep before, come late): the caller
+    /// looks at its rings and its clock, not at what this returns.
     pub fn wait(&self, ticket: u32, timeout: Duration) -> bool {
         self.futex_wait(ticket, timeout);
         self.cancel();

@@ -129,7 +129,7 @@ fn check(bytes: &[u8], longest: usize) -> u64 {
 
 /// Sleeps until `ready`; true if it slept. Panics when the bell should have rung and did not.
 fn sleep_until(bell: &Doorbell, mut ready: impl FnMut() -> bool) -> bool {
-    let mut slept = false;
+    let (since, mut slept) = (Instant::now(), false);
     while !ready() {
         let ticket = bell.prepare();
         if ready() {
@@ -137,9 +137,9 @@ fn sleep_until(bell: &Doorbell, mut ready: impl FnMut() -> bool) -> bool {
             break;
         }
         slept = true;
-        let rung = bell.wait(ticket, LOST);
-        assert!(rung || !ready(), "a wake-up was lost");
-        assert!(rung, "the other process went away");
+        // May return for no reason (a late wake-up for the sleep before), but not for want of one.
+        bell.wait(ticket, LOST);
+        assert!(since.elapsed() < LOST, "a wake-up was lost, or the other process went away");
     }
     slept
 }

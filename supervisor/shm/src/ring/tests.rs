@@ -1,4 +1,9 @@
-//! One ring on the heap: both ends in one thread, so that Miri can follow and every sequence can be repeated.
+//! One ring on the heap, mostly with both ends in one thread, so that every sequence can be repeated. Miri can follow:
+//!
+//! ```text
+//! rustup +nightly component add miri rust-src
+//! MIRIFLAGS=-Zmiri-disable-isolation CARGO_TARGET_DIR=target/miri cargo +nightly miri test -p shm --lib -- ring:: doorbell
+//! ```
 //!
 //! The oracle is rtrb with one slot a line: a ring of ours is exactly as full as that, pads included.
 #![allow(unsafe_code)]
@@ -231,6 +236,51 @@ fn a_commit_longer_than_its_reserve_is_a_bug() {
 #[should_panic(expected = "power of two")]
 fn a_ring_of_an_odd_size_is_a_bug() {
     heap(1000);
+}
+
+/// Both ends asleep when there is nothing to do, as processes are; under Miri this looks for data races.
+#[test]
+fn two_threads_pass_records_on() {
+    use crate::Doorbell;
+    use std::time::{Duration, Instant};
+
+    const LOST: Duration = Duration::from_secs(60);
+    let records = if cfg!(miri) { 60 } else { 50_000 };
+    let (mut producer, mut consumer) = heap(512);
+    let (data, room) = (Doorbell::new(), Doorbell::new());
+    let sleep_until = |bell: &Doorbell, ready: &mut dyn FnMut() -> bool| {
+        let since = Instant::now();
+        while !ready() {
+            let ticket = bell.prepare();
+            if ready() {
+                bell.cancel();
+            } else {
+                bell.wait(ticket, LOST);
+                assert!(since.elapsed() < LOST, "a wake-up was lost");
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..records {
+                let bytes = payload(number, number % 200);
+                sleep_until(&room, &mut || producer.push(&bytes));
+                producer.publish();
+                data.ring();
+            }
+        });
+        let mut expected = 0;
+        while expected < records {
+            sleep_until(&data, &mut || !consumer.is_empty());
+            let batch = consumer.peek_batch(3);
+            for record in &batch {
+                assert_eq!(record, payload(expected, expected % 200));
+                expected += 1;
+            }
+            batch.release();
+            room.ring();
+        }
+    });
 }
 
 /// What is done to both rings.
