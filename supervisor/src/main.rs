@@ -1,3 +1,88 @@
-//! `tcptwin`: the command line.
+//! `tcptwin`: the one binary. Which command runs, and what its end means to the shell.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `cli` | the command line and its errors |
+//! | `run` | `run`, from the options to the last line |
+//! | `preflight`, `host` | what is checked before anything starts; facts about this machine |
+//! | `supervise` | the loop: deaths, orders, signals, figures |
+//! | `spawn`, `role`, `member` | starting a role; being one; one process over its life |
+//! | `backoff`, `hang`, `lost`, `drain` | how soon again; alive or hung; what a death costs; the ordered end |
+//! | `control`, `ctl`, `place` | the control socket, its clients, where it is |
+//! | `collect`, `stats` | counters and /proc → the figures |
+//! | `live`, `summary`, `metrics`, `terminal`, `words` | the figures for people and for Prometheus |
+//! | `intercepting` | `intercept` |
+//! | `demo` | `demo` |
+//! | `key`, `logging`, `procfs`, `signals` | keys, log lines, /proc, Ctrl-C |
 
-fn main() {}
+mod backoff;
+mod cli;
+mod collect;
+mod control;
+mod ctl;
+mod demo;
+mod drain;
+mod hang;
+mod host;
+mod intercepting;
+mod key;
+mod live;
+mod logging;
+mod lost;
+mod member;
+mod metrics;
+mod place;
+mod preflight;
+mod procfs;
+mod role;
+mod run;
+mod signals;
+mod spawn;
+mod stats;
+mod summary;
+mod supervise;
+mod terminal;
+mod words;
+
+use std::process::ExitCode;
+
+use cli::Action;
+use topology::Refusal;
+
+fn main() -> ExitCode {
+    let done = match cli::read() {
+        Ok(Action::Role(args)) => return role::be(&args),
+        Ok(Action::Demo(args)) => return demo::run(&args),
+        Ok(Action::Print(text)) => print(&text),
+        Ok(Action::Run(options)) => run::run(&options),
+        Ok(Action::Intercept(options)) => intercepting::run(&options),
+        Ok(Action::Stats { name, json }) => ctl::stats(&name, json),
+        Ok(Action::Top { name }) => ctl::top(&name),
+        Ok(Action::Ctl { name, order }) => ctl::ctl(&name, order),
+        Ok(Action::Keygen { file }) => key::make(&file).map(|()| ExitCode::SUCCESS),
+        Err(refusal) => Err(refusal.into()),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            match error.downcast_ref::<Refusal>() {
+                Some(refusal) => ExitCode::from(refusal.exit),
+                None => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn print(text: &clap::builder::StyledStr) -> anyhow::Result<ExitCode> {
+    use std::io::{IsTerminal as _, Write as _};
+    let mut out = std::io::stdout();
+    let shown = if out.is_terminal() && logging::colour_allowed() {
+        text.ansi().to_string()
+    } else {
+        text.to_string()
+    };
+    // A reader that is gone (`| head`) is no failure.
+    let _ = write!(out, "{shown}");
+    Ok(ExitCode::SUCCESS)
+}

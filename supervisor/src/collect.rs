@@ -1,0 +1,316 @@
+//! Reads every role's block of the region, and /proc, into one [`Stats`]. The one place that knows which counter of which
+//! role becomes which figure.
+//!
+//! Roles go on counting while they are read, so figures of one look may lie some microseconds apart; the ledger's identity
+//! is exact when nothing moves.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use flow::Drop;
+use injector::{InterceptCount, LinkState, ReturnCount, Trouble, intercept_index};
+use session::{Count, Histogram, histogram::BUCKETS};
+use shard_worker::counters::{self as shard, Gauge, Latency as Timed, WorkerCount};
+use shm::{Region, Role, RoleState};
+use topology::{Plan, wiring};
+
+use crate::member::Member;
+use crate::procfs;
+use crate::stats::{
+    Amount, Capture, Control, Inject, Intercept, Latency, Ledger, Quantiles, Returned, RoleStats, Sessions,
+    Stats, Turns,
+};
+
+/// One look at everything.
+#[derive(Clone, Debug)]
+pub(crate) struct Sample {
+    /// The figures.
+    pub(crate) stats: Stats,
+    /// Buckets of all shards' lag histograms.
+    pub(crate) lag: Vec<u64>,
+}
+
+/// Takes looks.
+pub(crate) struct Collector {
+    region: &'static Region,
+    plan: Plan,
+    started: Instant,
+}
+
+impl Collector {
+    /// Of a run that started at this time.
+    pub(crate) const fn new(region: &'static Region, plan: Plan, started: Instant) -> Self {
+        Self { region, plan, started }
+    }
+
+    /// Time since the start.
+    pub(crate) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Whether the links to all intercepts are up.
+    pub(crate) fn links_up(&self) -> bool {
+        (0..self.plan.intercepts.len())
+            .all(|i| self.link(i, InterceptCount::State) == LinkState::Up.index() as u64)
+    }
+
+    /// A look at everything. `state` is the run's.
+    pub(crate) fn sample(&self, members: &[Member], state: &str) -> Sample {
+        let lag = self.buckets(Timed::Lag);
+        let first_byte = self.buckets(Timed::FirstByte);
+        let control = self.region.control();
+        let stats = Stats {
+            name: self.plan.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: (self.age().as_secs_f64() * 1e3).round() / 1e3,
+            state: state.to_owned(),
+            roles: self.roles(members),
+            capture: Capture {
+                frames: self.capturer(capturer::Count::Frames),
+                kernel_drops: self.capturer(capturer::Count::KernelDrops),
+            },
+            ledger: self.ledger(),
+            sessions: self.sessions(),
+            turns: Turns {
+                sent: self.shards(Count::TurnsSent),
+                answered: self.shards(Count::TurnsAnswered),
+                guessed: self.shards(Count::TurnsGuessed),
+                unanswered: self.shards(Count::TurnsUnanswered),
+                overlapped: self.shards(Count::TurnsOverlapped),
+            },
+            inject: self.inject(),
+            returned: Returned {
+                headers: self.region.read_counter(Role::Receiver, ReturnCount::Headers.index()),
+            },
+            latency_us: Latency {
+                target_first_byte: self.quantiles(&first_byte, Timed::FirstByte),
+                lag: self.quantiles(&lag, Timed::Lag),
+            },
+            control: Control {
+                paused: control.paused(),
+                percent: f64::from(control.percent_ppm()) / 1e4,
+                copies: f64::from(control.copies_milli()) / 1e3,
+            },
+            intercepts: self.intercepts(),
+            rings: self.rings(),
+            counters: self.counters(),
+            gauges: self.gauges(),
+        };
+        Sample { stats, lag }
+    }
+
+    fn roles(&self, members: &[Member]) -> Vec<RoleStats> {
+        let mut roles: Vec<RoleStats> = members.iter().map(|member| self.role(member)).collect();
+        roles.sort_by_key(|role| (ORDER.iter().position(|kind| *kind == role.role), role.index));
+        let own = procfs::look(0);
+        roles.push(RoleStats {
+            role: "supervisor".to_owned(),
+            index: 0,
+            pid: std::process::id(),
+            state: "running".to_owned(),
+            restarts: 0,
+            cpu_s: own.map_or(0.0, |look| look.cpu.as_secs_f64()),
+            rss_bytes: own.map_or(0, |look| look.rss_bytes),
+        });
+        roles
+    }
+
+    fn role(&self, member: &Member) -> RoleStats {
+        let pid = member.pid();
+        let state = match (pid, self.region.heartbeat(member.process.role()).state()) {
+            (None, _) if member.is_finished() => "done",
+            (None, _) => "dead",
+            (Some(_), RoleState::Starting) => "starting",
+            (Some(_), RoleState::Running) => "running",
+            (Some(_), RoleState::Draining) => "draining",
+            (Some(_), RoleState::Done) => "done",
+        };
+        RoleStats {
+            role: member.process.kind().to_owned(),
+            index: member.process.index(),
+            pid: pid.unwrap_or(0),
+            state: state.to_owned(),
+            restarts: member.restarts,
+            cpu_s: member.cpu().as_secs_f64(),
+            rss_bytes: pid.and_then(procfs::look).map_or(0, |look| look.rss_bytes),
+        }
+    }
+
+    /// `wanted` of a full ring is counted by the capturer: it knows the flow's copies without a table.
+    fn ledger(&self) -> Ledger {
+        let dropped = |reason: Drop| {
+            let mut amount = Amount {
+                segments: self.over_shards(shard::offset_dropped_segments(reason)),
+                payload_bytes: self.over_shards(shard::offset_dropped_bytes(reason)),
+            };
+            if reason == Drop::RingFull {
+                amount.segments += self.capturer(capturer::Count::RingFullSegments);
+                amount.payload_bytes += self.capturer(capturer::Count::RingFullWantedBytes);
+            }
+            amount
+        };
+        let bytes = |payload_bytes| crate::stats::Bytes { payload_bytes };
+        Ledger {
+            captured: Amount {
+                segments: self.capturer(capturer::Count::Segments),
+                payload_bytes: self.capturer(capturer::Count::PayloadBytes),
+            },
+            wanted: bytes(self.shards(Count::Wanted) + self.capturer(capturer::Count::RingFullWantedBytes)),
+            delivered: bytes(self.shards(Count::Delivered)),
+            in_flight: bytes(self.over_shards(shard::offset_gauge(Gauge::InFlight))),
+            dropped: Drop::ALL.iter().map(|reason| (reason.name().to_owned(), dropped(*reason))).collect(),
+            missed: bytes(self.shards(Count::Missed)),
+        }
+    }
+
+    fn sessions(&self) -> Sessions {
+        let failed = [
+            ("refused", Count::FailedRefused),
+            ("timed_out", Count::FailedTimedOut),
+            ("reset", Count::FailedReset),
+            ("target_closed", Count::FailedTargetClosed),
+            ("memory", Count::FailedMemory),
+            ("endpoints_exhausted", Count::FailedExhausted),
+            ("superseded", Count::FailedSuperseded),
+            ("idle", Count::FailedIdle),
+            ("stopped", Count::FailedStopped),
+            ("worker_lost", Count::FailedWorkerLost),
+            ("table_full", Count::RefusedTableFull),
+        ];
+        Sessions {
+            open: self.over_shards(shard::offset_gauge(Gauge::Open)),
+            started: self.shards(Count::SessionsStarted),
+            completed: self.shards(Count::SessionsCompleted) + self.shards(Count::SessionsClientReset),
+            failed: failed.iter().map(|(name, count)| ((*name).to_owned(), self.shards(*count))).collect(),
+        }
+    }
+
+    fn inject(&self) -> Inject {
+        let read = |count: injector::Count| self.region.read_counter(Role::Injector, count.index());
+        let errors = injector::Count::errnos().iter();
+        Inject {
+            segments: read(injector::Count::Segments),
+            bytes: read(injector::Count::Bytes),
+            errors: errors.map(|count| (count.name().to_owned(), read(*count))).collect(),
+        }
+    }
+
+    fn intercepts(&self) -> Vec<Intercept> {
+        let name_of = |names: &[&'static str], value: u64| {
+            usize::try_from(value)
+                .ok()
+                .and_then(|index| names.get(index))
+                .copied()
+                .unwrap_or("unknown")
+                .to_owned()
+        };
+        let states: Vec<&str> = LinkState::ALL.iter().map(|state| state.name()).collect();
+        let troubles: Vec<&str> = Trouble::ALL.iter().map(|trouble| trouble.name()).collect();
+        let of = |(i, addr): (usize, &std::net::SocketAddr)| Intercept {
+            addr: addr.to_string(),
+            state: name_of(&states, self.link(i, InterceptCount::State)),
+            trouble: match self.link(i, InterceptCount::LastTrouble) {
+                0 => String::new(),
+                trouble => name_of(&troubles, trouble),
+            },
+            connects: self.link(i, InterceptCount::Connects),
+            headers: self.link(i, InterceptCount::Headers),
+            gaps: self.link(i, InterceptCount::Gaps),
+        };
+        self.plan.intercepts.iter().enumerate().map(of).collect()
+    }
+
+    fn rings(&self) -> BTreeMap<String, u64> {
+        let name = |link| match link {
+            shm::Link::Capture(k) => format!("capture-{k}"),
+            shm::Link::Inject(k) => format!("inject-{k}"),
+            shm::Link::Returns(k) => format!("returns-{k}"),
+        };
+        wiring::wires(&self.plan)
+            .iter()
+            .map(|wire| (name(wire.link), self.region.link_depth(wire.link)))
+            .collect()
+    }
+
+    fn counters(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
+        let block = |role: Role, columns: Vec<(&str, usize)>| -> BTreeMap<String, u64> {
+            columns
+                .into_iter()
+                .map(|(name, index)| (name.to_owned(), self.region.read_counter(role, index)))
+                .collect()
+        };
+        let mut all = BTreeMap::new();
+        let capturer = capturer::Count::ALL.iter().map(|count| (count.name(), count.index())).collect();
+        all.insert("capturer-0".to_owned(), block(Role::Capturer, capturer));
+        let injector = injector::Count::ALL.iter().map(|count| (count.name(), count.index())).collect();
+        all.insert("injector-0".to_owned(), block(Role::Injector, injector));
+        let is_counter = |count: &&ReturnCount| !RETURN_GAUGES.contains(count);
+        let receiver =
+            ReturnCount::ALL.iter().filter(is_counter).map(|count| (count.name(), count.index())).collect();
+        all.insert("receiver-0".to_owned(), block(Role::Receiver, receiver));
+        for k in 0..self.plan.shards {
+            let machine = Count::ALL.iter().map(|count| (count.name(), shard::offset_count(*count)));
+            let worker = WorkerCount::ALL.iter().map(|count| (count.name(), shard::offset_worker(*count)));
+            let mut values = block(Role::Shard(k), machine.chain(worker).collect());
+            for reason in Drop::ALL {
+                let bytes = self.region.read_counter(Role::Shard(k), shard::offset_dropped_bytes(*reason));
+                values.insert(format!("dropped_{}_bytes", reason.name()), bytes);
+            }
+            all.insert(format!("shard-worker-{k}"), values);
+        }
+        all
+    }
+
+    fn gauges(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
+        let mut all = BTreeMap::new();
+        let receiver = RETURN_GAUGES
+            .iter()
+            .map(|count| (count.name().to_owned(), self.region.read_counter(Role::Receiver, count.index())));
+        all.insert("receiver-0".to_owned(), receiver.collect());
+        for k in 0..self.plan.shards {
+            let read = |gauge: &Gauge| {
+                (
+                    gauge.name().to_owned(),
+                    self.region.read_counter(Role::Shard(k), shard::offset_gauge(*gauge)),
+                )
+            };
+            all.insert(format!("shard-worker-{k}"), Gauge::ALL.iter().map(read).collect());
+        }
+        all
+    }
+
+    fn buckets(&self, of: Timed) -> Vec<u64> {
+        let first = shard::offset_histogram(of);
+        (0..BUCKETS).map(|bucket| self.over_shards(first + bucket)).collect()
+    }
+
+    fn quantiles(&self, buckets: &[u64], of: Timed) -> Quantiles {
+        let maxima = (0..self.plan.shards)
+            .map(|k| self.region.read_counter(Role::Shard(k), shard::offset_histogram_max(of)));
+        let max = maxima.max().unwrap_or(0);
+        // A bucket's upper bound may lie beyond the largest sample.
+        let at = |q| Histogram::quantile(buckets, q).min(max);
+        Quantiles { p50: at(0.5), p90: at(0.9), p99: at(0.99), max }
+    }
+
+    fn capturer(&self, count: capturer::Count) -> u64 {
+        self.region.read_counter(Role::Capturer, count.index())
+    }
+
+    fn link(&self, intercept: usize, count: InterceptCount) -> u64 {
+        self.region.read_counter(Role::Receiver, intercept_index(intercept, count))
+    }
+
+    fn shards(&self, count: Count) -> u64 {
+        self.over_shards(shard::offset_count(count))
+    }
+
+    fn over_shards(&self, index: usize) -> u64 {
+        (0..self.plan.shards).map(|k| self.region.read_counter(Role::Shard(k), index)).sum()
+    }
+}
+
+/// The order of a packet's walk.
+const ORDER: [&str; 3] = ["capturer", "shard-worker", "injector"];
+/// Values of the receiver that fall as well as rise.
+const RETURN_GAUGES: [ReturnCount; 2] = [ReturnCount::ClaimsLive, ReturnCount::Connected];

@@ -1,0 +1,173 @@
+//! Is a role that does not beat hung, or does the host only keep it from a core? Killing it in the second case would lose
+//! its sessions for nothing, and on a busy host again and again.
+//!
+//! A role is *suspect* when input is pending and it did not beat for 250 ms. From then on it is looked at in /proc:
+//!
+//! | seen | judged |
+//! |---|---|
+//! | stopped (T, t) | hung at once |
+//! | used more than 200 ms of CPU since the suspicion, without a beat | hung: it spins |
+//! | asleep (S, D) at each look for 250 ms, without any CPU time | hung: it waits for what does not come |
+//! | runnable (R), hardly any CPU time | starved: given up to 5 s |
+//! | anything for 5 s | hung |
+
+use std::time::{Duration, Instant};
+
+/// One look at a role.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// Input waits for it.
+    pub(crate) pending: bool,
+    /// Its last beat, CLOCK_MONOTONIC milliseconds.
+    pub(crate) beat_ms: u64,
+    /// Now, on the same clock.
+    pub(crate) now_ms: u64,
+}
+
+/// Why a role is taken for hung.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hung {
+    /// Somebody stopped it (SIGSTOP).
+    Stopped,
+    /// It computes without end.
+    Spins,
+    /// It waits for something that does not come.
+    Waits,
+    /// It got no core for five seconds, or something else that took too long.
+    TooLong,
+}
+
+impl Hung {
+    /// As the end of "shard-worker 2 ...".
+    pub(crate) const fn words(self) -> &'static str {
+        match self {
+            Hung::Stopped => "was stopped",
+            Hung::Spins => "computed without end",
+            Hung::Waits => "waited without end",
+            Hung::TooLong => "did nothing for 5 s",
+        }
+    }
+}
+
+/// What is known about one role's silence.
+#[derive(Debug, Default)]
+pub(crate) struct Watchdog {
+    suspicion: Option<Suspicion>,
+}
+
+#[derive(Debug)]
+struct Suspicion {
+    beat_ms: u64,
+    since: Instant,
+    cpu: Duration,
+    /// When the series of looks that all saw it asleep and idle began.
+    asleep_since: Option<(Instant, Duration)>,
+}
+
+/// Silence that makes suspect.
+const SUSPECT_MS: u64 = 250;
+/// CPU time without a beat that proves spinning.
+const SPIN: Duration = Duration::from_millis(200);
+/// Sleep without CPU time, while input is pending, that proves waiting for nothing.
+const ASLEEP: Duration = Duration::from_millis(250);
+/// CPU time below which a role did nothing at all between looks.
+const NOTHING: Duration = Duration::from_micros(200);
+/// The longest that a busy host may keep a role from a core.
+const PATIENCE: Duration = Duration::from_millis(PATIENCE_MS);
+/// The same in milliseconds.
+pub(crate) const PATIENCE_MS: u64 = 5_000;
+
+impl Watchdog {
+    /// Judges a role; `look` asks /proc for state and CPU time and is called for suspects only.
+    pub(crate) fn judge(
+        &mut self,
+        now: Instant,
+        sample: Sample,
+        look: impl FnOnce() -> Option<(char, Duration)>,
+    ) -> Option<Hung> {
+        let silent = sample.now_ms.saturating_sub(sample.beat_ms);
+        if !sample.pending || silent < SUSPECT_MS {
+            self.suspicion = None;
+            return None;
+        }
+        // Gone from /proc: it is dead, and the reaper's business.
+        let (state, cpu) = look()?;
+        let same = self.suspicion.as_ref().is_some_and(|suspicion| suspicion.beat_ms == sample.beat_ms);
+        if !same {
+            self.suspicion = Some(Suspicion { beat_ms: sample.beat_ms, since: now, cpu, asleep_since: None });
+        }
+        let suspicion = self.suspicion.as_mut().expect("set just above");
+        let used = cpu.saturating_sub(suspicion.cpu);
+        match state {
+            'T' | 't' => return Some(Hung::Stopped),
+            _ if used > SPIN => return Some(Hung::Spins),
+            'S' | 'D' | 'I' => {
+                let (since, before) = *suspicion.asleep_since.get_or_insert((now, cpu));
+                if cpu.saturating_sub(before) > NOTHING {
+                    suspicion.asleep_since = Some((now, cpu));
+                } else if now.duration_since(since) >= ASLEEP {
+                    return Some(Hung::Waits);
+                }
+            }
+            _ => suspicion.asleep_since = None,
+        }
+        (now.duration_since(suspicion.since) >= PATIENCE).then_some(Hung::TooLong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Looks at a role every 50 ms; `at` gives state and CPU milliseconds at each. Returns when it was judged hung.
+    fn watch(looks: usize, at: impl Fn(usize) -> (char, u64)) -> Option<(usize, Hung)> {
+        let mut watchdog = Watchdog::default();
+        let start = Instant::now();
+        (0..looks).find_map(|i| {
+            let sample = Sample { pending: true, beat_ms: 1_000, now_ms: 1_000 + SUSPECT_MS + 50 * i as u64 };
+            let (state, cpu) = at(i);
+            let now = start + Duration::from_millis(50 * i as u64);
+            watchdog.judge(now, sample, || Some((state, Duration::from_millis(cpu)))).map(|hung| (i, hung))
+        })
+    }
+
+    #[test]
+    fn a_stopped_role_is_hung_at_once() {
+        assert_eq!(watch(1, |_| ('T', 0)), Some((0, Hung::Stopped)));
+    }
+
+    #[test]
+    fn a_spinning_role_is_hung_after_200_ms_of_cpu() {
+        assert_eq!(watch(20, |i| ('R', 50 * i as u64)), Some((5, Hung::Spins)));
+    }
+
+    #[test]
+    fn a_role_asleep_before_its_input_is_hung_after_another_250_ms() {
+        assert_eq!(watch(20, |_| ('S', 7)), Some((5, Hung::Waits)));
+        assert_eq!(watch(20, |_| ('D', 7)), Some((5, Hung::Waits)));
+    }
+
+    #[test]
+    fn a_starved_role_is_given_five_seconds() {
+        assert_eq!(watch(99, |_| ('R', 7)), None);
+        assert_eq!(watch(200, |_| ('R', 7)), Some((100, Hung::TooLong)));
+        // Scheduled now and then between sleeps: slow, not hung.
+        assert_eq!(watch(99, |i| (if i % 3 == 0 { 'R' } else { 'S' }, i as u64)), None);
+    }
+
+    #[test]
+    fn a_beat_or_empty_input_clears_the_suspicion() {
+        let mut watchdog = Watchdog::default();
+        let now = Instant::now();
+        let late = Sample { pending: true, beat_ms: 1_000, now_ms: 1_300 };
+        let asleep = || Some(('S', Duration::ZERO));
+        assert_eq!(watchdog.judge(now, late, asleep), None);
+        let beat = Sample { beat_ms: 1_310, now_ms: 1_320, ..late };
+        assert_eq!(watchdog.judge(now + ASLEEP, beat, || panic!("not a suspect")), None);
+        let idle = Sample { pending: false, now_ms: 9_000, ..late };
+        assert_eq!(watchdog.judge(now + ASLEEP, idle, || panic!("not a suspect")), None);
+        // Suspected anew, its time begins anew.
+        let again = Sample { now_ms: 9_000, ..late };
+        assert_eq!(watchdog.judge(now + ASLEEP * 2, again, asleep), None);
+    }
+}

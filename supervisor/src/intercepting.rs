@@ -1,0 +1,180 @@
+//! `tcptwin intercept`: one process. The capture and link threads are the `intercept` crate's; here are its options, its
+//! control socket and its end.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use intercept::{Intercept, Stats, TunOptions};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::{Value, json};
+use shm::LockFile;
+use topology::{Key, Options, Refusal, listening_from, planner};
+
+use crate::control::{Reply, Request, Server};
+use crate::{key, logging, metrics, place, procfs, words};
+
+/// Works until it is asked to end.
+///
+/// # Errors
+/// A [`Refusal`] before the start; anything else is a failure while running.
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    logging::start("intercept");
+    let wanted = listening_from(options, key::of_options(options)?)?;
+    let exporter = planner::metrics_addr(options)?;
+    if !procfs::capable(procfs::CAP_NET_RAW) {
+        let program = std::env::current_exe()
+            .map_or_else(|_| "/usr/bin/tcptwin".to_owned(), |path| path.display().to_string());
+        return Err(Refusal::preflight(format!(
+            "seeing the answers needs CAP_NET_RAW. Run with sudo, or once: sudo setcap cap_net_raw,cap_net_admin+ep {program}"
+        ))
+        .into());
+    }
+    let directory = place::directory().map_err(Refusal::preflight)?;
+    let lock =
+        LockFile::acquire(&wanted.name, &directory).map_err(|error| Refusal::preflight(error.to_string()))?;
+
+    let mut order = intercept::Options::new(wanted.services);
+    order.name.clone_from(&wanted.name);
+    order.interfaces = wanted.interfaces;
+    order.tun = wanted.tun.map(TunOptions::new);
+    order.listen = wanted.listen;
+    order.key = wanted.key;
+    order.plain = wanted.plain;
+    let stats = Arc::clone(&order.stats);
+    let opened = Intercept::open(order).map_err(|error| Refusal::preflight(error.to_string()))?;
+    let started = Instant::now();
+    if let Some(at) = exporter {
+        let (stats, name) = (Arc::clone(&stats), wanted.name.clone());
+        let feed = move || metrics::feed_value(&name, "tcptwin_intercept", &stats.snapshot());
+        metrics::serve(at, feed).map_err(|error| {
+            let why = words::of_io(&error);
+            Refusal::preflight(format!(
+                "--metrics {at}: listening there failed ({why}). Choose another address or port"
+            ))
+        })?;
+    }
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    ctrlc::set_handler(move || {
+        // The second one does not wait.
+        if asked.swap(true, Relaxed) {
+            std::process::exit(1);
+        }
+    })
+    .context("listening for Ctrl-C failed")?;
+    let server = Server::bind(&directory, &wanted.name)
+        .with_context(|| format!("opening the control socket in {} failed", directory.display()))?;
+    let desk = Desk { name: wanted.name, stats: Arc::clone(&stats), stop: Arc::clone(&stop), started };
+    let over = Arc::new(AtomicBool::new(false));
+    let thread = {
+        let over = Arc::clone(&over);
+        std::thread::Builder::new().name("control".to_owned()).spawn(move || desk.serve(server, &over))?
+    };
+    let summary = opened.run(stop);
+    over.store(true, Relaxed);
+    // It closes the control socket.
+    let _ = thread.join();
+    drop(lock);
+    let summary = summary?;
+    if options.has(Key::Json) {
+        println!("{}", serde_json::to_string(&summary)?);
+    } else {
+        let shown = words::thousands;
+        println!(
+            "{:<11}{} captured ({} dropped by the kernel)",
+            "headers",
+            shown(summary.captured),
+            shown(summary.kernel_drops)
+        );
+        println!(
+            "{:<11}{} to {}",
+            "returned",
+            shown(summary.sent),
+            words::counted(summary.welcomed, "connection")
+        );
+        println!(
+            "{:<11}{} for slow or absent runs, {} that nobody owned",
+            "not sent",
+            shown(summary.queue_dropped),
+            shown(summary.without_owner)
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Answers at the control socket.
+struct Desk {
+    name: String,
+    stats: Arc<Stats>,
+    stop: Arc<AtomicBool>,
+    started: Instant,
+}
+
+/// Between looks whether it is over.
+const TICK: Duration = Duration::from_millis(200);
+
+impl Desk {
+    fn serve(&self, mut server: Server, over: &AtomicBool) {
+        while !over.load(Relaxed) {
+            let mut fds: Vec<PollFd<'_>> = server
+                .waits_for()
+                .map(|(fd, writing)| {
+                    PollFd::new(fd, if writing { PollFlags::POLLOUT } else { PollFlags::POLLIN })
+                })
+                .collect();
+            // EINTR and the like: the next round looks again.
+            let _ = poll(&mut fds, PollTimeout::from(TICK.as_millis() as u16));
+            drop(fds);
+            server.serve(Instant::now(), |request| self.reply(request));
+        }
+    }
+
+    fn reply(&self, request: Request) -> Reply {
+        match request {
+            Request::Stats => Reply::Ok(self.state()),
+            Request::Stop => {
+                self.stop.store(true, Relaxed);
+                Reply::Ok(Value::String("stopping".to_owned()))
+            }
+            Request::Pause | Request::Resume | Request::Percent { .. } | Request::Copies { .. } => {
+                Reply::Error(format!(
+                    "{} is an intercept, which only knows `stop`. Ask the run instead: tcptwin ctl --name NAME ...",
+                    self.name
+                ))
+            }
+        }
+    }
+
+    fn state(&self) -> Value {
+        let look = procfs::look(0);
+        let state = match (self.stop.load(Relaxed), self.stats.is_ready()) {
+            (true, _) => "stopping",
+            (false, true) => "running",
+            (false, false) => "starting",
+        };
+        let mut whole = json!({
+            "name": self.name,
+            "kind": "intercept",
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptime_s": (self.started.elapsed().as_secs_f64() * 1e3).round() / 1e3,
+            "state": state,
+            "roles": [{
+                "role": "intercept",
+                "index": 0,
+                "pid": std::process::id(),
+                "state": state,
+                "restarts": 0,
+                "cpu_s": look.map_or(0.0, |look| look.cpu.as_secs_f64()),
+                "rss_bytes": look.map_or(0, |look| look.rss_bytes),
+            }],
+        });
+        if let (Value::Object(whole), Value::Object(counted)) = (&mut whole, self.stats.snapshot()) {
+            whole.extend(counted);
+        }
+        whole
+    }
+}

@@ -1,0 +1,67 @@
+//! Logs: one line on stderr with level and role. Set up anew in each process; `TCPTWIN_LOG` (error, warn, info, debug,
+//! trace) says how much.
+
+use std::fmt;
+use std::io::IsTerminal as _;
+
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Sends this process's log lines to stderr under the name of its role. A second call does nothing.
+pub(crate) fn start(role: &str) {
+    let level = match std::env::var("TCPTWIN_LOG").ok().and_then(|text| text.parse::<Level>().ok()) {
+        Some(level) => level,
+        None => Level::INFO,
+    };
+    let ansi = colour_allowed() && std::io::stderr().is_terminal();
+    let lines = Lines { role: role.to_owned() };
+    // Refused only when it was done before, which is as good.
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(ansi)
+        .with_writer(std::io::stderr)
+        .event_format(lines)
+        .try_init();
+}
+
+/// Colours are allowed unless NO_COLOR is set to anything but the empty text (no-color.org), or the terminal is dumb.
+pub(crate) fn colour_allowed() -> bool {
+    let no = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !no && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// `WARN shard-worker 2: message field=value`.
+struct Lines {
+    role: String,
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let level = *event.metadata().level();
+        let (name, colour) = match level {
+            Level::ERROR => ("ERROR", 31),
+            Level::WARN => ("WARN ", 33),
+            Level::INFO => ("INFO ", 32),
+            Level::DEBUG => ("DEBUG", 36),
+            Level::TRACE => ("TRACE", 35),
+        };
+        if out.has_ansi_escapes() {
+            write!(out, "\x1b[{colour}m{name}\x1b[0m {}: ", self.role)?;
+        } else {
+            write!(out, "{name} {}: ", self.role)?;
+        }
+        context.format_fields(out.by_ref(), event)?;
+        writeln!(out)
+    }
+}

@@ -1,0 +1,155 @@
+//! One process of the pipeline over its whole life: started, alive, dead, started again, finished.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+use topology::Process;
+
+use crate::backoff::Backoff;
+use crate::hang::Watchdog;
+use crate::procfs;
+use crate::spawn::Started;
+
+/// One process of the pipeline.
+pub(crate) struct Member {
+    /// Which.
+    pub(crate) process: Process,
+    /// How often it was started again.
+    pub(crate) restarts: u64,
+    /// Judges its silence.
+    pub(crate) watchdog: Watchdog,
+    /// Its deaths.
+    pub(crate) backoff: Backoff,
+    life: Life,
+    /// CPU time of its dead predecessors.
+    cpu_before: Duration,
+}
+
+enum Life {
+    /// Not started yet, or dead until this time.
+    Due(Instant),
+    /// There.
+    Alive(Started),
+    /// Over for good.
+    Finished,
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Death {
+    /// With exit code 0: its work was done.
+    InOrder,
+    /// Otherwise; the end of "shard-worker 2 was ...".
+    Other(String),
+}
+
+impl Member {
+    /// To be started now.
+    pub(crate) fn new(process: Process) -> Self {
+        Self {
+            process,
+            restarts: 0,
+            watchdog: Watchdog::default(),
+            backoff: Backoff::default(),
+            life: Life::Due(Instant::now()),
+            cpu_before: Duration::ZERO,
+        }
+    }
+
+    /// Whether it is to be started by now.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        matches!(self.life, Life::Due(at) if at <= now)
+    }
+
+    /// When it is to be started.
+    pub(crate) const fn due(&self) -> Option<Instant> {
+        match self.life {
+            Life::Due(at) => Some(at),
+            _ => None,
+        }
+    }
+
+    /// It was started.
+    pub(crate) fn started(&mut self, started: Started) {
+        self.life = Life::Alive(started);
+        self.watchdog = Watchdog::default();
+    }
+
+    /// It shall be started at this time.
+    pub(crate) fn start_at(&mut self, at: Instant) {
+        self.life = Life::Due(at);
+    }
+
+    /// It shall not be started again.
+    pub(crate) fn finish(&mut self) {
+        self.life = Life::Finished;
+    }
+
+    /// Whether there is a process.
+    pub(crate) const fn is_alive(&self) -> bool {
+        matches!(self.life, Life::Alive(_))
+    }
+
+    /// Whether its work is over for good.
+    pub(crate) const fn is_finished(&self) -> bool {
+        matches!(self.life, Life::Finished)
+    }
+
+    /// Its process id, while it has one.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        match &self.life {
+            Life::Alive(started) => Some(started.child.id()),
+            _ => None,
+        }
+    }
+
+    /// Becomes readable when it dies.
+    pub(crate) fn alive(&self) -> Option<BorrowedFd<'_>> {
+        match &self.life {
+            Life::Alive(started) => Some(started.alive.as_fd()),
+            _ => None,
+        }
+    }
+
+    /// CPU time so far, predecessors included.
+    pub(crate) fn cpu(&self) -> Duration {
+        let now = self.pid().and_then(procfs::look).map_or(Duration::ZERO, |look| look.cpu);
+        self.cpu_before + now
+    }
+
+    /// Kills it; the death is seen by [`Member::reap`].
+    pub(crate) fn kill(&self) {
+        if let Some(pid) = self.pid() {
+            // It is our child and not reaped yet, so the number cannot be another's; it may be dead already.
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+        }
+    }
+
+    /// Takes it out of the process table when it is dead. Its CPU time is read first: afterwards it is gone.
+    pub(crate) fn reap(&mut self) -> Option<Death> {
+        let pid = Pid::from_raw(self.pid()?.cast_signed());
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        match waitid(Id::Pid(pid), look) {
+            Ok(WaitStatus::StillAlive) => return None,
+            Ok(_) => {}
+            // No such child: somebody reaped it, which nobody does.
+            Err(_) => return Some(self.buried(Death::Other("lost (no such child)".to_owned()))),
+        }
+        self.cpu_before = self.cpu();
+        let death = match waitpid(pid, None) {
+            Ok(WaitStatus::Exited(_, 0)) => Death::InOrder,
+            Ok(WaitStatus::Exited(_, code)) => Death::Other(format!("ended with exit code {code}")),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Death::Other(format!("killed by {signal}")),
+            other => Death::Other(format!("lost ({other:?})")),
+        };
+        Some(self.buried(death))
+    }
+
+    fn buried(&mut self, death: Death) -> Death {
+        self.life = Life::Finished;
+        death
+    }
+}

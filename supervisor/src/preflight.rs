@@ -1,0 +1,166 @@
+//! Everything that is checked before anything is started. Each check ends in nothing or in one sentence; the order is the
+//! one in which a person can mend things: rights first, then this host, then the network, then the other end.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use injector::DialError;
+use injector::{RouteFacts, route_to};
+use returns::RefusedCode;
+use shm::{Leftover, LockFile, Region};
+use topology::guard::{self, Place, Taken};
+use topology::plan::Clients;
+use topology::{Key, Options, Plan, Refusal};
+
+use crate::{place, procfs};
+
+/// What the checks found.
+pub(crate) struct Ready {
+    /// The plan, with the MTU of each route and the client range that the intercepts agreed to.
+    pub(crate) plan: Plan,
+    /// One instance a name; every role inherits it.
+    pub(crate) lock: LockFile,
+    /// Where lock and control socket are.
+    pub(crate) directory: PathBuf,
+    /// What the person should know, though it is no obstacle.
+    pub(crate) notes: Vec<String>,
+}
+
+/// How long an intercept has to answer, over three tries.
+const DIAL_TIME: Duration = Duration::from_millis(1500);
+/// Ranges tried at most, when intercepts refuse the chosen one and name another.
+const RANGE_TRIES: usize = 8;
+
+/// Checks everything.
+///
+/// # Errors
+/// One sentence, exit code 3.
+pub(crate) fn check(mut plan: Plan, options: &Options) -> Result<Ready, Refusal> {
+    rights(&plan)?;
+    let directory = place::directory().map_err(Refusal::preflight)?;
+    let lock =
+        LockFile::acquire(&plan.name, &directory).map_err(|error| Refusal::preflight(error.to_string()))?;
+    let mut notes = Vec::new();
+    leftover(&plan.name, &mut notes)?;
+    interfaces(&plan)?;
+    let routes = routes(&mut plan, options.has(Key::Lab))?;
+    let taken = taken(&plan, &routes);
+    guard::client_ranges(&plan, &taken)?;
+    intercepts(&mut plan, &taken, &mut notes)?;
+    Ok(Ready { plan, lock, directory, notes })
+}
+
+fn rights(plan: &Plan) -> Result<(), Refusal> {
+    if procfs::capable(procfs::CAP_NET_RAW) {
+        return Ok(());
+    }
+    let program = std::env::current_exe()
+        .map_or_else(|_| "/usr/bin/tcptwin".to_owned(), |path| path.display().to_string());
+    let on = match plan.capture.interfaces.as_slice() {
+        [] => "any interface".to_owned(),
+        names => names.join(", "),
+    };
+    Err(Refusal::preflight(format!(
+        "opening a packet socket on {on} needs CAP_NET_RAW. Run with sudo, or once: sudo setcap cap_net_raw,cap_net_admin+ep {program}"
+    )))
+}
+
+/// The lock is held, so a region of this name is a dead instance's.
+fn leftover(name: &str, notes: &mut Vec<String>) -> Result<(), Refusal> {
+    let refused = |error: shm::RegionError| Refusal::preflight(error.to_string());
+    match Region::leftover(name).map_err(refused)? {
+        Leftover::None => {}
+        Leftover::Ours { .. } => {
+            Region::remove(name).map_err(refused)?;
+            notes.push(format!(
+                "a dead instance named {name} had left its shared region behind; it was removed"
+            ));
+        }
+        Leftover::Foreign { why } => {
+            return Err(Refusal::preflight(format!(
+                "{} stands where the shared region belongs, and {why}. Remove it by hand, or use another --name",
+                shm::path(name).display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn interfaces(plan: &Plan) -> Result<(), Refusal> {
+    if plan.capture.interfaces.is_empty() {
+        return Ok(());
+    }
+    let known = capturer::interfaces::interfaces();
+    let names = || known.iter().map(|one| one.name.as_str()).collect::<Vec<_>>().join(", ");
+    match plan.capture.interfaces.iter().find(|name| known.iter().all(|one| one.name != **name)) {
+        None => Ok(()),
+        Some(name) => Err(Refusal::preflight(format!(
+            "-i {name}: this host has no such interface. It has {}; `-i any` captures on all",
+            names()
+        ))),
+    }
+}
+
+/// Asks the kernel for the way to each target; refuses those that are none; notes their MTU.
+fn routes(plan: &mut Plan, lab: bool) -> Result<Vec<RouteFacts>, Refusal> {
+    let mut routes = Vec::with_capacity(plan.targets.len());
+    for index in 0..plan.targets.len() {
+        let route =
+            route_to(plan.targets[index].addr).map_err(|error| Refusal::preflight(error.to_string()))?;
+        let place = match route.place {
+            injector::Place::Remote => Place::Remote,
+            injector::Place::ThisHost => Place::ThisHost,
+            injector::Place::Loopback => Place::Loopback,
+            injector::Place::Broadcast => Place::Broadcast,
+            injector::Place::Multicast => Place::Multicast,
+            injector::Place::Unspecified => Place::Unspecified,
+        };
+        guard::target(plan, index, place, lab)?;
+        // The smallest MTU that IPv4 must carry; a route below it is broken, and a segment must hold some payload.
+        plan.targets[index].mtu = route.mtu.max(576);
+        routes.push(route);
+    }
+    Ok(routes)
+}
+
+/// Addresses that no replayed client may have.
+fn taken(plan: &Plan, routes: &[RouteFacts]) -> Vec<Taken> {
+    let mut taken = guard::own_addresses(plan);
+    for interface in capturer::interfaces::interfaces() {
+        let of = |addr| Taken { addr, what: format!("an address of {}", interface.name) };
+        taken.extend(interface.addresses.iter().map(|(addr, _)| of(*addr)));
+    }
+    for (route, target) in routes.iter().zip(&plan.targets) {
+        taken.extend(
+            route.next_hop.map(|ip| Taken { addr: ip, what: format!("the gateway to {}", target.addr.ip()) }),
+        );
+    }
+    taken
+}
+
+/// Every intercept must answer, understand us and take our range. A range that was chosen here gives way to the one that
+/// the refusing intercept names as free; then all are asked anew.
+fn intercepts(plan: &mut Plan, taken: &[Taken], notes: &mut Vec<String>) -> Result<(), Refusal> {
+    for _ in 0..RANGE_TRIES {
+        let Some((at, error)) = first_refusal(plan) else { return Ok(()) };
+        let DialError::Refused { code: RefusedCode::RangeTaken, suggestion: Some(free), .. } = &error else {
+            return Err(Refusal::preflight(error.to_string()));
+        };
+        let Clients::Pool { v4, v6, chosen: true } = &mut plan.clients else {
+            return Err(Refusal::preflight(error.to_string()));
+        };
+        let slot = if free.is_v4() { v4 } else { v6 };
+        let Some(old) = slot.replace(*free) else { return Err(Refusal::preflight(error.to_string())) };
+        notes.push(format!("the client range {old} is in use at the intercept {at}; taking {free} instead"));
+        guard::client_ranges(plan, taken)?;
+    }
+    Err(Refusal::preflight(format!(
+        "after {RANGE_TRIES} tries there is still no client range that all intercepts take. Give one with -c"
+    )))
+}
+
+fn first_refusal(plan: &Plan) -> Option<(SocketAddr, DialError)> {
+    let dial = |at: &SocketAddr| injector::handshake(*at, plan, DIAL_TIME).err().map(|error| (*at, error));
+    plan.intercepts.iter().find_map(dial)
+}

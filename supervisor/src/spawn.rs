@@ -1,0 +1,99 @@
+//! Starting a role: fork and exec of this very program with the hidden command `role`. Start and restart are one path.
+//!
+//! Only the main thread may call this: the parent-death signal that a role asks for fires when the *thread* that started
+//! it ends (prctl(2)). Descriptors are close-on-exec except while their role is started, so a role inherits what is its
+//! own: its sockets, the instance's lock, and the writing end of a pipe that nobody writes to. The pipe closes when the
+//! role dies, however it dies, and wakes the supervisor's poll.
+
+use std::io::PipeReader;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::Context as _;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use topology::{Plan, Process, wiring};
+
+/// The sockets that outlive the roles: the kernel goes on capturing while a capturer is replaced.
+pub(crate) struct Sockets {
+    /// Of the capturer.
+    pub(crate) capture: Vec<capturer::CaptureSocket>,
+    /// Of the injector.
+    pub(crate) inject: injector::Sockets,
+}
+
+/// A role that was started.
+pub(crate) struct Started {
+    /// The process; to be reaped.
+    pub(crate) child: Child,
+    /// Becomes readable (end of file) when the process is gone.
+    pub(crate) alive: PipeReader,
+}
+
+/// Variables that a role may see.
+const ENVIRONMENT: [&str; 5] = ["NO_COLOR", "TERM", "TCPTWIN_LOG", "RUST_BACKTRACE", "LANG"];
+
+/// Starts a role of the region `plan.name`.
+///
+/// # Errors
+/// The system is out of something: processes, memory, descriptors.
+pub(crate) fn start(process: Process, plan: &Plan, epoch: u64, sockets: &Sockets) -> anyhow::Result<Started> {
+    let (reader, writer) =
+        std::io::pipe().context("making a pipe failed; is the limit of open files (ulimit -n) reached?")?;
+    let writer = OwnedFd::from(writer);
+    let fds = descriptors(process, sockets);
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg("role")
+        .arg(process.kind())
+        .arg(process.index().to_string())
+        .args(["--name", &plan.name])
+        .args(["--epoch", &epoch.to_string()])
+        .args(["--parent", &std::process::id().to_string()]);
+    if !fds.is_empty() {
+        command.args(["--fds", &fds.iter().map(|fd| fd_text(*fd)).collect::<Vec<_>>().join(",")]);
+    }
+    if let Some(core) = wiring::core(plan, process) {
+        command.args(["--core", &core.to_string()]);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null()).env_clear();
+    command.envs(ENVIRONMENT.iter().filter_map(|key| Some((key, std::env::var_os(key)?))));
+    inherit(&writer, true)?;
+    keep_sockets(process, sockets, true)?;
+    let child = command.spawn();
+    keep_sockets(process, sockets, false)?;
+    let child = child.with_context(|| {
+        format!("starting {process} failed; are the limits on processes (ulimit -u) or memory reached?")
+    })?;
+    Ok(Started { child, alive: reader })
+}
+
+/// The descriptors of a role, in the order in which it takes them over; `None` where it has no such socket.
+fn descriptors(process: Process, sockets: &Sockets) -> Vec<Option<RawFd>> {
+    match process {
+        Process::Capturer => sockets.capture.iter().map(|socket| Some(socket.as_fd().as_raw_fd())).collect(),
+        Process::Injector => {
+            let (v4, v6) = sockets.inject.numbers();
+            vec![v4, v6]
+        }
+        Process::Shard(_) => Vec::new(),
+    }
+}
+
+fn fd_text(fd: Option<RawFd>) -> String {
+    fd.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+fn keep_sockets(process: Process, sockets: &Sockets, keep: bool) -> anyhow::Result<()> {
+    match process {
+        Process::Capturer => sockets.capture.iter().try_for_each(|socket| inherit(socket, keep)),
+        Process::Injector => Ok(sockets.inject.keep_on_exec(keep)?),
+        Process::Shard(_) => Ok(()),
+    }
+}
+
+/// Lets processes that are started from here on keep the descriptor, or not.
+fn inherit(fd: &impl AsFd, keep: bool) -> anyhow::Result<()> {
+    let flags = if keep { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
+    fcntl(fd.as_fd(), FcntlArg::F_SETFD(flags)).context("marking a descriptor for a role failed")?;
+    Ok(())
+}

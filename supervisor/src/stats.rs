@@ -1,0 +1,285 @@
+//! What an instance has done so far: the object that `stats --json` prints, that crosses the control socket, and that
+//! live view, summary and metrics are made of. Names and meanings are stable; fields may be added.
+//!
+//! Counters only ever grow. `wanted = delivered + in_flight + sum of dropped`, to the byte, at any quiet moment and at
+//! the end.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The whole.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Stats {
+    /// Name of the instance.
+    pub(crate) name: String,
+    /// Version of the program.
+    pub(crate) version: String,
+    /// Seconds since its start.
+    pub(crate) uptime_s: f64,
+    /// `starting`, `running`, `paused`, `draining`, `stopped`.
+    pub(crate) state: String,
+    /// Its processes, the supervisor last.
+    pub(crate) roles: Vec<RoleStats>,
+    /// Capture.
+    pub(crate) capture: Capture,
+    /// Every captured byte.
+    pub(crate) ledger: Ledger,
+    /// Sessions towards the targets.
+    pub(crate) sessions: Sessions,
+    /// Turns: requests, in protocols that have such.
+    pub(crate) turns: Turns,
+    /// Sent segments.
+    pub(crate) inject: Inject,
+    /// The return channel.
+    pub(crate) returned: Returned,
+    /// Latencies, microseconds.
+    pub(crate) latency_us: Latency,
+    /// What can be changed while running, as it stands.
+    pub(crate) control: Control,
+    /// Each intercept of the plan.
+    pub(crate) intercepts: Vec<Intercept>,
+    /// Bytes that stand in the rings, by link.
+    pub(crate) rings: BTreeMap<String, u64>,
+    /// Every counter of every role, by `ROLE-INDEX`.
+    pub(crate) counters: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Every gauge of every role, likewise.
+    pub(crate) gauges: BTreeMap<String, BTreeMap<String, u64>>,
+}
+
+/// One process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RoleStats {
+    /// `capturer`, `injector`, `shard-worker`, `supervisor`.
+    pub(crate) role: String,
+    /// Number among its kind.
+    pub(crate) index: u16,
+    /// Process id; 0 while there is none.
+    pub(crate) pid: u32,
+    /// `starting`, `running`, `draining`, `done`, `dead`.
+    pub(crate) state: String,
+    /// How often it was started again.
+    pub(crate) restarts: u64,
+    /// CPU time so far, its dead predecessors included.
+    pub(crate) cpu_s: f64,
+    /// Resident memory.
+    pub(crate) rss_bytes: u64,
+}
+
+/// Capture.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Capture {
+    /// Frames taken from the kernel.
+    pub(crate) frames: u64,
+    /// Frames that the kernel had no room for.
+    pub(crate) kernel_drops: u64,
+}
+
+/// Segments and payload bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Amount {
+    /// Segments, or parts of one.
+    pub(crate) segments: u64,
+    /// Payload bytes.
+    pub(crate) payload_bytes: u64,
+}
+
+/// Payload bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Bytes {
+    /// Payload bytes.
+    pub(crate) payload_bytes: u64,
+}
+
+/// Every captured byte (REPLAY, "Ledger").
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ledger {
+    /// Read from the kernel, duplicates included.
+    pub(crate) captured: Amount,
+    /// Captured times copies, after sampling.
+    pub(crate) wanted: Bytes,
+    /// Acknowledged by the target.
+    pub(crate) delivered: Bytes,
+    /// Held, or sent and not acknowledged.
+    pub(crate) in_flight: Bytes,
+    /// By reason.
+    pub(crate) dropped: BTreeMap<String, Amount>,
+    /// Holes: never captured, outside the identity.
+    pub(crate) missed: Bytes,
+}
+
+impl Ledger {
+    /// Payload bytes dropped under all reasons.
+    pub(crate) fn dropped_bytes(&self) -> u64 {
+        self.dropped.values().map(|amount| amount.payload_bytes).sum()
+    }
+
+    /// What `wanted` exceeds the other side by; 0 when the identity holds.
+    pub(crate) fn imbalance(&self) -> i128 {
+        let accounted = u128::from(self.delivered.payload_bytes)
+            + u128::from(self.in_flight.payload_bytes)
+            + u128::from(self.dropped_bytes());
+        i128::from(self.wanted.payload_bytes) - accounted as i128
+    }
+}
+
+/// Sessions towards the targets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Sessions {
+    /// Now.
+    pub(crate) open: u64,
+    /// Opened so far, one for each copy.
+    pub(crate) started: u64,
+    /// Ended in order.
+    pub(crate) completed: u64,
+    /// Ended otherwise, by reason.
+    pub(crate) failed: BTreeMap<String, u64>,
+}
+
+/// Turns.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Turns {
+    /// Sent.
+    pub(crate) sent: u64,
+    /// That drew an answer.
+    pub(crate) answered: u64,
+    /// Released although the answer before had another length than online.
+    pub(crate) guessed: u64,
+    /// Released because the one before drew no answer at all.
+    pub(crate) unanswered: u64,
+    /// Pipelined: no answer to the one before was read in between.
+    pub(crate) overlapped: u64,
+}
+
+/// Sent segments.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Inject {
+    /// Accepted by the kernel.
+    pub(crate) segments: u64,
+    /// Their bytes, from the IP header on.
+    pub(crate) bytes: u64,
+    /// Send errors by errno.
+    pub(crate) errors: BTreeMap<String, u64>,
+}
+
+/// The return channel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Returned {
+    /// Headers received.
+    pub(crate) headers: u64,
+}
+
+/// Latencies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Latency {
+    /// From the last byte of a turn to the first of its answer.
+    pub(crate) target_first_byte: Quantiles,
+    /// From a segment's capture to its first replay.
+    pub(crate) lag: Quantiles,
+}
+
+/// Quantiles of a histogram, microseconds; upper bounds of its buckets, an eighth too high at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Quantiles {
+    /// Median.
+    pub p50: u64,
+    /// 90 of 100 are not longer.
+    pub p90: u64,
+    /// 99 of 100 are not longer.
+    pub p99: u64,
+    /// The longest.
+    pub(crate) max: u64,
+}
+
+/// What can be changed while running.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Control {
+    /// Nothing new is replayed.
+    pub(crate) paused: bool,
+    /// Share of flows.
+    pub(crate) percent: f64,
+    /// Copies of each flow.
+    pub(crate) copies: f64,
+}
+
+/// One intercept of the plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Intercept {
+    /// Where it listens.
+    pub(crate) addr: String,
+    /// `new`, `dialling`, `up`, `down`, `refused`.
+    pub(crate) state: String,
+    /// Why it was lost last; empty when it never was.
+    pub(crate) trouble: String,
+    /// Times the link came up.
+    pub(crate) connects: u64,
+    /// Headers received.
+    pub(crate) headers: u64,
+    /// Headers that it dropped because this side was slow.
+    pub(crate) gaps: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every field that scripts rely on, with nothing left out.
+    const PROMISED: &str = r#"{"name":"default","uptime_s":12.3,"state":"running",
+ "roles":[{"role":"capturer","index":0,"pid":1,"state":"running","restarts":0,"cpu_s":0.1,"rss_bytes":1}],
+ "capture":{"frames":0,"kernel_drops":0},
+ "ledger":{"captured":{"segments":0,"payload_bytes":0},
+           "wanted":{"payload_bytes":0},
+           "delivered":{"payload_bytes":0},
+           "in_flight":{"payload_bytes":0},
+           "dropped":{"ring_full":{"segments":0,"payload_bytes":0}},
+           "missed":{"payload_bytes":0}},
+ "sessions":{"open":0,"started":0,"completed":0,"failed":{"refused":0}},
+ "turns":{"sent":0,"answered":0,"guessed":0,"unanswered":0,"overlapped":0},
+ "inject":{"segments":0,"bytes":0,"errors":{"ENOBUFS":0}},
+ "returned":{"headers":0},
+ "latency_us":{"target_first_byte":{"p50":0,"p90":0,"p99":0,"max":0}}}"#;
+
+    /// Every path of `promised` exists in `ours` with a value of the same kind.
+    fn covers(promised: &serde_json::Value, ours: &serde_json::Value, path: &str) {
+        use serde_json::Value;
+        match (promised, ours) {
+            (Value::Object(wanted), Value::Object(have)) => {
+                for (key, value) in wanted {
+                    let inner = have.get(key).unwrap_or_else(|| panic!("{path}.{key} is missing"));
+                    covers(value, inner, &format!("{path}.{key}"));
+                }
+            }
+            (Value::Array(wanted), Value::Array(have)) => covers(&wanted[0], &have[0], &format!("{path}[0]")),
+            (Value::Number(_), Value::Number(_)) | (Value::String(_), Value::String(_)) => {}
+            _ => panic!("{path} is of another kind"),
+        }
+    }
+
+    #[test]
+    fn the_object_holds_what_scripts_rely_on() {
+        let stats = Stats {
+            roles: vec![RoleStats::default()],
+            ledger: Ledger {
+                dropped: [("ring_full".to_owned(), Amount::default())].into(),
+                ..Ledger::default()
+            },
+            sessions: Sessions { failed: [("refused".to_owned(), 0)].into(), ..Sessions::default() },
+            inject: Inject { errors: [("ENOBUFS".to_owned(), 0)].into(), ..Inject::default() },
+            ..Stats::default()
+        };
+        let ours = serde_json::to_value(&stats).unwrap();
+        covers(&serde_json::from_str(PROMISED).unwrap(), &ours, "");
+        assert_eq!(serde_json::from_value::<Stats>(ours).unwrap(), stats);
+    }
+
+    #[test]
+    fn the_identity_is_checked_to_the_byte() {
+        let mut ledger = Ledger { wanted: Bytes { payload_bytes: 100 }, ..Ledger::default() };
+        ledger.delivered.payload_bytes = 60;
+        ledger.in_flight.payload_bytes = 10;
+        ledger.dropped.insert("gap".into(), Amount { segments: 1, payload_bytes: 29 });
+        assert_eq!(ledger.imbalance(), 1);
+        ledger.delivered.payload_bytes = 61;
+        assert_eq!(ledger.imbalance(), 0);
+    }
+}
