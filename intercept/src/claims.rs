@@ -1,7 +1,8 @@
 //! Which instance owns a flow that its client's address alone does not tell: a fixed table of claims with idle expiry.
 //!
 //! Buckets of eight; a flow may stand in one of two buckets, the emptier when it comes: so such a table fills to four
-//! fifths before the first is refused (seen; nothing is moved later), and it is made larger by that. Tags lie apart from the claims, so that a miss touches two cache lines.
+//! fifths before the first is refused (seen; nothing is moved later), and it is made larger by that. Tags lie apart from
+//! the claims, so that a miss touches two cache lines.
 
 use flow::{Endpoint, hash::flow_hash};
 use zerocopy::{FromZeros, KnownLayout};

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use capturer::filter::ReturnFilter;
+use capturer::filter::{Instruction, ReturnFilter};
 use capturer::packet_ring::{PacketRing, RingSpec, Start, open_socket};
 use nix::net::if_::if_nametoindex;
 use tracing::info;
@@ -50,7 +50,7 @@ impl RingSource {
         };
         let spec = RingSpec::with_slots(SLOT_BYTES, bytes as u64);
         let open = || {
-            let socket = open_socket(&spec, &filter.program(), index, false)?;
+            let socket = open_socket(&spec, &with_scratch_set(filter.program()), index, false)?;
             PacketRing::map(socket, spec, Start::Fresh)
         };
         let ring = open().map_err(|error| match error.raw_os_error() {
@@ -77,6 +77,21 @@ impl RingSource {
             info!("{name} is there again; answers are captured on it");
         }
     }
+}
+
+/// Sets the scratch words that a program loads, before it begins. The kernel's checker (bpf_check_classic) carries what is
+/// known to be set across a return into the instructions behind it, so that words which are set on every real path
+/// still look unset to it.
+fn with_scratch_set(program: Vec<Instruction>) -> Vec<Instruction> {
+    const LOADS: [u16; 2] = [(libc::BPF_LD | libc::BPF_MEM) as u16, (libc::BPF_LDX | libc::BPF_MEM) as u16];
+    let plain = |code: u32, k: u32| Instruction { code: code as u16, jt: 0, jf: 0, k };
+    let mut words: Vec<u32> = program.iter().filter(|i| LOADS.contains(&i.code)).map(|i| i.k).collect();
+    words.sort_unstable();
+    words.dedup();
+    let mut whole = vec![plain(libc::BPF_LD | libc::BPF_IMM, 0)];
+    whole.extend(words.into_iter().map(|word| plain(libc::BPF_ST, word)));
+    whole.extend(program);
+    whole
 }
 
 impl Source for RingSource {

@@ -282,8 +282,12 @@ fn strangers_to_the_watch_list_and_broken_packets_are_counted_and_dropped() {
     dialer.until("the good one", |d| d.seqs == [2]);
     assert_eq!(running.stats.get(Count::NotTarget), 1);
     let json = running.stats.snapshot();
-    let broken: u64 =
-        json["capture"]["malformed"].as_object().unwrap().values().filter_map(serde_json::Value::as_u64).sum();
+    let broken: u64 = json["capture"]["malformed"]
+        .as_object()
+        .unwrap()
+        .values()
+        .filter_map(serde_json::Value::as_u64)
+        .sum();
     assert_eq!(broken, 40);
     assert_eq!(json["peers"][0]["name"], "run-1");
 }
