@@ -69,6 +69,7 @@ impl CaptureFilter {
 
     fn assemble(&self, exact: bool) -> Vec<Instruction> {
         let mut asm = Assembler::new(vec![plain(code::RET_K, u32::MAX)]);
+        parts::scratch(&mut asm);
         match self.frames {
             Frames::All => {}
             Frames::UpTo(len) => {

@@ -12,6 +12,7 @@
 //! | `packet_ring` | a receive ring shared with the kernel; intercept uses it too |
 //! | `filter` | the kernel filters, assembled; intercept's too |
 //! | `interfaces` | the interfaces of this host |
+//! | `vlan` | a second tag in front of IP |
 //! | `clock` | frame times as monotonic time |
 //! | `count`, `error` | what is counted, what is said |
 //! | `sys` | system calls on packet sockets: the only unsafe code |
@@ -32,6 +33,7 @@ pub mod source;
 pub mod sys;
 #[cfg(test)]
 mod testing;
+mod vlan;
 
 pub use count::Count;
 pub use error::{OpenError, RoleError};

@@ -152,17 +152,15 @@ impl Interface {
             };
             let ring = &mut self.rings[number];
             let frame = ring.position();
-            let Some((meta, bytes)) = ring.peek() else { break };
-            if let Some((tag, packet)) = in_front_of_ip(meta.protocol, bytes) {
-                sink(&Frame {
-                    packet,
-                    wire_len: meta.len.saturating_sub(tag),
-                    time_ns: meta.time_ns,
-                    ring: self.first + number as u16,
-                    number: frame,
-                    checksum_unfilled: meta.checksum_unfilled(),
-                });
-            }
+            let Some((meta, packet)) = ring.peek() else { break };
+            sink(&Frame {
+                packet,
+                wire_len: meta.len,
+                time_ns: meta.time_ns,
+                ring: self.first + number as u16,
+                number: frame,
+                checksum_unfilled: meta.checksum_unfilled(),
+            });
             ring.advance();
             taken += 1;
         }
@@ -220,13 +218,5 @@ impl Interface {
             Some(interface) if interface.up => Link::Up,
             _ => Link::Down,
         }
-    }
-}
-
-/// Steps over a VLAN tag in front of the IP header (the outer one is not among the bytes): how long it is, and what follows.
-fn in_front_of_ip(protocol: u16, bytes: &[u8]) -> Option<(u32, &[u8])> {
-    match i32::from(protocol) {
-        libc::ETH_P_8021Q | libc::ETH_P_8021AD => Some((4, bytes.get(4..)?)),
-        _ => Some((0, bytes)),
     }
 }

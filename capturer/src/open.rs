@@ -34,6 +34,13 @@ impl AsFd for CaptureSocket {
     }
 }
 
+impl From<PacketSocket> for CaptureSocket {
+    /// One that was made by [`open`] and came back another way than through [`inherit`].
+    fn from(socket: PacketSocket) -> Self {
+        Self(socket)
+    }
+}
+
 impl From<CaptureSocket> for PacketSocket {
     fn from(socket: CaptureSocket) -> Self {
         socket.0

@@ -11,10 +11,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::filter::Instruction;
 use crate::sys::{Begin, Bound, PacketSocket, RingMemory, SLOT_ALIGNMENT, SLOT_OVERHEAD, Slot, SlotHeader};
+use crate::vlan::behind_tag;
 
 /// Blocks are what the kernel allocates in one piece; this is 256 pages, and a slot never crosses one.
 const BLOCK_BYTES: u32 = 1 << 20;
 const PAGE_BYTES: u32 = 4_096;
+/// Of a second VLAN tag.
+const TAG_BYTES: u32 = 4;
 
 /// The sizes of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,17 +118,17 @@ impl Cursor {
 /// What the kernel says about a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameMeta {
-    /// Length when it passed, from the first byte that the socket delivers on.
+    /// Length when it passed, from the IP header on.
     pub len: u32,
-    /// Bytes captured.
+    /// Bytes captured, from the IP header on.
     pub snaplen: u32,
     /// When the kernel saw it, CLOCK_REALTIME nanoseconds.
     pub time_ns: u64,
-    /// The outer VLAN tag (TCI), which is not among the bytes.
+    /// The outer VLAN tag (TCI). Neither it nor a second one is among the bytes.
     pub vlan: Option<u16>,
     /// The interface that it came through.
     pub interface: u32,
-    /// EtherType; a VLAN type when a second tag stands in front of the IP header.
+    /// EtherType of the packet, behind all tags.
     pub protocol: u16,
     /// To whom it was addressed (`PACKET_HOST`, ...).
     pub packet_type: u8,
@@ -154,7 +157,7 @@ impl FrameMeta {
         Self {
             len: header.len,
             snaplen: header.snaplen,
-            time_ns: u64::from(header.sec) * 1_000_000_000 + u64::from(header.nsec),
+            time_ns: header.time_ns(),
             vlan: tagged.then_some(header.vlan_tci),
             interface: header.interface,
             protocol: header.protocol,
@@ -223,21 +226,31 @@ impl PacketRing {
         Ok(ring)
     }
 
-    /// The oldest frame not read yet.
+    /// The oldest frame not read yet: what the kernel says of it, and its captured bytes from the IP header on.
     #[inline]
-    pub fn peek(&mut self) -> Option<(FrameMeta, &[u8])> {
+    pub fn peek(&self) -> Option<(FrameMeta, &[u8])> {
         // All slots are read and not given back: what stands in the next one was seen already.
         if self.next.number - self.kept.number == u64::from(self.spec.slots()) {
             return None;
         }
         let header = self.memory.header(self.next.slot)?;
-        Some((FrameMeta::new(&header), self.memory.packet(self.next.slot, &header)))
+        let (mut meta, mut bytes) = (FrameMeta::new(&header), self.memory.packet(self.next.slot, &header));
+        if let Some(inner) = behind_tag(meta.protocol, meta.vlan.is_some(), meta.len, bytes) {
+            bytes = bytes.get(TAG_BYTES as usize..).unwrap_or_default();
+            meta.protocol = inner;
+            meta.len = meta.len.saturating_sub(TAG_BYTES);
+        }
+        meta.snaplen = bytes.len() as u32;
+        Some((meta, bytes))
     }
 
     /// When the oldest frame not read yet was seen, CLOCK_REALTIME nanoseconds.
     #[inline]
-    pub fn peek_time_ns(&mut self) -> Option<u64> {
-        self.peek().map(|(meta, _)| meta.time_ns)
+    pub fn peek_time_ns(&self) -> Option<u64> {
+        if self.next.number - self.kept.number == u64::from(self.spec.slots()) {
+            return None;
+        }
+        self.memory.header(self.next.slot).map(|header| header.time_ns())
     }
 
     /// Steps over the frame that [`PacketRing::peek`] showed. Its slot stays ours until [`PacketRing::release`].

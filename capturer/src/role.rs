@@ -111,8 +111,8 @@ impl Capturer {
 
     /// Drains up to [`BATCH`] frames and hands them to the shards.
     fn batch(&mut self) -> u32 {
-        let now_ns = monotonic_ns();
-        self.clock.sample(now_ns, realtime_ns());
+        let (now_ns, realtime_ns) = both_clocks();
+        self.clock.sample(now_ns, realtime_ns);
         let (dispatcher, clock) = (&mut self.dispatcher, &self.clock);
         let taken =
             self.source.drain(BATCH, &mut |frame| dispatcher.frame(frame, clock.monotonic_ns(frame.time_ns)));
@@ -211,6 +211,22 @@ impl Waiter {
         self.reported = any(EpollFlags::EPOLLIN);
         any(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP)
     }
+}
+
+/// Monotonic and wall clock of nearly one moment: a preemption between the two readings would shift every frame of the batch, so
+/// such a pair is read again.
+fn both_clocks() -> (u64, u64) {
+    const CLOSE_NS: u64 = 1_000;
+    let mut before = monotonic_ns();
+    for _ in 0..3 {
+        let realtime = realtime_ns();
+        let after = monotonic_ns();
+        if after - before < CLOSE_NS {
+            return (before, realtime);
+        }
+        before = after;
+    }
+    (before, realtime_ns())
 }
 
 fn realtime_ns() -> u64 {

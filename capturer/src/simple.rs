@@ -16,6 +16,7 @@ use crate::filter::NOTHING;
 use crate::open::{CaptureSocket, ETHERNET_HEADER, link_header};
 use crate::source::{Frame, Links, Source};
 use crate::sys::{Bound, PacketSocket};
+use crate::vlan::is_tag;
 
 /// Above the longest super-frame (BIG TCP: 512 KiB), so that nothing is cut without notice.
 const READ_BUFFER_BYTES: usize = 640 * 1024;
@@ -192,7 +193,7 @@ fn network_part(frame: &[u8], link_header: u32) -> Option<&[u8]> {
     let mut at = ETHERNET_HEADER as usize;
     for _ in 0..2 {
         let kind = frame.get(at - 2..at)?.try_into().map(u16::from_be_bytes).ok()?;
-        if !matches!(i32::from(kind), libc::ETH_P_8021Q | libc::ETH_P_8021AD) {
+        if !is_tag(kind) {
             break;
         }
         at += 4;

@@ -220,6 +220,13 @@ pub(crate) struct SlotHeader {
     pub(crate) packet_type: u8,
 }
 
+impl SlotHeader {
+    /// When the kernel saw the frame, CLOCK_REALTIME nanoseconds.
+    pub(crate) fn time_ns(&self) -> u64 {
+        u64::from(self.sec) * 1_000_000_000 + u64::from(self.nsec)
+    }
+}
+
 /// Where a slot begins, bytes from the ring's start; multiples of 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slot(pub(crate) usize);

@@ -55,8 +55,9 @@ pub(crate) fn plan(mappings: &[&str]) -> Plan {
     }
 }
 
-/// A region of this process for a plan; its name is gone at once, the memory stays.
-pub(crate) fn region(plan: &Plan) -> &'static Region {
+/// A region for a plan as this many processes would see it one after the other: each may take the rings' ends once. Its name is gone
+/// at once, the memory stays.
+pub(crate) fn regions(plan: &Plan, processes: usize) -> Vec<&'static Region> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let name = format!("capturer-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
     let spec = Spec {
@@ -67,10 +68,12 @@ pub(crate) fn region(plan: &Plan) -> &'static Region {
         arena: 4_096,
     };
     let region = Region::create(&name, &spec, &plan.to_bytes(), plan.instance).expect("a small region fits");
+    let mut views = vec![region];
+    views.extend((1..processes).map(|_| Region::attach(&name).expect("it was just made")));
     Region::remove(&name).expect("it is ours");
     region.control().set_percent_ppm(plan.percent_ppm);
     region.control().set_copies_milli(plan.copies_milli);
-    region
+    views
 }
 
 /// A data segment from its IP header on.

@@ -4,7 +4,7 @@ use flow::record::Captured;
 use shm::Consumer;
 
 use super::*;
-use crate::testing::{plan, region, segment};
+use crate::testing::{plan, regions, segment};
 
 struct Bench {
     dispatcher: Dispatcher,
@@ -14,7 +14,7 @@ struct Bench {
 fn bench(change: impl FnOnce(&mut Plan)) -> Bench {
     let mut plan = plan(&["80-10.0.3.2:8080", "10.0.0.9:6379-10.0.3.2:6379"]);
     change(&mut plan);
-    let region = region(&plan);
+    let region = regions(&plan, 1)[0];
     let shards = (0..plan.shards).map(|shard| region.consumer(Link::Capture(shard))).collect();
     Bench { dispatcher: Dispatcher::new(region, &plan), shards }
 }

@@ -173,9 +173,9 @@ impl Assembler {
                 Item::Branch { .. } => here += 1 + usize::from(far.0) + usize::from(far.1),
                 Item::Bind(label) => map.labels[label.0] = here,
                 Item::Island => {
-                    map.rejects.push(here);
-                    map.accepts.push(here + 1);
-                    here += 1 + self.accept.len();
+                    map.accepts.push(here);
+                    map.rejects.push(here + self.accept.len());
+                    here += self.accept.len() + 1;
                 }
             }
         }
@@ -191,8 +191,8 @@ impl Assembler {
                 Item::Bind(_) => {}
                 Item::Goto(to) => out.push(self.jump(to, next, map)),
                 Item::Island => {
-                    out.push(plain(code::RET_K, 0));
                     out.extend(&self.accept);
+                    out.push(plain(code::RET_K, 0));
                 }
                 Item::Branch { code, k, yes, no } => {
                     let beside = usize::from(far_yes) + usize::from(far_no);

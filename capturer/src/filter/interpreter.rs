@@ -34,6 +34,36 @@ pub(super) fn check(program: &[Instruction]) {
         }
     }
     assert_eq!(u32::from(program[program.len() - 1].code) & 7, libc::BPF_RET);
+    check_scratch(program);
+}
+
+/// Every scratch word is written before it is read, as the kernel's `check_load_and_stores` sees it: a return does not
+/// end its walk.
+fn check_scratch(program: &[Instruction]) {
+    let mut known = vec![u16::MAX; program.len()];
+    let mut written = 0;
+    for (at, i) in program.iter().enumerate() {
+        written &= known[at];
+        let code = u32::from(i.code);
+        match code & 7 {
+            libc::BPF_ST => written |= 1 << i.k,
+            libc::BPF_LD if code & 0xe0 == libc::BPF_MEM => {
+                assert!(
+                    written & (1 << i.k) != 0,
+                    "scratch word {} is read at {at} before it is written",
+                    i.k
+                );
+            }
+            libc::BPF_JMP => {
+                let skips = if code & 0xf0 == libc::BPF_JA { [i.k; 2] } else { [i.jt.into(), i.jf.into()] };
+                for skip in skips {
+                    known[at + 1 + skip as usize] &= written;
+                }
+                written = u16::MAX;
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Runs a program; a load beyond the packet ends it with 0, as in the kernel.

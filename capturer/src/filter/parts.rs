@@ -28,6 +28,15 @@ pub(super) fn ancillary(asm: &mut Assembler, field: i32) {
     asm.op(code::LD_ABS_W, (libc::SKF_AD_OFF + field) as u32);
 }
 
+/// Writes every scratch word once, at the very beginning. The kernel's check that words are written before they are read does not
+/// stop at a return: it takes the words missing on any way to a return for missing in what stands behind it.
+pub(super) fn scratch(asm: &mut Assembler) {
+    asm.op(code::LD_IMM, 0);
+    for word in [ADDRESS, ADDRESS + 1, ADDRESS + 2, ADDRESS + 3, SAVED, SNAP] {
+        asm.op(code::ST, word);
+    }
+}
+
 /// Drops frames that are not for this host (or, when promiscuous, only those that it sends).
 pub(super) fn direction(asm: &mut Assembler, promiscuous: bool) {
     ancillary(asm, libc::SKF_AD_PKTTYPE);
@@ -39,7 +48,8 @@ pub(super) fn direction(asm: &mut Assembler, promiscuous: bool) {
 }
 
 /// Finds the IP header behind `link` bytes of link header and goes on at `v4` or `v6` with its offset in X. The outer VLAN tag is
-/// not among the bytes any more (the kernel keeps it aside); a second one stands in front of the IP header.
+/// not among the bytes any more (the kernel keeps it aside); a second one stands in front of the IP header, and here every kernel
+/// still calls the frame a tagged one.
 pub(super) fn network(asm: &mut Assembler, link: u32, v4: Label, v6: Label) {
     let tagged = asm.label();
     asm.op(code::LDX_IMM, link);

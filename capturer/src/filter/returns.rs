@@ -35,6 +35,7 @@ impl ReturnFilter {
 
     pub(super) fn assemble(&self, exact: bool) -> Vec<Instruction> {
         let mut asm = Assembler::new(vec![plain(code::LD_MEM, SNAP), plain(code::RET_A, 0)]);
+        parts::scratch(&mut asm);
         parts::direction(&mut asm, self.promiscuous);
         let (v4, v6) = (asm.label(), asm.label());
         parts::network(&mut asm, self.link_header, v4, v6);

@@ -347,6 +347,71 @@ fn oracle(filter: &CaptureFilter, packet: &[u8], aside: Aside) -> Option<()> {
     (!own && (exact || (any && !target))).then_some(())
 }
 
+/// The return filter's decision in plain Rust: how many bytes to keep.
+fn return_oracle(filter: &ReturnFilter, packet: &[u8], protocol: u16) -> Option<u32> {
+    let u8_at = |at: usize| packet.get(at).copied();
+    let u16_at = |at: usize| Some(u16::from_be_bytes(packet.get(at..at + 2)?.try_into().ok()?));
+    let ip4 = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
+    let ip6 = |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));
+    let client = |ip: IpAddr| {
+        filter.clients.is_empty() || filter.clients.iter().any(|range| range.contains(ip.into()))
+    };
+    let target = |ip, port| filter.targets.contains(&SocketAddr::new(ip, port));
+    let header_end = |tcp: usize| Some(tcp as u32 + u32::from(u8_at(tcp + 12)? >> 4) * 4 + filter.payload);
+    let transport4 = |at: usize| Some(at + usize::from(u8_at(at)? & 0xf) * 4);
+    match protocol {
+        IPV4 => {
+            if u16_at(6)? & 0x1fff != 0 || !client(ip4(16)?) {
+                return None;
+            }
+            let at = transport4(0)?;
+            match u8_at(9)? {
+                6 => {
+                    let keep = header_end(at)?;
+                    target(ip4(12)?, u16_at(at)?).then_some(keep)
+                }
+                1 if matches!(u8_at(at)?, 3 | 11) => {
+                    let quoted = at + 8;
+                    if u8_at(quoted + 9)? != 6 || u16_at(quoted + 6)? & 0x1fff != 0 {
+                        return None;
+                    }
+                    target(ip4(quoted + 16)?, u16_at(transport4(quoted)? + 2)?).then_some(ICMP_SNAP)
+                }
+                _ => None,
+            }
+        }
+        IPV6 => {
+            if !client(ip6(24)?) {
+                return None;
+            }
+            let src = ip6(8)?;
+            let (mut next, mut at, mut left) = (u8_at(6)?, 40, 2);
+            loop {
+                match next {
+                    6 => {
+                        let keep = header_end(at)?;
+                        return target(src, u16_at(at)?).then_some(keep);
+                    }
+                    58 => break,
+                    51 => return Some(ICMP_SNAP),
+                    0 | 43 | 60 | 44 if left == 0 => return Some(ICMP_SNAP),
+                    44 if u16_at(at + 2)? & 0xfff8 != 0 => return None,
+                    44 => (next, at) = (u8_at(at)?, at + 8),
+                    0 | 43 | 60 => (next, at) = (u8_at(at)?, at + 8 * (usize::from(u8_at(at + 1)?) + 1)),
+                    _ => return None,
+                }
+                left -= 1;
+            }
+            let quoted = at + 8;
+            if !matches!(u8_at(at)?, 1..=3) || u8_at(quoted + 6)? != 6 {
+                return None;
+            }
+            target(ip6(quoted + 24)?, u16_at(quoted + 42)?).then_some(ICMP_SNAP)
+        }
+        _ => None,
+    }
+}
+
 fn address() -> impl Strategy<Value = String> {
     prop::sample::select(vec!["10.0.0.9", "10.0.3.2", "198.18.0.1", "198.20.0.1", "10.0.0.1"])
         .prop_map(String::from)
@@ -388,6 +453,33 @@ proptest! {
         }
         packet.splice(0..0, vec![9; link_header as usize]);
         verdict(&CaptureFilter { promiscuous, frames, link_header, ..filter() }, &packet, aside);
+    }
+
+    #[test]
+    fn return_filter_and_oracle_agree_on_mutilated_packets(
+        (src, dst) in pair(), ports in (0..3usize, 0..3usize), icmp in prop::option::of(0..12u8), any_client: bool,
+        changes in prop::collection::vec((0..90usize, prop::sample::select(vec![0u8, 1, 2, 3, 6, 11, 43, 44, 51, 58, 60, 0x45, 0x50, 255])), 0..4),
+        cut in 0..160usize, payload in 0..20u32,
+    ) {
+        let numbers = [80u16, 443, 40000];
+        let mut packet = segment(&format!("{src}:{}", numbers[ports.0]), &format!("{dst}:{}", numbers[ports.1]), 20);
+        let protocol = aside(&packet).protocol;
+        if let Some(kind) = icmp {
+            packet = icmp_about(&packet, kind);
+        }
+        for (at, value) in changes {
+            if at < packet.len() {
+                packet[at] = value;
+            }
+        }
+        packet.truncate(cut.max(1));
+        let mut filter = ReturnFilter { payload, ..returns() };
+        if any_client {
+            filter.clients.clear();
+        }
+        let program = filter.program();
+        let verdict = run(&program, &packet, Aside { protocol, packet_type: HOST });
+        prop_assert_eq!(verdict, return_oracle(&filter, &packet, protocol).unwrap_or(0), "{:02x?}", packet);
     }
 
     #[test]
