@@ -33,6 +33,10 @@ impl Slots {
         self.0.len() as u32
     }
 
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
     pub(crate) fn get(&self, id: u32) -> &Slot {
         &self.0[id as usize]
     }
@@ -61,7 +65,10 @@ impl Arena {
     ///
     /// Panics when the arena is smaller than [`bytes`] or not aligned to eight: the caller made it.
     pub(crate) fn carve(memory: &'static mut [u8], sessions: u32, chunks: u32) -> Self {
-        assert!(memory.len() as u64 >= bytes(sessions, chunks), "the arena is as large as Table::arena_bytes says");
+        assert!(
+            memory.len() as u64 >= bytes(sessions, chunks),
+            "the arena is as large as Table::arena_bytes says"
+        );
         let (header, _) = Header::ref_from_prefix(memory).expect("the arena is page aligned");
         let used = header.magic == MAGIC && header.sessions == sessions && header.chunks == chunks;
         if !used && header.magic != 0 {

@@ -14,7 +14,9 @@ impl Table {
         for id in 0..self.slots.len() {
             let slot = self.slots.get(id);
             if slot.phase() == Phase::Free {
-                ensure(slot.held.is_empty() && slot.stash.is_empty(), || format!("free slot {id} has chunks"))?;
+                ensure(slot.held.is_empty() && slot.stash.is_empty(), || {
+                    format!("free slot {id} has chunks")
+                })?;
                 continue;
             }
             open += 1;
@@ -51,7 +53,9 @@ impl Table {
         ensure(taken + self.chunks.available() == self.chunks.len(), || {
             format!("{taken} chunks in lists and {} free of {}", self.chunks.available(), self.chunks.len())
         })?;
-        ensure(self.by_flow.len() == first, || format!("{} flows for {first} first copies", self.by_flow.len()))?;
+        ensure(self.by_flow.len() == first, || {
+            format!("{} flows for {first} first copies", self.by_flow.len())
+        })?;
         ensure(self.by_replayed.len() == replayed, || {
             format!("{} endpoints indexed, {replayed} found", self.by_replayed.len())
         })
@@ -63,7 +67,10 @@ impl Table {
             format!("slot {id} has a broken chunk list")
         })?;
         ensure(slot.in_flight == slot.held_len + slot.stash_bytes, || {
-            format!("slot {id}: {} in flight, {} held, {} stashed", slot.in_flight, slot.held_len, slot.stash_bytes)
+            format!(
+                "slot {id}: {} in flight, {} held, {} stashed",
+                slot.in_flight, slot.held_len, slot.stash_bytes
+            )
         })?;
         let counted = held::count_bytes(slot, &self.chunks);
         ensure(counted == slot.held_len, || {
@@ -73,14 +80,22 @@ impl Table {
             format!("slot {id} in {phase:?}: {} sent, {} held", slot.sent_bytes(), slot.held_len)
         })?;
         let earliest = slot.earliest();
-        ensure(earliest == u64::MAX || self.wheel.is_armed(id), || format!("slot {id} in {phase:?} has no timer"))?;
+        ensure(earliest == u64::MAX || self.wheel.is_armed(id), || {
+            format!("slot {id} in {phase:?} has no timer")
+        })?;
         if slot.is(is::FIRST) {
-            let found =
-                self.find_flow(self.flow_hash(&slot.client, &slot.server), &slot.client, &slot.server, slot.mapping);
+            let found = self.find_flow(
+                self.flow_hash(&slot.client, &slot.server),
+                &slot.client,
+                &slot.server,
+                slot.mapping,
+            );
             ensure(found == Some(id), || format!("slot {id} is first of its flow but {found:?} is found"))?;
         }
         let next = slot.next_copy;
-        ensure(next == NONE || self.slots.get(next).phase() != Phase::Free, || format!("slot {id} has a freed copy"))
+        ensure(next == NONE || self.slots.get(next).phase() != Phase::Free, || {
+            format!("slot {id} has a freed copy")
+        })
     }
 }
 

@@ -79,6 +79,10 @@ impl Chunks {
         self.chunks.len()
     }
 
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.chunks.as_bytes()
+    }
+
     pub(crate) fn available(&self) -> usize {
         self.free.len()
     }
@@ -114,7 +118,11 @@ impl List {
     /// Chunks that must be free to append a header of `head` bytes (in one piece) and then `len` bytes.
     pub(crate) fn needs(&self, head: usize, len: usize) -> usize {
         let spare = self.spare();
-        if spare >= head { (len + head).saturating_sub(spare).div_ceil(ROOM) } else { (len + head).div_ceil(ROOM) }
+        if spare >= head {
+            (len + head).saturating_sub(spare).div_ceil(ROOM)
+        } else {
+            (len + head).div_ceil(ROOM)
+        }
     }
 
     /// Appends a header that does not cross a chunk's end; the caller has asked [`List::needs`].

@@ -81,9 +81,8 @@ pub(crate) fn sent(slot: &mut Slot, now_us: u64) {
 /// Numbers that are thought to be under way.
 pub(crate) fn pipe(slot: &Slot) -> u32 {
     let highest = sack::highest(slot);
-    let unsacked = |until: Seq| {
-        (until.since(slot.snd_una).max(0) as u32).saturating_sub(sack::bytes_below(slot, until))
-    };
+    let unsacked =
+        |until: Seq| (until.since(slot.snd_una).max(0) as u32).saturating_sub(sack::bytes_below(slot, until));
     match slot.recovery() {
         Recovery::None => unsacked(slot.snd_nxt),
         Recovery::Fast if slot.sack_count == 0 => slot.outstanding(),
@@ -114,9 +113,12 @@ pub(crate) fn duplicate(slot: &mut Slot) {
     }
 }
 
-/// SACK shows a loss once more than two segments lie beyond it (RFC 6675, section 4).
+/// SACK shows a loss once more than two segments lie beyond it (RFC 6675, section 4); with fewer than four segments under
+/// way, once all but one are there (RFC 5827).
 pub(crate) fn look_for_loss(slot: &mut Slot) {
-    if sack::bytes_below(slot, slot.snd_nxt) > 2 * u32::from(slot.mss) {
+    let mss = u32::from(slot.mss);
+    let (sacked, outstanding) = (sack::bytes_below(slot, slot.snd_nxt), slot.outstanding());
+    if sacked > 2 * mss || (outstanding < 4 * mss && sacked > 0 && sacked + mss >= outstanding) {
         fast(slot);
     }
 }

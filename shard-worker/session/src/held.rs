@@ -34,10 +34,12 @@ pub(crate) mod piece {
     pub(crate) const NEW_TURN: u32 = 1;
     /// Cannot be an answer to an answer (row 2).
     pub(crate) const OVERLAPPED: u32 = 2;
+    /// Requests before it were given up: its acknowledgement number covers answers that the target will never give.
+    pub(crate) const AFTER_GAP: u32 = 4;
     /// The client's FIN.
-    pub(crate) const FIN: u32 = 4;
+    pub(crate) const FIN: u32 = 8;
     /// The client's RST.
-    pub(crate) const RST: u32 = 8;
+    pub(crate) const RST: u32 = 16;
     /// Either.
     pub(crate) const END: u32 = FIN | RST;
 }

@@ -98,6 +98,9 @@ mod tests {
 
     #[test]
     fn sizes_of_the_families() {
-        assert_eq!((path_mss(1500, true), path_mss(1500, false), path_mss(10, true)), (1460, 1440, LEAST_MSS));
+        assert_eq!(
+            (path_mss(1500, true), path_mss(1500, false), path_mss(10, true)),
+            (1460, 1440, LEAST_MSS)
+        );
     }
 }

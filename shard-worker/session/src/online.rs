@@ -49,14 +49,8 @@ impl Table {
             self.distribute(now_us, id, segment, payload);
             return;
         }
-        let wanted = copies(
-            self.config.seeds.sample,
-            &segment.client,
-            &segment.server,
-            0,
-            percent_ppm,
-            copies_milli,
-        );
+        let wanted =
+            copies(self.config.seeds.sample, &segment.client, &segment.server, 0, percent_ppm, copies_milli);
         if wanted == 0 {
             self.tally.one(Count::SampledOut);
             return;
@@ -77,12 +71,16 @@ impl Table {
         } else {
             let joins = match self.config.join {
                 Join::First => segment.tcp.has(flag::ACK),
-                Join::Boundary => segment.tcp.has(flag::ACK) && self.strangers.moved_on(hash, segment.tcp.ack),
+                Join::Boundary => {
+                    segment.tcp.has(flag::ACK) && self.strangers.moved_on(hash, segment.tcp.ack)
+                }
                 Join::Never => false,
             };
             match joins {
                 true => self.begin_flow(now_us, hash, segment, payload, wanted, true),
-                false if self.config.join == Join::Never => self.refuse(Drop::NotJoined, wanted, payload.len()),
+                false if self.config.join == Join::Never => {
+                    self.refuse(Drop::NotJoined, wanted, payload.len())
+                }
                 false => self.refuse(Drop::JoinedMidturn, wanted, payload.len()),
             }
         }
@@ -170,8 +168,12 @@ impl Table {
         } else {
             self.take_payload(now_us, id, seq, gate, time_us, payload);
         }
+        if segment.cut_len > 0 && self.slots.get(id).online_next == seq + payload.len() as u32 {
+            self.take_cut(now_us, id, end);
+        }
         let slot = self.slots.get_mut(id);
-        if tcp.flags & (flag::FIN | flag::RST) != 0 && !slot.is(is::END_KNOWN) && slot.phase() != Phase::Free {
+        if tcp.flags & (flag::FIN | flag::RST) != 0 && !slot.is(is::END_KNOWN) && slot.phase() != Phase::Free
+        {
             slot.set(is::END_KNOWN);
             slot.put(is::END_RST, tcp.has(flag::RST));
             slot.online_end = if tcp.has(flag::RST) { end.max(slot.online_next) } else { end };
@@ -285,14 +287,7 @@ impl Table {
     }
 
     /// Decides about bytes that are next in order, and begins a piece for them when they need one.
-    fn admit(
-        &mut self,
-        now_us: u64,
-        id: u32,
-        gate: Seq,
-        time_us: u64,
-        len: usize,
-    ) -> Result<Admit, NoChunk> {
+    fn admit(&mut self, now_us: u64, id: u32, gate: Seq, time_us: u64, len: usize) -> Result<Admit, NoChunk> {
         let slot = self.slots.get_mut(id);
         let first = !slot.is(is::HAD_DATA);
         let gate = if gate.before(slot.last_gate) { slot.last_gate } else { gate };
@@ -309,7 +304,13 @@ impl Table {
             slot.unset(is::SKIPPING);
         }
         if begins || !held::can_grow(slot) {
-            let flags = if begins { piece::NEW_TURN } else { 0 } | if overlapped { piece::OVERLAPPED } else { 0 };
+            let mut flags = if overlapped { piece::OVERLAPPED } else { 0 };
+            if begins {
+                flags |= piece::NEW_TURN;
+                if std::mem::take(&mut slot.after_gap) > 0 {
+                    flags |= piece::AFTER_GAP;
+                }
+            }
             let gap_us = gap_us.min(u64::from(u32::MAX)) as u32;
             held::begin(slot, &mut self.chunks, &Piece { time_us, len: 0, gate, gap_us, flags }, len)?;
         }
@@ -391,6 +392,7 @@ impl Table {
         let slot = self.slots.get_mut(id);
         let risen = after.unwrap_or(slot.end_gate).after(slot.last_gate);
         slot.online_next = to;
+        slot.after_gap = 1;
         if risen {
             if let Some(gate) = after
                 && splits_a_request(slot, missed)
@@ -401,21 +403,42 @@ impl Table {
             }
             return;
         }
-        if slot.is(is::SKIPPING) {
-            return;
+        if !slot.is(is::SKIPPING) {
+            self.lose_turn(now_us, id, after.is_some());
         }
+    }
+
+    /// The turn that is being captured has a hole: what was not sent of it is given up, and what still comes of it.
+    fn lose_turn(&mut self, now_us: u64, id: u32, goes_on: bool) {
+        let slot = self.slots.get_mut(id);
         let had_data = slot.is(is::HAD_DATA);
         slot.set(is::SKIPPING | is::HAD_DATA);
         slot.skip_reason = Drop::Gap as u8;
+        slot.after_gap = 1;
         if had_data {
             let (dropped, partly_sent) = held::drop_unsent_tail(slot, &mut self.chunks);
             self.tally.discard(slot, Drop::Gap, dropped);
             let sent = partly_sent || (dropped == 0 && slot.held.is_empty());
-            if sent && after.is_some() && slot.phase() == Phase::Open {
+            if sent && goes_on && slot.phase() == Phase::Open {
                 // Part of a request stands at the target and its rest will never come: only a new connection helps.
                 self.tally.one(Count::GapReconnects);
                 self.break_off(now_us, id);
             }
+        }
+    }
+
+    /// The snap length cut bytes off a segment that is in order: a hole in its turn for certain.
+    fn take_cut(&mut self, now_us: u64, id: u32, end: Seq) {
+        let slot = self.slots.get_mut(id);
+        let missed = end.since(slot.online_next);
+        if missed <= 0 {
+            return;
+        }
+        slot.online_next = end;
+        self.tally.one(Count::Holes);
+        self.tally.add(Count::Missed, missed as u64);
+        if !slot.is(is::SKIPPING) {
+            self.lose_turn(now_us, id, true);
         }
     }
 
@@ -444,7 +467,10 @@ impl Table {
             return;
         }
         let gate = if slot.is(is::ANCHORED) { slot.end_gate.max(slot.last_gate) } else { slot.end_gate };
-        let flags = if slot.is(is::END_RST) { piece::RST } else { piece::FIN };
+        let mut flags = if slot.is(is::END_RST) { piece::RST } else { piece::FIN };
+        if slot.after_gap > 0 {
+            flags |= piece::AFTER_GAP;
+        }
         let gap_us = time_us.saturating_sub(slot.data_us).min(u64::from(u32::MAX)) as u32;
         let end = Piece { time_us, len: 0, gate, gap_us, flags };
         if held::begin(slot, &mut self.chunks, &end, 0).is_err() {

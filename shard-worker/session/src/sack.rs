@@ -125,7 +125,11 @@ mod tests {
     #[test]
     fn lies_and_reports_of_doubles_are_passed_over() {
         let mut slot = slot();
-        assert!(!take(&mut slot, Seq(100), &[block(50, 80), block(900, 2000), block(300, 300), block(90, 200)]));
+        assert!(!take(
+            &mut slot,
+            Seq(100),
+            &[block(50, 80), block(900, 2000), block(300, 300), block(90, 200)]
+        ));
         assert_eq!(slot.sack_count, 0);
     }
 

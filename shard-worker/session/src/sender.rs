@@ -218,8 +218,7 @@ impl Table {
         };
         let before = portion;
         let slot = self.slots.get_mut(id);
-        let mut emit =
-            Emit { config: &self.config, tally: &mut self.tally, out, room: &mut portion, now_us };
+        let mut emit = Emit { config: &self.config, tally: &mut self.tally, out, room: &mut portion, now_us };
         let mut more = emit.lost(slot, &self.chunks);
         if !more {
             more = emit.fresh(slot, &self.chunks);
@@ -356,9 +355,10 @@ impl<S: Sink> Emit<'_, S> {
                     return self.end(slot, chunks, &found);
                 }
                 if found.len == 0 {
-                    // Its bytes were given up; its gate still counted.
+                    // Its bytes were given up. Its gate counted; for an answer to it the next turn need not wait.
                     held::enter_piece(slot, chunks);
                     slot.unset(is::RELEASED);
+                    slot.set(is::REANCHOR);
                     continue;
                 }
                 next = Some(found);

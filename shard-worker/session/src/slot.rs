@@ -275,7 +275,8 @@ pub(crate) struct Slot {
     pub(crate) absent_reason: u8,
     /// One more than the `Count` index under which the session failed; 0 while it has not.
     pub(crate) failure: u8,
-    pub(crate) reserved: u8,
+    /// 1 when bytes before the next turn were given up: what it waits for is not known exactly.
+    pub(crate) after_gap: u8,
 
     pub(crate) client: Endpoint,
     pub(crate) server: Endpoint,

@@ -112,15 +112,23 @@ pub(crate) struct Ready {
     place: Place,
 }
 
-/// The entry that covers the next byte in order.
+/// The first entry that covers the next byte in order, up to where an earlier one begins: the first copy wins.
 pub(crate) fn ready(slot: &Slot, chunks: &Chunks) -> Option<Ready> {
     let next = slot.online_next;
-    let (entry, place) = ahead(slot, chunks).find(|(entry, _)| entry.seq.at_or_before(next))?;
+    let mut limit = None;
+    let (entry, place) = ahead(slot, chunks).find(|(entry, _)| {
+        let covers = entry.seq.at_or_before(next);
+        if !covers {
+            limit = Some(limit.map_or(entry.seq, |limit: Seq| limit.min(entry.seq)));
+        }
+        covers
+    })?;
     let passed = next.since(entry.seq) as u32;
+    let end = entry.seq + entry.len;
     Some(Ready {
         time_us: entry.time_us,
         gate: entry.gate,
-        len: entry.len - passed,
+        len: limit.map_or(end, |limit| limit.min(end)).since(next) as u32,
         place: slot.stash.skip(chunks, place, passed as usize),
     })
 }
@@ -166,6 +174,7 @@ mod tests {
         slot.online_next = Seq(100);
         keep(&mut slot, &mut chunks, 1, Seq(120), Seq(7), &[2; 10]).unwrap();
         keep(&mut slot, &mut chunks, 2, Seq(105), Seq(6), &[1; 15]).unwrap();
+        // Continues the entry before it, but its bytes came first in the one before that.
         keep(&mut slot, &mut chunks, 3, Seq(120), Seq(6), &[9; 5]).unwrap();
         assert!(has(&slot, &chunks, Seq(122), 8) && !has(&slot, &chunks, Seq(122), 9));
         assert_eq!(first_byte(&slot, &chunks), Some(Seq(105)));

@@ -13,6 +13,7 @@
 
 use flow::hash::flow_hash;
 use flow::{Captured, Drop, Endpoint, Inject, Returned};
+use zerocopy::IntoBytes;
 
 use crate::arena::{self, Arena, Header, Slots};
 use crate::chunks::Chunks;
@@ -170,6 +171,12 @@ impl Table {
         &self.config
     }
 
+    /// A copy of the arena's bytes, from which another table can be made: for tests, and for looking at a table from
+    /// outside.
+    pub fn image(&self) -> Vec<u8> {
+        [self.header.as_bytes(), self.slots.as_bytes(), self.chunks.as_bytes()].concat()
+    }
+
     /// Time never goes back, not even across a restart.
     fn clock(&mut self, now_us: u64) {
         if self.wheel.is_empty() {
@@ -213,7 +220,13 @@ impl Table {
     }
 
     /// The first copy of a flow.
-    pub(crate) fn find_flow(&self, hash: u64, client: &Endpoint, server: &Endpoint, mapping: u16) -> Option<u32> {
+    pub(crate) fn find_flow(
+        &self,
+        hash: u64,
+        client: &Endpoint,
+        server: &Endpoint,
+        mapping: u16,
+    ) -> Option<u32> {
         let slots = &self.slots;
         self.by_flow.find(hash, |id| {
             let slot = slots.get(id);

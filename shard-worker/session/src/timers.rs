@@ -152,7 +152,8 @@ impl Table {
     /// The session whose four-tuple a queued one waits for.
     fn holder_of(&self, waiter: u32) -> Option<u32> {
         let slot = self.slots.get(waiter);
-        let holder = self.find_replayed(&slot.replayed, &self.config.targets[slot.target as usize].endpoint)?;
+        let holder =
+            self.find_replayed(&slot.replayed, &self.config.targets[slot.target as usize].endpoint)?;
         (self.slots.get(holder).waiter == waiter).then_some(holder)
     }
 }

@@ -13,6 +13,9 @@
 //! | 6 | G > 0, ours acknowledged, quiet for the online gap (20 ms–1 s) | re-anchor, `guessed` |
 //! | 7 | G = 0 for four online gaps (3–60 s) since ours were acknowledged | re-anchor, `unanswered`; the third in a row is row 8 |
 //!
+//! After requests that the capture missed, `E` counts answers that the target will never give: such a turn goes out when
+//! whatever was asked is answered and quiet as in row 5, or at once when nothing was asked.
+//!
 //! Row 2 (overlapped) is decided at capture, rows 9 to 11 follow from these: a server that speaks first is an E before
 //! the first turn.
 
@@ -65,10 +68,14 @@ pub(crate) fn gate(slot: &Slot, next: &Piece, now_us: u64, wait: bool) -> Gate {
     if slot.outstanding() > 0 {
         return Gate::Closed(NEVER);
     }
+    let after_gap = next.flags & piece::AFTER_GAP != 0;
+    if after_gap && got == 0 && slot.turns_waiting == 0 {
+        return Gate::Open(Row::Guessed);
+    }
     let (since, quiet, row) = if got == 0 {
         let since = slot.progress_us.max(slot.turn_sent_us).max(next.time_us);
         (since, (4 * u64::from(next.gap_us)).clamp(3_000_000, 60_000_000), Row::Unanswered)
-    } else if psh && u64::from(got) * 8 >= u64::from(expected) * 7 {
+    } else if psh && (after_gap || u64::from(got) * 8 >= u64::from(expected) * 7) {
         (slot.answer_us, (2 * u64::from(slot.srtt_us)).clamp(1_000, 10_000), Row::Guessed)
     } else {
         (slot.answer_us, u64::from(next.gap_us).clamp(20_000, 1_000_000), Row::Guessed)
@@ -96,7 +103,8 @@ pub(crate) fn release(slot: &mut Slot, tally: &mut Tally, next: &Piece, row: Row
         }
         Row::Free | Row::Deviation | Row::Unanswered => slot.anchor_target = slot.rcv_ack,
         Row::Guessed => {
-            slot.deviation = got.wrapping_sub(expected) as i32;
+            let after_gap = next.flags & piece::AFTER_GAP != 0;
+            slot.deviation = if after_gap { 0 } else { got.wrapping_sub(expected) as i32 };
             slot.anchor_target = slot.rcv_ack;
             tally.one(Count::TurnsGuessed);
         }
@@ -135,7 +143,13 @@ mod tests {
     }
 
     fn turn(expected: u32) -> Piece {
-        Piece { time_us: 900_000, len: 1, gate: Seq(1_000) + expected, gap_us: 50_000, flags: piece::NEW_TURN }
+        Piece {
+            time_us: 900_000,
+            len: 1,
+            gate: Seq(1_000) + expected,
+            gap_us: 50_000,
+            flags: piece::NEW_TURN,
+        }
     }
 
     fn look(slot: &Slot, next: &Piece, now_us: u64) -> Gate {
@@ -195,6 +209,16 @@ mod tests {
             assert_eq!(tally.count(Count::TurnsUnanswered), i);
         }
         assert_eq!(look(&slot, &turn(900), 0), Gate::Open(Row::Free));
+    }
+
+    #[test]
+    fn after_a_gap_only_what_was_asked_is_waited_for() {
+        let next = Piece { flags: piece::NEW_TURN | piece::AFTER_GAP, ..turn(5_000) };
+        assert_eq!(look(&slot(100), &next, 1_000_000), Gate::Closed(1_003_000));
+        assert_eq!(look(&slot(0), &next, 0), Gate::Open(Row::Guessed));
+        let mut asked = slot(0);
+        asked.turns_waiting = 1;
+        assert!(matches!(look(&asked, &next, 1_000_000), Gate::Closed(_)));
     }
 
     #[test]

@@ -1,0 +1,142 @@
+//! What happens at the bounds.
+
+use flow::Drop;
+use flow::record::flag;
+use session::{Count, Join};
+
+use crate::kit::*;
+
+#[test]
+fn a_full_table_refuses_new_flows_and_keeps_the_old() {
+    let mut config = config();
+    config.limits.sessions = 3;
+    config.join = Join::First;
+    let mut world = World::with(config, TargetOptions::default());
+    let mut clients: Vec<Client> = (0..5).map(Client::new).collect();
+    for client in &mut clients {
+        client.opens(&mut world);
+    }
+    for client in &mut clients {
+        client.asks(&mut world, "r", 10);
+    }
+    world.run(SECOND);
+    assert_eq!(world.peers.iter().filter(|peer| peer.lines == 1).count(), 3);
+    world.assert_delivered_but(Drop::TableFull, 10);
+    // A place that is free again is used.
+    clients[0].closes(&mut world);
+    world.run(2 * SECOND);
+    let mut late = Client::new(9);
+    late.opens(&mut world);
+    late.asks(&mut world, "late", 10);
+    world.run(SECOND);
+    assert_eq!(world.peer().text(), "late 10\n");
+}
+
+#[test]
+fn a_session_holds_no_more_than_its_limit() {
+    let mut config = config();
+    config.limits.held_per_session = 10_000;
+    let options =
+        TargetOptions { app: App::Silent, stalled: true, buffer: 1_000, ..TargetOptions::default() };
+    let mut world = World::with(config, options);
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    world.run(MS);
+    for _ in 0..10 {
+        client.sends(&mut world, &[1; 2_000]);
+    }
+    world.run(SECOND);
+    assert_eq!(world.table.tally().in_flight, 0);
+    assert!(world.dropped(Drop::Memory) >= 18_000);
+    assert!(world.peer().reset, "the target is told");
+    world.options = TargetOptions::default();
+    client.reads(10);
+    client.asks(&mut world, "again", 10);
+    world.run(SECOND);
+    assert_eq!(world.peer().text(), "again 10\n", "the next turn has a new connection");
+}
+
+#[test]
+fn all_sessions_together_hold_no_more_than_there_are_chunks() {
+    let mut config = config();
+    config.limits.chunks = 20;
+    let mut world = World::with(config, TargetOptions { dead: true, ..TargetOptions::default() });
+    let mut clients: Vec<Client> = (0..5).map(Client::new).collect();
+    for client in &mut clients {
+        client.opens(&mut world);
+        client.sends(&mut world, &[1; 6_000]);
+    }
+    let tally = world.table.tally();
+    assert!(tally.in_flight > 0 && tally.in_flight <= 20 * 1016);
+    assert!(world.dropped(Drop::Memory) >= 12_000);
+    world.table.abandon(world.now_us);
+    world.pump();
+    assert_eq!(world.table.tally().in_flight, 0);
+}
+
+#[test]
+fn a_stash_that_grows_too_long_gives_its_hole_up_early() {
+    let mut world = World::new();
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    client.sends_unseen(b"missing");
+    for i in 0..70 {
+        // Each is apart from the others.
+        client.reads(1);
+        client.sends(&mut world, format!("{i} 0\n").as_bytes());
+        client.sends_unseen(b"?");
+        world.run(100);
+    }
+    assert!(world.count(Count::Holes) >= 1, "after 7 ms already");
+    world.run(10 * SECOND);
+    assert_eq!(world.table.tally().in_flight, 0);
+}
+
+#[test]
+fn an_idle_session_is_closed_in_the_end() {
+    let mut config = config();
+    config.times.idle_us = 5 * SECOND;
+    let mut world = World::with(config, TargetOptions::default());
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    client.asks(&mut world, "r", 10);
+    world.run(4 * SECOND);
+    client.asks(&mut world, "r", 10);
+    world.run(4 * SECOND);
+    assert_eq!(world.table.tally().open, 1);
+    world.run(3 * SECOND);
+    assert_eq!((world.table.tally().open, world.count(Count::FailedIdle)), (0, 1));
+    assert!(world.peer().reset);
+}
+
+#[test]
+fn a_detached_session_does_not_wait_for_ever_for_the_targets_fin() {
+    let mut world =
+        World::with(config(), TargetOptions { close_with_client: false, ..TargetOptions::default() });
+    let mut old = Client::new(1);
+    old.opens(&mut world);
+    old.asks(&mut world, "r", 10);
+    let mut new = Client::starting_at(1, 400_000_000);
+    new.opens(&mut world);
+    world.run(15 * SECOND);
+    assert!(world.peers[0].reset && world.peers[0].client_fin);
+    assert_eq!(world.table.tally().open, 1);
+}
+
+#[test]
+fn a_scan_of_resets_and_fins_leaves_nothing() {
+    let mut world = World::new();
+    for n in 0..100 {
+        let client = Client::new(n);
+        for flags in [flag::RST, flag::FIN | flag::ACK, flag::SYN | flag::ACK, 0, flag::URG] {
+            world.capture(&client.segment(flags), &[]);
+        }
+    }
+    assert_eq!(world.table.tally().open, 0);
+    let mut client = Client::new(1);
+    client.syn(&mut world);
+    client.resets(&mut world);
+    world.run(SECOND);
+    assert_eq!(world.table.tally().open, 0);
+    assert!(world.peer().reset);
+}

@@ -1,0 +1,17 @@
+//! Packet stories: a scripted client on the online side, a small hand-written TCP server as the target, virtual time, and
+//! the table's invariants after every step.
+
+#[allow(unreachable_pub)]
+mod kit;
+
+mod copies;
+mod endings;
+mod handshake;
+mod holes;
+mod limits;
+mod loss;
+mod midstream;
+mod restart;
+mod simulation;
+mod turns;
+mod windows;

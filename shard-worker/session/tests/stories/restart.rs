@@ -1,0 +1,93 @@
+//! A table made anew on the arena of one that is gone.
+
+use flow::Drop;
+use session::{Config, Count, Table};
+
+use crate::kit::*;
+
+fn dead_target() -> TargetOptions {
+    TargetOptions { dead: true, ..TargetOptions::default() }
+}
+
+/// The next worker: a table on the same bytes.
+fn successor(config: &Config, image: &[u8]) -> Table {
+    let memory = arena(&config.limits);
+    memory[..image.len()].copy_from_slice(image);
+    Table::new(memory, config.clone())
+}
+
+#[test]
+fn sessions_go_on_after_a_restart() {
+    let mut before = World::with(config(), dead_target());
+    let mut clients: Vec<Client> = (0..5).map(Client::new).collect();
+    before.copies_milli = 2_000;
+    for client in &mut clients {
+        client.opens(&mut before);
+        client.sends(&mut before, b"held 100\n");
+        client.reads(100);
+        client.sends(&mut before, &[b'x'; 3_000]);
+    }
+    clients[0].sends_unseen(b"a hole");
+    clients[0].sends(&mut before, b"stashed");
+    let held = before.table.tally().in_flight;
+    assert_eq!(held, 2 * (5 * 3_009 + 7));
+    let mut after = World::on(successor(&config(), &before.table.image()), TargetOptions::default());
+    after.now_us = before.now_us;
+    after.copies_milli = 2_000;
+    let tally = after.table.tally();
+    assert_eq!((tally.open, tally.in_flight, tally.inherited), (10, held, held));
+    after.table.check().unwrap();
+    after.run(10 * SECOND);
+    for client in &mut clients[1..] {
+        client.asks(&mut after, "after", 100);
+    }
+    after.run(20 * SECOND);
+    assert_eq!(after.peers.len(), 10);
+    let whole = after.peers.iter().filter(|peer| peer.text().ends_with("xafter 100\n")).count();
+    assert_eq!(whole, 8, "the same sessions, the same streams");
+    assert_eq!(after.count(Count::SessionsStarted), 0);
+    assert_eq!(after.table.tally().in_flight, 0);
+}
+
+#[test]
+fn established_sessions_keep_their_numbers() {
+    let mut before = World::new();
+    let mut client = Client::new(1);
+    client.opens(&mut before);
+    client.asks(&mut before, "one", 100);
+    before.run(MS);
+    let mut after = World::on(successor(&config(), &before.table.image()), TargetOptions::default());
+    (after.now_us, after.peers) = (before.now_us, before.peers.clone());
+    client.asks(&mut after, "two", 100);
+    client.closes(&mut after);
+    after.run(SECOND);
+    assert_eq!(after.peers.len(), 1);
+    assert_eq!(after.peer().text(), "one 100\ntwo 100\n");
+    assert!(after.peer().is_closed());
+    assert_eq!(after.count(Count::TurnsGuessed) + after.count(Count::TurnsUnanswered), 0);
+}
+
+#[test]
+fn a_slot_that_makes_no_sense_is_counted_and_emptied() {
+    let mut config = config();
+    (config.limits.sessions, config.limits.chunks) = (8, 16);
+    let mut before = World::with(config.clone(), dead_target());
+    let mut client = Client::new(1);
+    client.opens(&mut before);
+    client.sends(&mut before, &[1; 500]);
+    let image = before.table.image();
+    let slots = Table::arena_bytes(0, 0) as usize..Table::arena_bytes(8, 0) as usize;
+    // Every word of the slot is overwritten, one at a time; none may hurt.
+    for at in slots.step_by(4).filter(|&at| image[at..at + 4] != [0; 4]) {
+        let mut bytes = image.clone();
+        bytes[at..at + 4].copy_from_slice(&0x00ff_fff0u32.to_le_bytes());
+        let mut table = successor(&config, &bytes);
+        let tally = table.tally();
+        assert_eq!(
+            tally.inherited,
+            tally.in_flight + tally.dropped(Drop::WorkerLost).payload_bytes,
+            "word {at}"
+        );
+        table.abandon(before.now_us);
+    }
+}

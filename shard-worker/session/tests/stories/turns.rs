@@ -1,0 +1,234 @@
+//! When turns go out: the table of REPLAY, "Turns", end to end.
+
+use flow::record::flag;
+use session::{Count, Rtt};
+
+use crate::kit::*;
+
+fn lines(delay_us: u64, writes: u32) -> TargetOptions {
+    TargetOptions { app: App::Lines { writes, delay_us, close_after: 0 }, ..TargetOptions::default() }
+}
+
+#[test]
+fn a_closed_loop_waits_for_a_slower_target() {
+    let mut world = World::with(config(), lines(20 * MS, 1));
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    for i in 0..10 {
+        client.asks(&mut world, &format!("request {i}"), 500);
+    }
+    // Ten requests were captured within 5 ms; each goes out when the one before is answered.
+    assert_eq!(world.data_sent().len(), 1);
+    world.run(SECOND);
+    let times: Vec<u64> = world.data_sent().iter().map(|sent| sent.at_us).collect();
+    assert_eq!(times.len(), 10);
+    assert!(times.windows(2).all(|two| two[1] - two[0] >= 20 * MS && two[1] - two[0] < 22 * MS), "{times:?}");
+    assert_eq!(world.peer().read, client.written);
+    assert_eq!(world.count(Count::TurnsSent), 10);
+    assert_eq!(world.count(Count::TurnsAnswered), 10);
+    assert_eq!(world.count(Count::TurnsGuessed) + world.count(Count::TurnsUnanswered), 0);
+    world.assert_all_delivered();
+}
+
+#[test]
+fn an_answer_in_three_writes_is_waited_for() {
+    let mut world = World::with(config(), lines(MS, 3));
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    for _ in 0..20 {
+        client.asks(&mut world, "r", 1000);
+    }
+    world.run(SECOND);
+    assert_eq!(world.peer().lines, 20);
+    assert_eq!(world.count(Count::TurnsGuessed), 0);
+}
+
+#[test]
+fn without_waiting_everything_leaves_as_it_comes() {
+    let mut config = config();
+    config.wait = false;
+    let mut world = World::with(config, lines(20 * MS, 1));
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    for _ in 0..10 {
+        client.asks(&mut world, "r", 500);
+    }
+    assert_eq!(world.data_sent().len(), 10);
+    world.run(SECOND);
+    assert_eq!(world.peer().lines, 10);
+    world.assert_all_delivered();
+}
+
+#[test]
+fn pipelined_requests_overlap_instead_of_waiting() {
+    let mut config = config();
+    config.rtt = Rtt::Measured;
+    let mut world = World::with(config, lines(MS, 1));
+    let mut client = Client::new(1);
+    client.syn(&mut world);
+    world.run(800);
+    client.acks(&mut world);
+    world.run(100);
+    // Sixteen under way at any time: each answer read draws one more request within microseconds.
+    for _ in 0..16 {
+        client.sends(&mut world, b"r 100\n");
+    }
+    for _ in 0..64 {
+        client.reads(100);
+        client.sends(&mut world, b"r 100\n");
+        world.run(20);
+    }
+    world.run(10 * SECOND);
+    assert_eq!(world.peer().lines, 80);
+    assert!(world.count(Count::TurnsOverlapped) > 50);
+    assert_eq!(world.count(Count::TurnsUnanswered), 0);
+    world.assert_all_delivered();
+}
+
+#[test]
+fn a_server_that_speaks_first_is_waited_for() {
+    let mut world = World::with(config(), TargetOptions { app: App::Greets(40), ..TargetOptions::default() });
+    let mut late = true;
+    world.to_us = Box::new(move |_, record| {
+        if record.payload_len == 40 && std::mem::take(&mut late) { Fate::Late(300 * MS) } else { Fate::Pass }
+    });
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    client.reads(40);
+    client.asks(&mut world, "EHLO", 60);
+    world.run(100 * MS);
+    assert!(world.data_sent().is_empty(), "the greeting is not there yet");
+    world.run(500 * MS);
+    assert_eq!(world.peer().text(), "EHLO 60\n");
+    assert_eq!(world.count(Count::TurnsGuessed) + world.count(Count::TurnsUnanswered), 0);
+}
+
+#[test]
+fn longer_and_shorter_answers_cost_one_guess_and_then_nothing() {
+    for by in [10i32, -10] {
+        let mut world = World::with(config(), lines(2 * MS, 1));
+        let mut client = Client::new(1);
+        client.opens(&mut world);
+        for _ in 0..50 {
+            client.sends(&mut world, format!("r {}\n", 500 + by).as_bytes());
+            world.run(400);
+            client.reads(500);
+        }
+        world.run(5 * SECOND);
+        assert_eq!(world.peer().lines, 50);
+        assert_eq!(world.count(Count::TurnsGuessed), 1, "{by}");
+        let times: Vec<u64> = world.data_sent().iter().map(|sent| sent.at_us).collect();
+        assert!(times.windows(2).all(|two| two[1] - two[0] >= 2 * MS), "no overtaking");
+        world.assert_all_delivered();
+    }
+}
+
+#[test]
+fn random_deviations_never_overtake_uncounted() {
+    let mut world = World::with(config(), lines(2 * MS, 3));
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    let mut x = 12_345u32;
+    for i in 0..200u32 {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let target = match i % 40 {
+            39 => 0,
+            _ => 500 + (x >> 16) % 41 - 20,
+        };
+        client.sends(&mut world, format!("r {target}\n").as_bytes());
+        world.run(400);
+        client.reads(500);
+    }
+    world.run(60 * SECOND);
+    assert_eq!(world.peer().lines, 200);
+    let released = world.count(Count::TurnsGuessed) + world.count(Count::TurnsUnanswered);
+    let sent = world.data_sent();
+    let early = sent.windows(2).filter(|two| two[1].at_us - two[0].at_us < 2 * MS + 600).count() as u64;
+    assert!(early <= released, "{early} left before the whole answer, {released} are counted");
+    assert!(world.count(Count::TurnsUnanswered) <= 5);
+    world.assert_all_delivered();
+}
+
+/// An h2-like upload: 31 segments of 13 bytes, each acknowledging a window update that the target never sends.
+#[test]
+fn an_upload_that_waits_for_window_updates_becomes_duplex() {
+    let mut world = World::with(config(), TargetOptions { app: App::Silent, ..TargetOptions::default() });
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    for _ in 0..31 {
+        client.sends(&mut world, &[7; 13]);
+        client.reads(13);
+        world.run(MS);
+    }
+    world.run(15 * SECOND);
+    assert_eq!(world.peer().read.len(), 31 * 13);
+    assert_eq!(world.count(Count::TurnsUnanswered), 3);
+    assert_eq!(world.count(Count::Duplex), 1);
+    world.assert_all_delivered();
+}
+
+/// A recovered retransmission carries a newer acknowledgement number than the lost original.
+#[test]
+fn a_late_copy_does_not_raise_its_gate() {
+    let mut world = World::with(config(), TargetOptions { app: App::Silent, ..TargetOptions::default() });
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    let lost = client.segment(flag::ACK | flag::PSH);
+    client.sends_unseen(b"first-");
+    client.sends(&mut world, b"second-");
+    client.sends(&mut world, b"third");
+    world.run(5 * MS);
+    let mut again = lost;
+    again.tcp.ack += 5_000;
+    world.capture(&again, b"first-");
+    world.run(10 * MS);
+    assert_eq!(world.peer().text(), "first-second-third", "nobody waits for 5,000 bytes");
+    assert_eq!(world.count(Count::TurnsSent), 1);
+    world.assert_all_delivered();
+}
+
+#[test]
+fn lost_rest_of_an_answer_is_acknowledged_past() {
+    let mut world = World::with(config(), lines(MS, 3));
+    let mut n = 0;
+    world.to_us = Box::new(move |_, record| {
+        n += u32::from(record.payload_len > 0);
+        if record.payload_len > 0 && n == 2 { Fate::Lose } else { Fate::Pass }
+    });
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    client.asks(&mut world, "one", 900);
+    client.asks(&mut world, "two", 900);
+    world.run(SECOND);
+    assert_eq!(world.peer().lines, 2);
+    assert_eq!(world.count(Count::ReturnHoles), 300);
+    assert_eq!(world.count(Count::TurnsGuessed), 0);
+    assert_eq!(world.peer().snd_una, world.peer().snd_nxt);
+}
+
+#[test]
+fn many_connections_take_their_turns_in_portions() {
+    let mut world = World::new();
+    let mut elephant = Client::new(0);
+    elephant.opens(&mut world);
+    world.run(10 * MS);
+    let mut mice: Vec<Client> = (1..20).map(Client::new).collect();
+    mice.iter_mut().for_each(|mouse| mouse.opens(&mut world));
+    world.run(10 * MS);
+    let mark = world.sent.len();
+    // All of it is ready before the first pump.
+    let mut big = elephant.segment(flag::ACK);
+    big.time_ns = world.now_us * 1000;
+    let bytes = vec![b'x'; 60_000];
+    world.table.captured(world.now_us, &big, &bytes, 1_000_000, 1_000);
+    for mouse in &mut mice {
+        let mut small = mouse.segment(flag::ACK | flag::PSH);
+        small.time_ns = world.now_us * 1000;
+        world.table.captured(world.now_us, &small, b"squeak 5\n", 1_000_000, 1_000);
+    }
+    world.pump();
+    let after: Vec<usize> = world.sent[mark..].iter().map(|sent| sent.payload.len()).collect();
+    assert_eq!(after.iter().filter(|&&n| n == 9).count(), 19);
+    let first_mouse = after.iter().position(|&n| n == 9).unwrap();
+    assert!(first_mouse <= 4, "{after:?}");
+}
