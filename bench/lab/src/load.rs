@@ -163,7 +163,8 @@ struct Generator {
     progress: Arc<Progress>,
     epoll: Epoll,
     lanes: Vec<Lane>,
-    idle: Vec<usize>,
+    /// Those that wait for a request; the one that waits longest is next, so that all are used alike.
+    idle: VecDeque<usize>,
     /// Connections that broke, with the time to try again, in order.
     down: VecDeque<(u64, usize)>,
     report: LoadReport,
@@ -177,7 +178,7 @@ impl Generator {
         let lanes: Vec<Lane> =
             (0..load.connections.max(1)).map(|_| Lane::new(load.mode, load.body_bytes)).collect();
         let mut generator = Self {
-            idle: Vec::with_capacity(lanes.len()),
+            idle: VecDeque::with_capacity(lanes.len()),
             down: VecDeque::new(),
             lanes,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
@@ -188,11 +189,11 @@ impl Generator {
             load,
             progress,
         };
-        for index in (0..generator.lanes.len()).rev() {
+        for index in 0..generator.lanes.len() {
             if generator.keeps_connections() {
                 generator.connect(index)?;
             } else {
-                generator.idle.push(index);
+                generator.idle.push_back(index);
             }
         }
         Ok(generator)
@@ -252,7 +253,7 @@ impl Generator {
             if due - self.report.sent < take {
                 break;
             }
-            let Some(index) = self.idle.pop() else { break };
+            let Some(index) = self.idle.pop_front() else { break };
             let first = self.load.first_id + self.report.sent;
             self.lanes[index].queue(first, take);
             self.report.sent += take;
@@ -302,7 +303,7 @@ impl Generator {
                 if self.keeps_connections() {
                     self.down.push_back((now_us() + RETRY_US, index));
                 } else {
-                    self.idle.push(index);
+                    self.idle.push_back(index);
                 }
                 Ok(())
             }
@@ -320,7 +321,7 @@ impl Generator {
         match outcome {
             Outcome::Busy => Ok(()),
             Outcome::Idle => {
-                self.idle.push(index);
+                self.idle.push_back(index);
                 Ok(())
             }
             Outcome::Closed => {
@@ -329,7 +330,7 @@ impl Generator {
                     self.idle.retain(|&i| i != index);
                     self.down.push_back((now_us() + RETRY_US, index));
                 } else {
-                    self.idle.push(index);
+                    self.idle.push_back(index);
                 }
                 Ok(())
             }

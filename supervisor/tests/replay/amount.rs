@@ -56,8 +56,7 @@ fn fraction(options: &[&str], [low, high]: [u32; 2], p: f64) -> Result<()> {
     let stage = Stage::new()?;
     let _intercept = stage.intercept()?;
     let run = stage.run(options)?;
-    // 400 connections with the same number of requests each, as far as the schedule gives them evenly; ids of five
-    // digits, so that all requests are of one length.
+    // One batch of five requests on each connection; ids of five digits, so that all requests are of one length.
     let first_id = 10_000;
     let load = Load {
         connections: FLOWS as usize,

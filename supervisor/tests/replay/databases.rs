@@ -115,8 +115,9 @@ fn redis_benchmark_closed_and_pipelined() -> Result<()> {
     let _ = wait::until("the target's calls", SETTLE, || calls("lpush").is_ok_and(|[a, b]| a == b));
     for command in ["set", "incr", "lpush"] {
         let [online, target] = calls(command)?;
+        // redis-benchmark fills its last pipelines, so that it may send a few more than asked.
         ensure!(
-            online == 6_000 && target == 6_000,
+            online >= 6_000 && target == online,
             "{command}: {online} calls online, {target} at the target"
         );
     }

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use lab::real;
 use lab::story::{Story, step};
 use lab::twin::{Kind, leftovers};
-use lab::{Load, Mode};
+use lab::{Load, Mode, wait};
 use nix::sys::signal::Signal;
 
 use crate::stage::{ONLINE_PORT, SETTLE, Stage, answered};
@@ -110,13 +110,17 @@ fn metrics_say_what_stats_say() -> Result<()> {
     stage.wait_for_target(1)?;
     let stats = run.wait_quiet(SETTLE)?;
     let url = format!("http://{}/metrics", SocketAddr::from(([127, 0, 0, 1], 9_136)));
-    let text =
-        real::run(&stage.net.online.ns, "curl", &["-sS", "--fail", &url], Duration::from_secs(10))?.stdout;
-    ensure!(text.contains("# TYPE"), "no Prometheus text: {text}");
     let delivered = stats.delivered();
     ensure!(delivered == report.request_bytes, "{}", stats.ledger());
-    let said = text.lines().any(|l| l.contains("delivered") && l.ends_with(&format!(" {delivered}")));
-    ensure!(said, "no metric says {delivered} bytes delivered:\n{text}");
+    let fetch = || real::run(&stage.net.online.ns, "curl", &["-sS", "--fail", &url], Duration::from_secs(10));
+    let says =
+        |text: &str| text.lines().any(|l| l.contains("delivered") && l.ends_with(&format!(" {delivered}")));
+    step("the metrics follow within a second or two");
+    let said = wait::until("a metric says how many bytes were delivered", Duration::from_secs(4), || {
+        fetch().is_ok_and(|out| says(&out.stdout))
+    });
+    let text = fetch()?.stdout;
+    ensure!(text.contains("# TYPE") && said.is_ok(), "no metric says {delivered} bytes delivered:\n{text}");
     stage.all_replayed(run, &report, 1)?;
     Ok(())
 }
