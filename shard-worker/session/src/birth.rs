@@ -136,20 +136,21 @@ impl Table {
         copy: u16,
     ) -> Result<Choice, Drop> {
         if let Clients::Pool { .. } = self.config.clients {
-            return self.from_pool(now_us, target).map(Choice::Free).ok_or(Drop::EndpointsExhausted);
+            return self.next_of_pool(now_us, target).map(Choice::Free).ok_or(Drop::EndpointsExhausted);
         }
         if copy == 0 {
             let address = self.config.targets[target as usize].endpoint;
             let Some(holder) = self.find_replayed(client, &address) else { return Ok(Choice::Free(*client)) };
             let slot = self.slots.get(holder);
             if slot.client == *client && slot.is(is::DETACHED) {
-                if slot.phase() == Phase::Lingering || slot.phase() == Phase::Parted {
+                let (waiting, phase) = (slot.waiter, slot.phase());
+                if waiting != NONE {
+                    // Only the newest waits.
+                    self.fail(now_us, waiting, Drop::Superseded, Count::FailedSuperseded);
+                }
+                if phase == Phase::Lingering || phase == Phase::Parted {
                     self.finish(now_us, holder, Drop::Superseded);
                     return Ok(Choice::Free(*client));
-                }
-                let waiting = slot.waiter;
-                if waiting != NONE {
-                    self.fail(now_us, waiting, Drop::Superseded, Count::FailedSuperseded);
                 }
                 return Ok(Choice::After(holder, *client));
             }
@@ -158,7 +159,7 @@ impl Table {
         self.other_port(client, server, target, copy).map(Choice::Free).ok_or(Drop::EndpointsExhausted)
     }
 
-    fn from_pool(&mut self, now_us: u64, target: u16) -> Option<Endpoint> {
+    fn next_of_pool(&mut self, now_us: u64, target: u16) -> Option<Endpoint> {
         let address = self.config.targets[target as usize].endpoint;
         let family = usize::from(!address.addr.is_v4());
         let (slots, targets, by_replayed) = (&self.slots, &self.config.targets, &self.by_replayed);
@@ -232,7 +233,7 @@ impl Table {
         let floor = slot.snd_nxt;
         if let Clients::Pool { .. } = self.config.clients {
             self.vacate(now_us, id);
-            let Some(endpoint) = self.from_pool(now_us, target) else {
+            let Some(endpoint) = self.next_of_pool(now_us, target) else {
                 self.part_with(now_us, id, Drop::EndpointsExhausted, Count::FailedExhausted, false);
                 return Err(Drop::EndpointsExhausted);
             };

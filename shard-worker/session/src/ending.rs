@@ -225,6 +225,10 @@ impl Table {
         let linger_us = self.config.times.linger_us;
         let slot = self.slots.get_mut(id);
         held::clear(slot, &mut self.chunks);
+        if slot.waiter != NONE {
+            self.finish(now_us, id, Drop::Superseded);
+            return;
+        }
         slot.enter(Phase::Lingering);
         slot.deadlines = Slot::empty().deadlines;
         slot.arm(Timer::End, now_us + linger_us);
@@ -299,6 +303,11 @@ impl Table {
     /// The session is over: what it still had in flight is dropped under `reason`, everything of it is free again.
     pub(crate) fn finish(&mut self, now_us: u64, id: u32, reason: Drop) {
         self.unlink(id);
+        if self.slots.get(id).phase() == Phase::Queued
+            && let Some(holder) = self.holder_of(id)
+        {
+            self.slots.get_mut(holder).waiter = NONE;
+        }
         self.vacate(now_us, id);
         let slot = self.slots.get_mut(id);
         stash::clear(slot, &mut self.chunks);

@@ -79,7 +79,7 @@ impl Table {
             match joins {
                 true => self.begin_flow(now_us, hash, segment, payload, wanted, true),
                 false if self.config.join == Join::Never => {
-                    self.refuse(Drop::NotJoined, wanted, payload.len())
+                    self.refuse(Drop::NotJoined, wanted, payload.len());
                 }
                 false => self.refuse(Drop::JoinedMidturn, wanted, payload.len()),
             }

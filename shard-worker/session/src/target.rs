@@ -260,7 +260,8 @@ impl Table {
         }
         self.tally.add(Count::ReturnedBytes, u64::from(record.payload_len));
         let fresh = end.since(slot.rcv_nxt);
-        if fresh < 0 || (fresh == 0 && !(tcp.has(flag::FIN) && !slot.is(is::PEER_FIN))) {
+        let closes = tcp.has(flag::FIN) && !slot.is(is::PEER_FIN);
+        if fresh < 0 || (fresh == 0 && !closes) {
             // Seen before: our acknowledgement was lost.
             slot.set(is::OWE_ACK);
             return false;

@@ -150,7 +150,7 @@ impl Table {
     }
 
     /// The session whose four-tuple a queued one waits for.
-    fn holder_of(&self, waiter: u32) -> Option<u32> {
+    pub(crate) fn holder_of(&self, waiter: u32) -> Option<u32> {
         let slot = self.slots.get(waiter);
         let holder =
             self.find_replayed(&slot.replayed, &self.config.targets[slot.target as usize].endpoint)?;

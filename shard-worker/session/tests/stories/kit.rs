@@ -15,7 +15,7 @@ pub const SECOND: u64 = 1_000_000;
 pub const WIRE_US: u64 = 50;
 
 pub fn endpoint(text: &str) -> Endpoint {
-    text.parse::<std::net::SocketAddr>().unwrap().into()
+    text.parse::<std::net::SocketAddr>().expect("an address and a port").into()
 }
 
 pub fn config() -> Config {
@@ -24,8 +24,8 @@ pub fn config() -> Config {
         shard: 0,
         seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
         clients: Clients::Pool {
-            v4: Some("198.18.0.0/20".parse().unwrap()),
-            v6: Some("2001:2::/64".parse().unwrap()),
+            v4: Some("198.18.0.0/20".parse().expect("a range")),
+            v6: Some("2001:2::/64".parse().expect("a range")),
         },
         targets: vec![TargetConfig { endpoint: endpoint(TARGET), mtu: 1500 }],
         mappings: vec![0],
@@ -359,7 +359,7 @@ impl World {
         let found = self.peers.iter().rposition(|peer| peer.client == head.client && !peer.reset);
         match found {
             Some(i) if tcp.has(flag::SYN) && self.peers[i].irs == tcp.seq => {
-                self.reply(i, flag::SYN | flag::ACK, 0)
+                self.reply(i, flag::SYN | flag::ACK, 0);
             }
             Some(i) if tcp.has(flag::SYN) && self.peers[i].is_closed() => self.accept(head),
             Some(i) => self.segment(i, head, payload),
@@ -481,7 +481,7 @@ impl World {
             peer.fin_at = Some(end);
         }
         let window = self.options.buffer.saturating_sub(peer.unread.len() as u32);
-        if (end.since(peer.rcv_nxt) as i64) <= i64::from(window) {
+        if i64::from(end.since(peer.rcv_nxt)) <= i64::from(window) {
             peer.out_of_order.push((tcp.seq, payload.to_vec()));
             peer.sacks.insert(0, SackBlock { left: tcp.seq, right: end });
         }

@@ -8,6 +8,7 @@ mod copies;
 mod endings;
 mod handshake;
 mod holes;
+mod hostile;
 mod limits;
 mod loss;
 mod midstream;

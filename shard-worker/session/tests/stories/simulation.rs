@@ -132,8 +132,6 @@ fn story(seed: u64, bad: u64, clients: u16, copies: u32, keep: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-
     #[test]
     fn streams_arrive_whole_over_a_bad_network(
         seed in any::<u64>(),
