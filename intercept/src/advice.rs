@@ -22,12 +22,19 @@ pub(crate) fn rp_filter_hint() -> &'static str {
      sysctl -w net.ipv4.conf.all.rp_filter=2"
 }
 
-/// Warnings about forwarding on an assistant: what it forwards could reach real users.
-pub(crate) fn forwarding_warnings(sysctl: &Path, ranges: &[Range]) -> Vec<String> {
+/// Warnings about forwarding on an assistant, for the families that are replayed: what it forwards could reach real
+/// users. `ranges` are the clients, as far as they are known.
+pub(crate) fn forwarding_warnings(
+    sysctl: &Path,
+    has_v4: bool,
+    has_v6: bool,
+    ranges: &[Range],
+) -> Vec<String> {
     let is_on = |name: &str| read(sysctl, name).is_some_and(|v| v != "0");
     let mut warnings = Vec::new();
-    for (v4, name) in [(true, "net/ipv4/ip_forward"), (false, "net/ipv6/conf/all/forwarding")] {
-        if !is_on(name) || (!ranges.is_empty() && ranges.iter().all(|r| r.is_v4() != v4)) {
+    let families = [(true, has_v4, "net/ipv4/ip_forward"), (false, has_v6, "net/ipv6/conf/all/forwarding")];
+    for (v4, _, name) in families.into_iter().filter(|(_, replayed, _)| *replayed) {
+        if !is_on(name) {
             continue;
         }
         let dotted = name.replace('/', ".");
@@ -107,14 +114,14 @@ mod tests {
     #[test]
     fn forwarding_is_warned_of_for_the_families_that_are_replayed() {
         let dir = sysctl(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")]);
-        let v4 = forwarding_warnings(&dir, &["198.18.0.0/15".parse().unwrap()]);
+        let v4 = forwarding_warnings(&dir, true, false, &["198.18.0.0/15".parse().unwrap()]);
         assert_eq!(v4.len(), 1);
         assert!(
             v4[0].contains("sysctl -w net.ipv4.ip_forward=0") && v4[0].contains("blackhole 198.18.0.0/15")
         );
-        assert_eq!(forwarding_warnings(&dir, &[]).len(), 2, "nobody knows the ranges yet");
+        assert_eq!(forwarding_warnings(&dir, true, true, &[]).len(), 2, "nobody knows the ranges yet");
         fs::write(dir.join("net/ipv4/ip_forward"), "0").unwrap();
-        assert_eq!(forwarding_warnings(&dir, &["198.18.0.0/15".parse().unwrap()]), Vec::<String>::new());
+        assert_eq!(forwarding_warnings(&dir, true, false, &[]), Vec::<String>::new());
         fs::remove_dir_all(dir).unwrap();
     }
 

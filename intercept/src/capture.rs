@@ -13,7 +13,7 @@ use rtrb::Consumer;
 use shm::{Moderator, Pause, monotonic_us};
 use tracing::{info, warn};
 
-use crate::command::{Bell, Command};
+use crate::command::{Bell, COMMANDS, Command};
 use crate::forward::Forward;
 use crate::source::Source;
 use crate::stats::{Count, Stats};
@@ -48,7 +48,8 @@ impl Capture {
         while !self.stop.load(Ordering::Relaxed) {
             let now_us = monotonic_us();
             self.forward.at(now_us);
-            while let Ok(command) = self.commands.pop() {
+            // At most a ringful, so that a flood of claims does not keep headers waiting.
+            for command in std::iter::from_fn(|| self.commands.pop().ok()).take(COMMANDS) {
                 self.forward.command(command);
             }
             let mut more = false;

@@ -16,7 +16,7 @@ use shm::monotonic_ms;
 use tracing::{info, warn};
 
 use crate::MAX_PEERS;
-use crate::command::{Attach, Bell, Command};
+use crate::command::{Attach, Bell, COMMANDS, Command};
 use crate::guide::Guide;
 use crate::limiter::Limiter;
 use crate::listen::plain_addr;
@@ -247,7 +247,8 @@ impl Door {
             return true;
         }
         let candidates = self.pending.iter().enumerate().filter(|(_, p)| !crowded || p.addr.ip() == ip);
-        let oldest = candidates.min_by_key(|(_, p)| p.since_ms).map(|(i, p)| (i, p.since_ms, p.closing));
+        let oldest =
+            candidates.min_by_key(|(_, p)| (!p.closing, p.since_ms)).map(|(i, p)| (i, p.since_ms, p.closing));
         match oldest {
             Some((index, since_ms, closing)) if closing || now_ms.saturating_sub(since_ms) >= YIELDS_MS => {
                 self.pending.swap_remove(index);
@@ -464,7 +465,9 @@ impl Door {
                 Err(error) => break Err(End::Violation(error)),
             }
         };
-        if claims > 0 {
+        if self.commands.slots() < COMMANDS / 2 {
+            self.bell.ring();
+        } else if claims > 0 {
             self.bell.ring_for_claims();
         }
         if let Some(token) = ping {

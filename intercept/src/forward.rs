@@ -204,3 +204,6 @@ impl Forward {
         (self.now_us / 1_000_000) as u32
     }
 }
+
+#[cfg(test)]
+mod figures;

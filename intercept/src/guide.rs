@@ -28,7 +28,13 @@ impl Guide {
     pub(crate) fn start(&self) {
         let sysctl = Path::new(advice::SYSCTL);
         match &self.tun {
-            None => advice::forwarding_warnings(sysctl, &[]).iter().for_each(|line| warn!("{line}")),
+            None => {
+                let (v4, v6) = (
+                    self.targets.iter().any(SocketAddr::is_ipv4),
+                    self.targets.iter().any(SocketAddr::is_ipv6),
+                );
+                advice::forwarding_warnings(sysctl, v4, v6, &[]).iter().for_each(|line| warn!("{line}"));
+            }
             Some(tun) => {
                 if let Some(line) = advice::strict_rp_filter(sysctl, tun) {
                     warn!("{line}");
@@ -53,7 +59,8 @@ impl Guide {
             info!("answers must come here; if that is not set up yet, {}", commands.join("\n  and "));
             info!("{}", advice::rp_filter_hint());
         }
-        for line in advice::forwarding_warnings(Path::new(advice::SYSCTL), &new) {
+        let (v4, v6) = (new.iter().any(Range::is_v4), new.iter().any(|r| !r.is_v4()));
+        for line in advice::forwarding_warnings(Path::new(advice::SYSCTL), v4, v6, &new) {
             warn!("{line}");
         }
     }

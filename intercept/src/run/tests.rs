@@ -137,6 +137,34 @@ fn a_reconnecting_receiver_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn three_hundred_resets_in_mid_stream_lose_and_repeat_nothing() {
+    let running = Running::new(|o| o.key = Some(KEY));
+    let (mut last, mut got, mut fed) = (None, Vec::new(), 0);
+    for round in 0..300_u32 {
+        let mut dialer = Dialer::dial(running.addr, Policy::Keyed(KEY), &Hello { last, ..hello(1, part(1)) });
+        dialer.until("a welcome", |d| d.welcome.is_some());
+        for _ in 0..40 {
+            running.feed.answer(client(1, 1), fed);
+            fed += 1;
+        }
+        // Reads for a while, in the middle of whatever comes, and is gone without a farewell.
+        let turns = round.wrapping_mul(2_654_435_761) >> 29;
+        (0..turns).for_each(|_| dialer.turn());
+        assert!(dialer.error.is_none(), "round {round}: {:?}", dialer.error);
+        assert_eq!(dialer.gap, 0, "round {round}");
+        // Before the first record the last position is the one before the next.
+        let welcome = dialer.welcome.as_ref().unwrap();
+        dialer.last = dialer.last.max(welcome.next - 1);
+        last = Some(dialer.position());
+        got.append(&mut dialer.seqs);
+    }
+    let mut dialer = Dialer::dial(running.addr, Policy::Keyed(KEY), &Hello { last, ..hello(1, part(1)) });
+    dialer.until("the rest", |d| got.len() + d.seqs.len() == fed as usize);
+    got.append(&mut dialer.seqs);
+    assert!(got.into_iter().eq(0..fed));
+}
+
+#[test]
 fn a_receiver_that_was_away_too_long_learns_how_much_it_missed() {
     let running = Running::new(|o| o.limits.window = 64);
     let hello = hello(1, part(1));
