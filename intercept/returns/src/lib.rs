@@ -5,6 +5,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `link` | [`Link`]: one end of one connection, hiding framing and encryption |
+//! | `incoming`, `outgoing` | its two halves, which may live in two threads |
 //! | `policy` | whether a connection is encrypted or plain, and who allows what |
 //! | `crypt` | the first bytes both ends send, the Noise handshake, sealed frames |
 //! | `hello` | hello, welcome, refused: who dials, what it owns, where it goes on |
@@ -25,7 +26,9 @@
 mod crypt;
 mod error;
 mod hello;
+mod incoming;
 mod link;
+mod outgoing;
 mod policy;
 mod record;
 mod stream;
@@ -35,7 +38,9 @@ pub use crypt::{PREAMBLE, VERSION, busy};
 pub use error::{LinkError, Reason};
 pub use hello::{Hello, Mode, Position, Refused, RefusedCode, Welcome};
 pub use hello::{MAX_NAME, MAX_RANGES, MAX_SENTENCE, MAX_SOFTWARE, MAX_TARGETS};
-pub use link::{Incoming, Link, Outgoing};
+pub use incoming::Incoming;
+pub use link::Link;
+pub use outgoing::Outgoing;
 pub use policy::{NoPolicy, Policy, Stated};
 pub use record::{BadRecord, MAX_RECORD, MIN_RECORD, decode, encode};
 pub use stream::{Batch, Claims, Message, Records};

@@ -1,8 +1,11 @@
-use flow::{Addr, Range};
+use flow::{Addr, Endpoint, Range, Returned};
 use proptest::prelude::*;
 
 use super::*;
+use crate::crypt::TAG;
 use crate::hello::{MAX_RANGES, MAX_TARGETS, Mode, Position, RefusedCode};
+use crate::hello::{Refused, Welcome};
+use crate::stream::parse;
 use crate::{Reason, Stated};
 
 const KEY: [u8; 32] = [7; 32];
