@@ -1,0 +1,174 @@
+//! What does a captured frame cost in user space, from the kernel's ring into a shard's ring?
+//!
+//! ```text
+//! cargo run --release -p bench --bin capture
+//! ```
+//!
+//! Frames are sent over loopback in a namespace of its own until the ring holds a good part of them, then drained in batches as the
+//! role does; only draining, dispatch, publication and release are timed. The frames are cold: another core, or this one long
+//! ago, wrote them. Rows: bytes of TCP payload; the ring alone (frames looked at, nothing copied); with dispatch.
+
+use anyhow::{Context as _, Result};
+use capturer::dispatch::Dispatcher;
+use capturer::live::Live;
+use capturer::source::Source as _;
+use capturer::sys::{Begin, PacketSocket};
+use flow::emit::{MAX_HEADERS, emit};
+use flow::record::flag;
+use flow::{Addr, Endpoint, Seq, TcpFields};
+use lab::user::become_root_in_user_namespace;
+use lab::{Namespace, netlink};
+use nix::time::{ClockId, clock_gettime};
+use shm::{Consumer, Link, Region, Spec};
+use topology::Plan;
+use topology::plan::{
+    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, ReplayPlan, Rings, Rtt, Seeds, Target,
+};
+
+const SHARDS: u16 = 2;
+const BATCH: u32 = 256;
+const ROUNDS: usize = 7;
+/// Rounds before anything is timed.
+const LAPS: usize = 6;
+
+fn main() -> Result<()> {
+    become_root_in_user_namespace()?;
+    let ns = Namespace::new("capture")?;
+    ns.enter(run)
+}
+
+fn run() -> Result<()> {
+    netlink::set_up("lo", true)?;
+    println!("payload bytes   frames   ring alone ns/frame   with dispatch ns/frame   GB/s");
+    for (payload, frames) in [(0, 20_000), (200, 20_000), (1_448, 20_000), (8_000, 700), (60_000, 700)] {
+        let mut bench = Bench::new()?;
+        // The first laps through a shard's ring map its pages; a capturer that has run for a second is past that.
+        for _ in 0..LAPS {
+            bench.round(payload, frames, true)?;
+        }
+        let (mut alone, mut dispatched) = (vec![], vec![]);
+        for _ in 0..ROUNDS {
+            alone.push(bench.round(payload, frames, false)?);
+            dispatched.push(bench.round(payload, frames, true)?);
+        }
+        let (alone, dispatched) = (median(alone), median(dispatched));
+        println!(
+            "{payload:>13} {frames:>8} {alone:>21.0} {dispatched:>24.0} {:>6.1}",
+            f64::from(payload) / dispatched
+        );
+    }
+    Ok(())
+}
+
+fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}
+
+struct Bench {
+    shards: Vec<Consumer>,
+    dispatcher: Dispatcher,
+    source: Live,
+}
+
+impl Bench {
+    fn new() -> Result<Self> {
+        let plan = plan();
+        let name = format!("bench-capture-{}", std::process::id());
+        let rings = plan.rings;
+        let spec = Spec {
+            shards: SHARDS,
+            capture_ring: rings.capture,
+            inject_ring: rings.inject,
+            return_ring: rings.returns,
+            arena: 4_096,
+        };
+        let region = Region::create(&name, &spec, &plan.to_bytes(), 1)?;
+        Region::remove(&name)?;
+        Ok(Self {
+            shards: (0..SHARDS).map(|shard| region.consumer(Link::Capture(shard))).collect(),
+            dispatcher: Dispatcher::new(region, &plan),
+            source: Live::new(&plan, capturer::open(&plan)?, |_| 0)?,
+        })
+    }
+
+    /// Nanoseconds of this thread's CPU time for each of `frames` frames.
+    fn round(&mut self, payload: u32, frames: u32, dispatch: bool) -> Result<f64> {
+        send(payload, frames)?;
+        let (mut taken, mut bytes, mut spent_ns) = (0, 0, 0);
+        while taken < frames {
+            let begun = cpu_ns()?;
+            let got = self.source.drain(BATCH, &mut |frame| {
+                bytes += frame.packet.len();
+                if dispatch {
+                    self.dispatcher.frame(frame, frame.time_ns);
+                }
+            });
+            self.dispatcher.publish();
+            self.source.release();
+            spent_ns += cpu_ns()? - begun;
+            taken += got;
+            let dropped = self.source.take_dropped();
+            anyhow::ensure!(
+                got > 0,
+                "{taken} of {frames} frames came ({bytes} bytes); {dropped} were dropped"
+            );
+            for shard in &mut self.shards {
+                while shard.next().is_some() {}
+                shard.release();
+            }
+        }
+        Ok(spent_ns as f64 / f64::from(frames))
+    }
+}
+
+/// CPU time rather than the wall clock's: this machine is shared.
+fn cpu_ns() -> Result<i64> {
+    let now = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
+    Ok(now.tv_sec() * 1_000_000_000 + now.tv_nsec())
+}
+
+/// Sends segments of many clients; what comes back over loopback is addressed to this host.
+fn send(payload: u32, frames: u32) -> Result<()> {
+    let socket = PacketSocket::open(Begin::Link)?;
+    socket.bind(netlink::index("lo")?)?;
+    // A frame above the MTU is refused, and 64 KiB is what loopback has.
+    let payload = vec![7; payload as usize];
+    let server = Endpoint::new(Addr::v4([10, 0, 0, 9]), 8080);
+    for i in 0..frames {
+        let client = Endpoint::new(Addr::v4([10, 9, (i >> 6) as u8, i as u8]), 30_000 + (i % 1_000) as u16);
+        let tcp = TcpFields { seq: Seq(i), flags: flag::ACK, ..TcpFields::default() };
+        let mut headers = [0; MAX_HEADERS];
+        let len = emit(&mut headers, client, server, &tcp, &[&payload], 0);
+        let frame = [&[0; 12][..], &[8, 0], &headers[..len], &payload].concat();
+        nix::unistd::write(&socket, &frame).context("sending over loopback")?;
+    }
+    Ok(())
+}
+
+fn plan() -> Plan {
+    let target = Target { addr: ([10, 0, 3, 2], 8080).into(), mtu: 1500 };
+    Plan {
+        name: "bench".to_owned(),
+        instance: 1,
+        seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
+        mappings: vec![Mapping { online_ip: None, online_port: 8080, target: 0 }],
+        targets: vec![target],
+        clients: Clients::Keep,
+        intercepts: vec![],
+        key: None,
+        capture: CapturePlan {
+            engine: CaptureEngine::Ring,
+            interfaces: vec!["lo".to_owned()],
+            buffer_bytes: 128 << 20,
+            promiscuous: false,
+        },
+        copies_milli: 1_000,
+        percent_ppm: 1_000_000,
+        shards: SHARDS,
+        cores: vec![],
+        limits: Limits { sessions_per_shard: 16, chunks_per_shard: 16, held_per_session: 1 << 16 },
+        rings: Rings { capture: 8 << 20, inject: 1 << 12, returns: 1 << 12 },
+        replay: ReplayPlan { wait: true, rtt: Rtt::None, join: Join::Boundary, idle_s: 60, drain_ms: 1_000 },
+    }
+}
