@@ -269,6 +269,7 @@ impl Table {
         (slot.snd_wnd, slot.max_wnd, slot.sack_count) = (0, 0, 0);
         (slot.backoff, slot.probes, slot.dupacks, slot.turns_waiting) = (0, 0, 0, 0);
         (slot.deviation, slot.ts_recent, slot.wscale) = (0, 0, 0);
+        (slot.pingpong, slot.answer_parts) = (1, 0);
         slot.set_recovery(Recovery::None);
         slot.unset(
             is::SYNCHRONISED

@@ -12,6 +12,7 @@ use crate::slot::{NEVER, NONE, Phase, Slot, Timer, is};
 use crate::stash;
 use crate::table::Table;
 use crate::tally::Count;
+use crate::target::RIDE_US;
 
 /// A round-trip time of the client from this on is not believed: its SYN was lost on the way, or its user was asleep.
 pub(crate) const RTT_VALID_US: u64 = 900_000;
@@ -211,7 +212,7 @@ impl Table {
             }
             if slot.deadline(Timer::Ack) <= now_us {
                 slot.unset(is::HELD_BACK);
-                slot.disarm(Timer::Ack);
+                slot.arm(Timer::Ack, now_us + RIDE_US);
             }
             self.touch(id);
         }

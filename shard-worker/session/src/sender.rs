@@ -72,6 +72,9 @@ impl<S: Sink> Emit<'_, S> {
         if flags & flag::ACK != 0 {
             tcp.ack = slot.rcv_ack;
             slot.unset(is::OWE_ACK);
+            if slot.rcv_ack == slot.rcv_nxt {
+                slot.disarm(Timer::Ack);
+            }
         }
         if slot.is(is::PEER_TS) {
             tcp.options = opt::TIMESTAMPS;
@@ -429,6 +432,7 @@ impl<S: Sink> Emit<'_, S> {
                 self.tally.one(Count::TurnsSent);
             }
             slot.turns_waiting = slot.turns_waiting.saturating_add(1);
+            slot.answer_parts = 0;
         }
     }
 

@@ -281,7 +281,11 @@ pub(crate) struct Slot {
     pub(crate) client: Endpoint,
     pub(crate) server: Endpoint,
     pub(crate) replayed: Endpoint,
-    pub(crate) padding: [u8; 4],
+    /// One more than the answers in a row that came whole in one segment; 0 once one did not.
+    pub(crate) pingpong: u8,
+    /// Segments with new bytes since the last turn left.
+    pub(crate) answer_parts: u8,
+    pub(crate) padding: [u8; 2],
 }
 
 impl Slot {

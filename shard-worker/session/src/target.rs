@@ -22,6 +22,15 @@ const STALE_ANSWERS: u8 = 3;
 /// First keep-alive probe while an answer is due; then twice as long each time.
 const ALIVE_US: u64 = 1_000_000;
 const ALIVE_SHIFT: u8 = 6;
+/// An acknowledgement that data or a FIN of the client's is likely to follow at any moment (after the handshake, after a
+/// first answer, after the target's FIN) waits so long to ride on it: three packets of six for each short connection.
+pub(crate) const RIDE_US: u64 = 1_000;
+/// In ping-pong, the acknowledgement of an answer waits so long for the next request, as the real client's kernel lets it
+/// wait for 40 ms: one injected packet of two for each turn.
+const PINGPONG_US: u64 = 20_000;
+/// Whole answers in a row, plus one, that make a ping-pong. One that is not whole ends it, so a target that holds back
+/// the rest of an answer until the first part is acknowledged (Nagle) costs one pause, not one for each turn.
+const PINGPONG: u8 = 4;
 /// Largest shift of a window (RFC 7323, section 2.3).
 const WINDOW_SCALE_MAX: u8 = 14;
 
@@ -117,7 +126,7 @@ impl Table {
         slot.progress_us = now_us;
         slot.turn_sent_us = now_us;
         slot.disarm(Timer::Rto);
-        slot.set(is::OWE_ACK);
+        slot.arm(Timer::Ack, now_us + RIDE_US);
         // The third packet leaves when the client's own did, as far as that is known.
         let hold_us = match rtt {
             Rtt::Measured if !slot.is(is::RTT_SETTLED) => RTT_VALID_US,
@@ -275,6 +284,10 @@ impl Table {
         slot.rcv_nxt = end;
         if fresh > 0 {
             slot.put(is::ANSWER_PSH, tcp.has(flag::PSH));
+            slot.answer_parts = slot.answer_parts.saturating_add(1);
+            if slot.answer_parts > 1 {
+                slot.pingpong = 0;
+            }
             if slot.turns_waiting > 0 {
                 self.tally.add(Count::TurnsAnswered, u64::from(slot.turns_waiting));
                 self.tally.first_byte.record(now_us.saturating_sub(slot.turn_sent_us));
@@ -292,16 +305,29 @@ impl Table {
             slot.rcv_ack = slot.rcv_nxt;
         }
         let distance_us = if lags(slot, &self.chunks, now_us) { 0 } else { distance_us(slot, rtt) };
-        if distance_us == 0 || slot.is(is::PEER_FIN) {
-            slot.rcv_ack = slot.rcv_nxt;
-            slot.set(is::OWE_ACK);
-            if !slot.is(is::HELD_BACK) {
-                slot.disarm(Timer::Ack);
+        if distance_us > 0 && !slot.is(is::PEER_FIN) {
+            if slot.deadline(Timer::Ack) == NEVER {
+                slot.ack_upto = slot.rcv_nxt;
+                slot.arm(Timer::Ack, now_us + distance_us);
             }
-        } else if slot.deadline(Timer::Ack) == NEVER {
-            slot.ack_upto = slot.rcv_nxt;
-            slot.arm(Timer::Ack, now_us + distance_us);
+            return true;
         }
+        slot.rcv_ack = slot.rcv_nxt;
+        slot.ack_upto = slot.rcv_nxt;
+        if slot.is(is::HELD_BACK) {
+            return true;
+        }
+        // One small segment with PSH, in a session whose answers come so: nothing is held back until we acknowledge it.
+        let whole = slot.answer_parts == 1 && tcp.has(flag::PSH) && fresh <= i32::from(slot.mss);
+        let pause_us = match slot.pingpong {
+            _ if slot.is(is::PEER_FIN) => u64::from(!slot.is(is::FIN_SENT)) * RIDE_US,
+            0 => 0,
+            _ if !whole => 0,
+            1..PINGPONG => RIDE_US,
+            _ => PINGPONG_US,
+        };
+        slot.put(is::OWE_ACK, pause_us == 0);
+        slot.arm(Timer::Ack, if pause_us == 0 { NEVER } else { now_us + pause_us });
         true
     }
 

@@ -109,6 +109,9 @@ pub(crate) fn release(slot: &mut Slot, tally: &mut Tally, next: &Piece, row: Row
             tally.one(Count::TurnsGuessed);
         }
     }
+    if expected > 0 && matches!(row, Row::Exact | Row::Deviation) && slot.answer_parts == 1 {
+        slot.pingpong = slot.pingpong.saturating_add(1);
+    }
     if row == Row::Unanswered {
         tally.one(Count::TurnsUnanswered);
         slot.unanswered += 1;

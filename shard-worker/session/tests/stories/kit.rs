@@ -117,6 +117,8 @@ pub struct TargetOptions {
     pub dead: bool,
     /// Closes as soon as the client does.
     pub close_with_client: bool,
+    /// Holds a write back while an earlier one is unacknowledged (Nagle's algorithm).
+    pub nagle: bool,
     /// Initial sequence number of its next connection.
     pub isn: u32,
 }
@@ -134,6 +136,7 @@ impl Default for TargetOptions {
             refuse: false,
             dead: false,
             close_with_client: true,
+            nagle: false,
             isn: 700_000,
         }
     }
@@ -451,6 +454,7 @@ impl World {
                 let peer = &mut self.peers[i];
                 if peer.snd_una == peer.snd_nxt {
                     peer.retry_at = u64::MAX;
+                    self.later(self.now_us, Event::Target);
                 } else {
                     self.arm(i);
                 }
@@ -600,8 +604,12 @@ impl World {
                 self.peers[i].answers.iter().filter(|(at, ..)| *at <= now).copied().collect();
             self.peers[i].answers.retain(|(at, ..)| *at > now);
             due.sort_by_key(|(at, ..)| *at);
-            for (_, n, open) in due {
+            for (at, n, open) in due {
                 if self.peers[i].fin_sent {
+                    continue;
+                }
+                if self.options.nagle && self.peers[i].snd_una != self.peers[i].snd_nxt {
+                    self.peers[i].answers.push((at, n, open));
                     continue;
                 }
                 if n > 0 {

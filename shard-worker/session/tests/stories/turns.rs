@@ -44,6 +44,70 @@ fn an_answer_in_three_writes_is_waited_for() {
 }
 
 #[test]
+fn in_ping_pong_acknowledgements_ride_on_requests() {
+    let mut world = World::new();
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    for _ in 0..50 {
+        client.asks(&mut world, "r", 500);
+        world.run(5 * MS);
+    }
+    world.run(100 * MS);
+    assert_eq!(world.peer().lines, 50);
+    assert!(world.count(Count::PureAcks) < 8, "{}", world.count(Count::PureAcks));
+    assert_eq!(world.peer().snd_una, world.peer().snd_nxt, "the last one is acknowledged alone");
+}
+
+#[test]
+fn a_target_with_nagle_is_acknowledged_at_once() {
+    let mut world = World::with(config(), TargetOptions { nagle: true, ..lines(100, 3) });
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    let start = world.now_us;
+    for _ in 0..50 {
+        client.asks(&mut world, "r", 500);
+    }
+    while world.peer().lines < 50 {
+        world.run(MS);
+        assert!(world.now_us - start < 200 * MS, "{} turns", world.peer().lines);
+    }
+    world.run(50 * MS);
+    assert_eq!(world.count(Count::TurnsGuessed), 0);
+    // And when its answers come whole for a while and then in parts again, one pause is all it costs.
+    world.options.app = LINES;
+    for _ in 0..20 {
+        client.asks(&mut world, "r", 500);
+        world.run(MS);
+    }
+    world.options.app = App::Lines { writes: 2, delay_us: 100, close_after: 0 };
+    let start = world.now_us;
+    for _ in 0..20 {
+        client.asks(&mut world, "r", 500);
+    }
+    while world.peer().lines < 90 {
+        world.run(MS);
+        assert!(world.now_us - start < 80 * MS, "{} turns", world.peer().lines);
+    }
+}
+
+#[test]
+fn a_short_connection_takes_three_packets() {
+    let options = TargetOptions {
+        app: App::Lines { writes: 1, delay_us: 100, close_after: 1 },
+        ..TargetOptions::default()
+    };
+    let mut world = World::with(config(), options);
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    client.asks(&mut world, "GET", 500);
+    client.ack += 1;
+    client.closes(&mut world);
+    world.run(SECOND);
+    assert!(world.peer().is_closed());
+    assert_eq!(world.sent.len(), 3, "SYN, request, FIN");
+}
+
+#[test]
 fn without_waiting_everything_leaves_as_it_comes() {
     let mut config = config();
     config.wait = false;
