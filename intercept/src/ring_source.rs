@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use capturer::filter::{Instruction, ReturnFilter};
+use capturer::filter::ReturnFilter;
 use capturer::packet_ring::{PacketRing, RingSpec, Start, open_socket};
 use nix::net::if_::if_nametoindex;
 use tracing::info;
@@ -21,8 +21,6 @@ pub(crate) struct RingSource {
 
 /// Bytes of a slot: the kernel's own header and 176 bytes of packet, more than the longest headers of an ICMPv6 error.
 const SLOT_BYTES: u32 = 256;
-/// EtherTypes of a second VLAN tag, which stands in front of the IP header.
-const VLAN: [u16; 2] = [0x8100, 0x88a8];
 
 impl RingSource {
     /// Opens the capture of answers of `targets` on an interface, or on all.
@@ -50,7 +48,7 @@ impl RingSource {
         };
         let spec = RingSpec::with_slots(SLOT_BYTES, bytes as u64);
         let open = || {
-            let socket = open_socket(&spec, &with_scratch_set(filter.program()), index, false)?;
+            let socket = open_socket(&spec, &filter.program(), index, false)?;
             PacketRing::map(socket, spec, Start::Fresh)
         };
         let ring = open().map_err(|error| match error.raw_os_error() {
@@ -79,21 +77,6 @@ impl RingSource {
     }
 }
 
-/// Sets the scratch words that a program loads, before it begins. The kernel's checker (bpf_check_classic) carries what is
-/// known to be set across a return into the instructions behind it, so that words which are set on every real path
-/// still look unset to it.
-fn with_scratch_set(program: Vec<Instruction>) -> Vec<Instruction> {
-    const LOADS: [u16; 2] = [(libc::BPF_LD | libc::BPF_MEM) as u16, (libc::BPF_LDX | libc::BPF_MEM) as u16];
-    let plain = |code: u32, k: u32| Instruction { code: code as u16, jt: 0, jf: 0, k };
-    let mut words: Vec<u32> = program.iter().filter(|i| LOADS.contains(&i.code)).map(|i| i.k).collect();
-    words.sort_unstable();
-    words.dedup();
-    let mut whole = vec![plain(libc::BPF_LD | libc::BPF_IMM, 0)];
-    whole.extend(words.into_iter().map(|word| plain(libc::BPF_ST, word)));
-    whole.extend(program);
-    whole
-}
-
 impl Source for RingSource {
     fn fd(&self) -> BorrowedFd<'_> {
         self.ring.as_fd()
@@ -104,13 +87,7 @@ impl Source for RingSource {
         while count < budget
             && let Some((meta, bytes)) = self.ring.peek()
         {
-            let tag = if VLAN.contains(&meta.protocol) { 4 } else { 0 };
-            each(&Frame {
-                packet: bytes.get(tag..).unwrap_or_default(),
-                wire_len: meta.len.saturating_sub(tag as u32),
-                time_ns: meta.time_ns,
-                segment_size: 0,
-            });
+            each(&Frame { packet: bytes, wire_len: meta.len, time_ns: meta.time_ns, segment_size: 0 });
             self.ring.advance();
             count += 1;
         }
