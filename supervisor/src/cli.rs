@@ -145,9 +145,10 @@ fn command() -> clap::Command {
                 .arg(Arg::new("file").value_name("FILE").required(true).help("Where to write it; never overwritten"))
                 .after_help("Copy the file to the hosts of `run` and `intercept` and name it with --key, or keep it at /etc/tcptwin/key."),
         )
-        .subcommand(DemoArgs::augment_args(
-            clap::Command::new("demo").about("Show the whole on this machine alone, in network namespaces of its own"),
-        ))
+        .subcommand(
+            DemoArgs::augment_args(clap::Command::new("demo"))
+                .about("Show the whole on this machine alone, in network namespaces of its own"),
+        )
         .subcommand(RoleArgs::command())
 }
 

@@ -132,7 +132,7 @@ impl Collector {
             state: state.to_owned(),
             restarts: member.restarts,
             cpu_s: member.cpu().as_secs_f64(),
-            rss_bytes: pid.and_then(procfs::look).map_or(0, |look| look.rss_bytes),
+            rss_bytes: member.rss_bytes(),
         }
     }
 

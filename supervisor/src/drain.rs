@@ -96,6 +96,14 @@ impl Drain {
         time.saturating_sub(now.duration_since(self.since))
     }
 
+    /// Time left until open requests are given up, for the count-down.
+    pub(crate) fn left_for_requests(&self, now: Instant) -> Duration {
+        match self.stage {
+            Stage::Capturer if !self.at_once => self.time,
+            _ => self.left(now),
+        }
+    }
+
     /// Whether the control word halt is to be set.
     pub(crate) fn wants_halt(&self, now: Instant) -> bool {
         // Shards need the injector: halting it before they are through would lose their last segments.

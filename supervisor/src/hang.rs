@@ -1,7 +1,9 @@
 //! Is a role that does not beat hung, or does the host only keep it from a core? Killing it in the second case would lose
 //! its sessions for nothing, and on a busy host again and again.
 //!
-//! A role is *suspect* when input is pending and it did not beat for 250 ms. From then on it is looked at in /proc:
+//! A role beats when it works and every 100 ms when idle. It is *suspect* when input is pending (it said so, or bytes stand
+//! in its rings: one that was stopped while asleep cannot say so any more) and it did not beat for 250 ms, or when it did
+//! not beat for a second. From then on it is looked at in /proc:
 //!
 //! | seen | judged |
 //! |---|---|
@@ -16,7 +18,7 @@ use std::time::{Duration, Instant};
 /// One look at a role.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
-    /// Input waits for it.
+    /// Input waits for it, by its own word or by its rings.
     pub(crate) pending: bool,
     /// Its last beat, CLOCK_MONOTONIC milliseconds.
     pub(crate) beat_ms: u64,
@@ -64,8 +66,10 @@ struct Suspicion {
     asleep_since: Option<(Instant, Duration)>,
 }
 
-/// Silence that makes suspect.
+/// Silence that makes suspect while input is pending.
 const SUSPECT_MS: u64 = 250;
+/// Silence that makes suspect in any case: ten beats.
+const SILENT_MS: u64 = 1_000;
 /// CPU time without a beat that proves spinning.
 const SPIN: Duration = Duration::from_millis(200);
 /// Sleep without CPU time, while input is pending, that proves waiting for nothing.
@@ -86,7 +90,7 @@ impl Watchdog {
         look: impl FnOnce() -> Option<(char, Duration)>,
     ) -> Option<Hung> {
         let silent = sample.now_ms.saturating_sub(sample.beat_ms);
-        if !sample.pending || silent < SUSPECT_MS {
+        if silent < if sample.pending { SUSPECT_MS } else { SILENT_MS } {
             self.suspicion = None;
             return None;
         }
@@ -156,6 +160,13 @@ mod tests {
     }
 
     #[test]
+    fn one_that_was_stopped_while_idle_is_found_by_its_silence() {
+        let mut watchdog = Watchdog::default();
+        let idle = Sample { pending: false, beat_ms: 1_000, now_ms: 1_000 + SILENT_MS };
+        assert_eq!(watchdog.judge(Instant::now(), idle, || Some(('T', Duration::ZERO))), Some(Hung::Stopped));
+    }
+
+    #[test]
     fn a_beat_or_empty_input_clears_the_suspicion() {
         let mut watchdog = Watchdog::default();
         let now = Instant::now();
@@ -164,7 +175,7 @@ mod tests {
         assert_eq!(watchdog.judge(now, late, asleep), None);
         let beat = Sample { beat_ms: 1_310, now_ms: 1_320, ..late };
         assert_eq!(watchdog.judge(now + ASLEEP, beat, || panic!("not a suspect")), None);
-        let idle = Sample { pending: false, now_ms: 9_000, ..late };
+        let idle = Sample { pending: false, now_ms: 1_900, ..late };
         assert_eq!(watchdog.judge(now + ASLEEP, idle, || panic!("not a suspect")), None);
         // Suspected anew, its time begins anew.
         let again = Sample { now_ms: 9_000, ..late };

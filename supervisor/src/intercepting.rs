@@ -21,7 +21,7 @@ use crate::{key, logging, metrics, place, procfs, words};
 /// # Errors
 /// A [`Refusal`] before the start; anything else is a failure while running.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    logging::start("intercept");
+    logging::start("intercept", logging::level(options.has(Key::Quiet)));
     let wanted = listening_from(options, key::of_options(options)?)?;
     let exporter = planner::metrics_addr(options)?;
     if !procfs::capable(procfs::CAP_NET_RAW) {

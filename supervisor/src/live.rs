@@ -1,8 +1,8 @@
 //! The live view: one line a second, made of the difference between two looks at the counters.
 //!
 //! ```text
-//!   elapsed  captured   replayed   lag p50/p99   dropped   sessions   target
-//!      14 s  1.9 MB/s   1.9 MB/s   0.9/2.8 ms          0      3,204   ok
+//!   elapsed   captured   replayed    lag p50/p99  dropped   sessions   target
+//!      14 s   1.9 MB/s   1.9 MB/s    0.90/2.8 ms        0      3,204   ok
 //! ```
 //! Captured and replayed are payload bytes (wanted, with copies; acknowledged by the target), lag is from a segment's
 //! capture to its first replay, dropped counts what was given up in this second (retransmissions of the clients and
@@ -19,7 +19,7 @@ const NO_LOSS: [&str; 4] = ["duplicate", "joined_midturn", "not_joined", "paused
 
 /// The heading.
 pub(crate) fn heading() -> String {
-    "  elapsed   captured   replayed   lag p50/p99   dropped   sessions   target".to_owned()
+    "  elapsed   captured   replayed    lag p50/p99  dropped   sessions   target".to_owned()
 }
 
 /// A line of the view.
@@ -42,7 +42,7 @@ pub(crate) fn line(
     columns: usize,
 ) -> Line {
     let seconds = (now.stats.uptime_s - before.stats.uptime_s).max(0.001);
-    let rate = |count: u64| format!("{}/s", words::bytes((count as f64 / seconds) as u64).replace(' ', ""));
+    let rate = |count: u64| format!("{}/s", words::bytes((count as f64 / seconds) as u64));
     let ledger = |stats: &Stats| (stats.ledger.wanted.payload_bytes, stats.ledger.delivered.payload_bytes);
     let ((wanted, delivered), (wanted_before, delivered_before)) =
         (ledger(&now.stats), ledger(&before.stats));
@@ -55,7 +55,7 @@ pub(crate) fn line(
         format!("{}/{} ms", at(0.5), at(0.99))
     };
     let head = format!(
-        "{:>9} {:>10} {:>10} {:>13} {:>9} {:>10}   ",
+        "{:>9} {:>10} {:>10} {:>14} {:>8} {:>10}   ",
         words::elapsed(elapsed),
         rate(wanted.saturating_sub(wanted_before)),
         rate(delivered.saturating_sub(delivered_before)),
@@ -192,7 +192,7 @@ mod tests {
             },
             None,
         );
-        assert!(line.contains("1.9MB/s") && line.contains("3,204") && line.ends_with("ok"), "{line}");
+        assert!(line.contains("1.9 MB/s") && line.contains("3,204") && line.ends_with("ok"), "{line}");
         assert!(line.len() <= 80 && heading().len() <= 80);
         let end = |text: &str, column: &str| text.find(column).unwrap() + column.len();
         assert_eq!(end(&heading(), "sessions"), end(&line, "3,204"), "\n{}\n{line}", heading());

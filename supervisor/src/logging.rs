@@ -9,12 +9,13 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Sends this process's log lines to stderr under the name of its role. A second call does nothing.
-pub(crate) fn start(role: &str) {
-    let level = match std::env::var("TCPTWIN_LOG").ok().and_then(|text| text.parse::<Level>().ok()) {
-        Some(level) => level,
-        None => Level::INFO,
-    };
+/// The variable that says how much is logged.
+pub(crate) const LEVEL: &str = "TCPTWIN_LOG";
+
+/// Sends this process's log lines to stderr under the name of its role: `level` and above, unless the variable says
+/// another. A second call does nothing.
+pub(crate) fn start(role: &str, level: Level) {
+    let level = std::env::var(LEVEL).ok().and_then(|text| text.parse().ok()).unwrap_or(level);
     let ansi = colour_allowed() && std::io::stderr().is_terminal();
     let lines = Lines { role: role.to_owned() };
     // Refused only when it was done before, which is as good.
@@ -24,6 +25,11 @@ pub(crate) fn start(role: &str) {
         .with_writer(std::io::stderr)
         .event_format(lines)
         .try_init();
+}
+
+/// The level of a command with or without `--quiet`.
+pub(crate) const fn level(quiet: bool) -> Level {
+    if quiet { Level::WARN } else { Level::INFO }
 }
 
 /// Colours are allowed unless NO_COLOR is set to anything but the empty text (no-color.org), or the terminal is dumb.

@@ -86,7 +86,7 @@ impl Morgue {
 fn settle(counters: &Counters, reason: Drop, open: u64, in_flight: u64) {
     let at = |count: session::Count| offset_count(count);
     if in_flight > 0 || open > 0 {
-        counters.add(offset_dropped_segments(reason), open.max(1));
+        counters.add(offset_dropped_segments(reason), u64::from(in_flight > 0));
         counters.add(offset_dropped_bytes(reason), in_flight);
         let failed = if reason == Drop::Stopped {
             session::Count::FailedStopped

@@ -1,5 +1,6 @@
 //! One process of the pipeline over its whole life: started, alive, dead, started again, finished.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,8 @@ pub(crate) struct Member {
     life: Life,
     /// CPU time of its dead predecessors.
     cpu_before: Duration,
+    /// Resident memory at the last look at a living one: the dead have none.
+    rss_bytes: Cell<u64>,
 }
 
 enum Life {
@@ -56,6 +59,7 @@ impl Member {
             backoff: Backoff::default(),
             life: Life::Due(Instant::now()),
             cpu_before: Duration::ZERO,
+            rss_bytes: Cell::new(0),
         }
     }
 
@@ -118,6 +122,14 @@ impl Member {
     pub(crate) fn cpu(&self) -> Duration {
         let now = self.pid().and_then(procfs::look).map_or(Duration::ZERO, |look| look.cpu);
         self.cpu_before + now
+    }
+
+    /// Resident memory, bytes: now, or when it was last looked at alive.
+    pub(crate) fn rss_bytes(&self) -> u64 {
+        if let Some(look) = self.pid().and_then(procfs::look).filter(|look| look.rss_bytes > 0) {
+            self.rss_bytes.set(look.rss_bytes);
+        }
+        self.rss_bytes.get()
     }
 
     /// Kills it; the death is seen by [`Member::reap`].

@@ -1,8 +1,12 @@
 //! Where an instance keeps its lock and its control socket: `/run/tcptwin` for root, else `$XDG_RUNTIME_DIR/tcptwin`,
 //! else a directory of this user's own under /tmp (root of an unprivileged user namespace has neither).
+//!
+//! A login session's directory (/run/user/UID) vanishes when its user logs out, so root's instances do not live there
+//! even where the variable says so; one that was set to another place was set on purpose, and comes first.
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// The directories in which an instance of this user, or of root, may be found; the first usable one is where a new
@@ -10,7 +14,8 @@ use std::path::{Path, PathBuf};
 pub(crate) fn candidates() -> Vec<PathBuf> {
     let mut list = vec![PathBuf::from("/run/tcptwin")];
     if let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| Path::new(dir).is_absolute()) {
-        list.push(Path::new(&dir).join("tcptwin"));
+        let of_session = Path::new(&dir).starts_with("/run/user");
+        list.insert(usize::from(of_session), Path::new(&dir).join("tcptwin"));
     }
     list.push(PathBuf::from(format!("/tmp/tcptwin-{}", nix::unistd::getuid())));
     list
@@ -38,13 +43,14 @@ pub(crate) fn socket_of(name: &str) -> Option<PathBuf> {
         .find(|path| path.symlink_metadata().is_ok())
 }
 
-/// Names of the instances that have a control socket here.
+/// Names of the instances that answer at a control socket here. A killed one leaves its socket behind.
 pub(crate) fn instances() -> Vec<String> {
     let mut names: Vec<String> = candidates()
         .iter()
         .filter_map(|dir| fs::read_dir(dir).ok())
         .flatten()
         .flatten()
+        .filter(|entry| UnixStream::connect(entry.path()).is_ok())
         .filter_map(|entry| {
             entry.file_name().to_str().and_then(|name| name.strip_suffix(".sock")).map(str::to_owned)
         })

@@ -42,7 +42,7 @@ pub(crate) fn check(mut plan: Plan, options: &Options) -> Result<Ready, Refusal>
     let lock =
         LockFile::acquire(&plan.name, &directory).map_err(|error| Refusal::preflight(error.to_string()))?;
     let mut notes = Vec::new();
-    leftover(&plan.name, &mut notes)?;
+    leftover(&mut plan, &mut notes)?;
     interfaces(&plan)?;
     let routes = routes(&mut plan, options.has(Key::Lab))?;
     let taken = taken(&plan, &routes);
@@ -66,16 +66,21 @@ fn rights(plan: &Plan) -> Result<(), Refusal> {
     )))
 }
 
-/// The lock is held, so a region of this name is a dead instance's.
-fn leftover(name: &str, notes: &mut Vec<String>) -> Result<(), Refusal> {
+/// The lock is held, so a region of this name is a dead instance's. Its number is taken over with its name: to the
+/// intercepts this is the same instance come back, and its client range is not taken by a stranger.
+fn leftover(plan: &mut Plan, notes: &mut Vec<String>) -> Result<(), Refusal> {
     let refused = |error: shm::RegionError| Refusal::preflight(error.to_string());
+    let name = plan.name.as_str();
     match Region::leftover(name).map_err(refused)? {
         Leftover::None => {}
-        Leftover::Ours { .. } => {
+        Leftover::Ours { instance, boot_id_matches, .. } => {
             Region::remove(name).map_err(refused)?;
             notes.push(format!(
                 "a dead instance named {name} had left its shared region behind; it was removed"
             ));
+            if boot_id_matches && instance != 0 {
+                plan.instance = instance;
+            }
         }
         Leftover::Foreign { why } => {
             return Err(Refusal::preflight(format!(

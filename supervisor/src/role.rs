@@ -83,7 +83,7 @@ impl RoleArgs {
 
 /// Lives as a role until its work is over.
 pub(crate) fn be(args: &RoleArgs) -> ExitCode {
-    logging::start(&args.process.to_string());
+    logging::start(&args.process.to_string(), logging::level(false));
     match live(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -33,7 +33,8 @@ impl Drop for Tidy {
 /// # Errors
 /// A [`Refusal`] before the start; anything else is a failure while running.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    logging::start("supervisor");
+    let (quiet, json) = (options.has(Key::Quiet), options.has(Key::Json));
+    logging::start("supervisor", logging::level(quiet));
     let facts = host::facts(key::of_options(options)?)?;
     let plan = plan_from(options, &facts)?;
     let exporter = planner::metrics_addr(options)?;
@@ -59,7 +60,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let region = Region::create(&plan.name, &spec, &plan.to_bytes(), plan.instance)
         .map_err(|error| Refusal::preflight(error.to_string()))?;
     let tidy = Tidy(plan.name.clone());
-    region.advance_epoch();
     region.control().set_percent_ppm(plan.percent_ppm);
     region.control().set_copies_milli(plan.copies_milli);
     let (rules, rules_note) = match injector::NoTrack::install(&plan) {
@@ -70,9 +70,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("opening the control socket in {} failed", directory.display()))?;
     let signals = Signals::listen()?;
 
-    let (quiet, json) = (options.has(Key::Quiet), options.has(Key::Json));
     let mut terminal = Terminal::new();
-    for note in notes.iter().chain(&rules_note).filter(|_| !quiet) {
+    for note in notes.iter().chain(&rules_note) {
         tracing::info!("{note}");
     }
     if !quiet && !json {
@@ -89,6 +88,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         signals,
         terminal,
         !quiet && !json,
+        quiet,
         board,
     );
     let Ended { sample, failure, terminal } = supervisor.run();

@@ -13,6 +13,8 @@ use anyhow::Context as _;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use topology::{Plan, Process, wiring};
 
+use crate::logging;
+
 /// The sockets that outlive the roles: the kernel goes on capturing while a capturer is replaced.
 pub(crate) struct Sockets {
     /// Of the capturer.
@@ -30,13 +32,19 @@ pub(crate) struct Started {
 }
 
 /// Variables that a role may see.
-const ENVIRONMENT: [&str; 5] = ["NO_COLOR", "TERM", "TCPTWIN_LOG", "RUST_BACKTRACE", "LANG"];
+const ENVIRONMENT: [&str; 5] = ["NO_COLOR", "TERM", logging::LEVEL, "RUST_BACKTRACE", "LANG"];
 
-/// Starts a role of the region `plan.name`.
+/// Starts a role of the region `plan.name`; a quiet one logs warnings only.
 ///
 /// # Errors
 /// The system is out of something: processes, memory, descriptors.
-pub(crate) fn start(process: Process, plan: &Plan, epoch: u64, sockets: &Sockets) -> anyhow::Result<Started> {
+pub(crate) fn start(
+    process: Process,
+    plan: &Plan,
+    epoch: u64,
+    sockets: &Sockets,
+    quiet: bool,
+) -> anyhow::Result<Started> {
     let (reader, writer) =
         std::io::pipe().context("making a pipe failed; is the limit of open files (ulimit -n) reached?")?;
     let writer = OwnedFd::from(writer);
@@ -57,6 +65,9 @@ pub(crate) fn start(process: Process, plan: &Plan, epoch: u64, sockets: &Sockets
     }
     command.stdin(Stdio::null()).stdout(Stdio::null()).env_clear();
     command.envs(ENVIRONMENT.iter().filter_map(|key| Some((key, std::env::var_os(key)?))));
+    if quiet {
+        command.env(logging::LEVEL, "warn");
+    }
     inherit(&writer, true)?;
     keep_sockets(process, sockets, true)?;
     let child = command.spawn();

@@ -1,0 +1,136 @@
+//! Deaths, restarts and hangs. A successor never starts before its predecessor is reaped: rings, counters and arenas have
+//! one user at a time because of that, and of nothing else.
+
+use std::time::{Duration, Instant};
+
+use shm::RoleState;
+use topology::Process;
+
+use super::{Phase, Supervisor};
+use crate::backoff::Verdict;
+use crate::member::Death;
+use crate::{hang, procfs, spawn, words};
+
+/// Between tries to start a role when the system refuses.
+const START_AGAIN: Duration = Duration::from_secs(1);
+
+impl Supervisor {
+    pub(super) fn reap(&mut self, now: Instant) {
+        for position in 0..self.members.len() {
+            if let Some(death) = self.members[position].reap() {
+                self.died(position, &death, now);
+            }
+        }
+    }
+
+    /// A process is gone and out of the process table: only now may anybody else write what was its own.
+    fn died(&mut self, position: usize, death: &Death, now: Instant) {
+        let process = self.members[position].process;
+        let heartbeat = self.region.heartbeat(process.role());
+        let draining = !matches!(self.phase, Phase::Running);
+        let lost = match process {
+            Process::Shard(shard) => self.morgue.bury(shard, self.reason_of_loss()),
+            _ => 0,
+        };
+        heartbeat.set_pending(false);
+        let how = match death {
+            Death::InOrder if draining => {
+                heartbeat.set_state(RoleState::Done);
+                return;
+            }
+            Death::InOrder => "ended by itself".to_owned(),
+            Death::Other(how) => how.clone(),
+        };
+        let sessions = match process {
+            Process::Shard(_) => format!(", {} lost", words::counted(lost, "session")),
+            _ => String::new(),
+        };
+        if draining {
+            // Those after it wait for this word.
+            heartbeat.set_state(RoleState::Done);
+            self.event(format!("{process} died while draining ({how}){sessions}"));
+            return;
+        }
+        heartbeat.set_state(RoleState::Starting);
+        let member = &mut self.members[position];
+        match member.backoff.died(now) {
+            Verdict::Restart(pause) => {
+                member.restarts += 1;
+                member.start_at(now + pause);
+                let pause = if pause >= Duration::from_secs(1) {
+                    format!(" in {} s", pause.as_secs())
+                } else {
+                    String::new()
+                };
+                self.event(format!("{process} restarted{pause} ({how}){sessions}"));
+            }
+            Verdict::Stop => self.fail(
+                now,
+                format!("{process} died more than 20 times in a minute (last: {how}); replay was stopped"),
+            ),
+        }
+    }
+
+    pub(super) fn start_due(&mut self, now: Instant) {
+        for position in 0..self.members.len() {
+            if !self.members[position].is_due(now) {
+                continue;
+            }
+            let process = self.members[position].process;
+            match spawn::start(process, &self.plan, self.region.epoch(), &self.sockets, self.quiet) {
+                Ok(started) => {
+                    // A fresh role has not beaten yet: its time begins now.
+                    self.region.heartbeat(process.role()).beat(shm::monotonic_ms());
+                    self.members[position].started(started);
+                }
+                Err(error) => {
+                    tracing::error!("{error:#}; trying again in a second");
+                    self.members[position].start_at(now + START_AGAIN);
+                }
+            }
+        }
+    }
+
+    /// Kills roles that hang; their death is seen like any other.
+    pub(super) fn watch(&mut self, now: Instant) {
+        let now_ms = shm::monotonic_ms();
+        let region = self.region;
+        for (member, inputs) in self.members.iter_mut().zip(&self.inputs) {
+            let Some(pid) = member.pid() else { continue };
+            let heartbeat = region.heartbeat(member.process.role());
+            let pending = heartbeat.pending() || inputs.iter().any(|link| region.link_depth(*link) > 0);
+            let sample = hang::Sample { pending, beat_ms: heartbeat.last_ms(), now_ms };
+            let look = || Some((procfs::look(pid)?.state, procfs::cpu_exact(pid)?));
+            if let Some(hung) = member.watchdog.judge(now, sample, look) {
+                tracing::warn!("{} {}: killed, to be started again", member.process, hung.words());
+                self.events.push(format!("{} {}: killed", member.process, hung.words()));
+                member.kill();
+            }
+        }
+        self.watch_receiver(now_ms);
+    }
+
+    /// The injector's second thread has no process of its own to look at: it is given the whole patience.
+    fn watch_receiver(&mut self, now_ms: u64) {
+        let heartbeat = self.region.heartbeat(shm::Role::Receiver);
+        let silent = now_ms.saturating_sub(heartbeat.last_ms());
+        if heartbeat.state() != RoleState::Running || !heartbeat.pending() || silent < hang::PATIENCE_MS {
+            return;
+        }
+        if let Some(injector) = self.members.iter().find(|member| member.process == Process::Injector) {
+            tracing::warn!(
+                "the return receiver did nothing for {silent} ms: the injector is killed, to be started again"
+            );
+            heartbeat.beat(now_ms);
+            injector.kill();
+        }
+    }
+
+    /// Under which reason a dead worker's bytes are dropped.
+    pub(super) const fn reason_of_loss(&self) -> flow::Drop {
+        match self.phase {
+            Phase::Draining(drain) if drain.is_at_once() => flow::Drop::Stopped,
+            _ => flow::Drop::WorkerLost,
+        }
+    }
+}
