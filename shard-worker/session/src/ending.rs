@@ -65,14 +65,16 @@ impl Table {
         self.touch(id);
     }
 
-    /// The target's FIN was seen and all of ours is acknowledged, but requests remain: they need another connection.
+    /// The target's FIN was seen, but requests remain: they need another connection. At once when the turn at the front
+    /// was not acknowledged at all (a closing nginx acknowledges for a while what it only throws away); else once all that
+    /// was sent is acknowledged, or reset.
     pub(crate) fn go_on_elsewhere(&mut self, now_us: u64, id: u32) {
         let slot = self.slots.get(id);
         if slot.phase() == Phase::Open
             && slot.is(is::PEER_FIN)
-            && slot.sent_bytes() == 0
-            && slot.held_len > 0
             && !slot.is(is::FIN_SENT)
+            && slot.held_len > 0
+            && (slot.sent_bytes() == 0 || held::head_is_whole(slot, &self.chunks))
         {
             self.reconnect(now_us, id, Drop::TargetClosed, true);
         }

@@ -178,6 +178,14 @@ fn ipv6_clients_come_from_their_own_range() {
     let syn = &world.sent[0].head;
     assert!(!syn.client.addr.is_v4());
     assert_eq!(syn.tcp.mss, 1440);
+    client.sends(&mut world, &[b'x'; 20_000]);
+    client.asks(&mut world, "", 300);
+    client.closes(&mut world);
+    world.run(SECOND);
+    assert_eq!(world.peer().read, client.written);
+    assert_eq!(world.peer().largest, 1428);
+    assert!(world.peer().is_closed());
+    world.assert_all_delivered();
 }
 
 #[test]

@@ -117,6 +117,8 @@ pub struct TargetOptions {
     pub dead: bool,
     /// Closes as soon as the client does.
     pub close_with_client: bool,
+    /// After its close, acknowledges what still comes and throws it away, instead of a reset.
+    pub discards_after_close: bool,
     /// Holds a write back while an earlier one is unacknowledged (Nagle's algorithm).
     pub nagle: bool,
     /// Initial sequence number of its next connection.
@@ -136,6 +138,7 @@ impl Default for TargetOptions {
             refuse: false,
             dead: false,
             close_with_client: true,
+            discards_after_close: false,
             nagle: false,
             isn: 700_000,
         }
@@ -207,6 +210,8 @@ pub struct World {
     pub percent_ppm: u32,
     pub copies_milli: u32,
     pub returned: u64,
+    /// SYNs that found an old connection and were not newer.
+    pub stale_syns: u32,
     ts: u32,
 }
 
@@ -235,6 +240,7 @@ impl World {
             percent_ppm: 1_000_000,
             copies_milli: 1_000,
             returned: 0,
+            stale_syns: 0,
             ts: 5_000,
         }
     }
@@ -364,7 +370,8 @@ impl World {
             Some(i) if tcp.has(flag::SYN) && self.peers[i].irs == tcp.seq => {
                 self.reply(i, flag::SYN | flag::ACK, 0);
             }
-            Some(i) if tcp.has(flag::SYN) && self.peers[i].is_closed() => self.accept(head),
+            Some(i) if tcp.has(flag::SYN) && self.peers[i].is_closed() => self.from_time_wait(i, head),
+            Some(i) if tcp.has(flag::RST) && self.peers[i].is_closed() => self.peers[i].reset = true,
             Some(i) => self.segment(i, head, payload),
             None if tcp.has(flag::SYN) && !self.options.refuse => self.accept(head),
             None if tcp.has(flag::RST) => {}
@@ -375,6 +382,19 @@ impl World {
                 record.tcp.ack = tcp.seq + payload.len() as u32 + u32::from(tcp.has(flag::SYN));
                 self.give_back(record);
             }
+        }
+    }
+
+    /// A SYN finds an old connection of its four-tuple: it must be newer by its time stamp or by its number (RFC 6191,
+    /// RFC 9293 section 3.10.7.4), else only an acknowledgement comes back.
+    fn from_time_wait(&mut self, i: usize, head: &Inject) {
+        let peer = &self.peers[i];
+        let newer_stamp = peer.timestamps && Seq(head.tcp.ts_val).after(Seq(peer.ts_recent));
+        if newer_stamp || head.tcp.seq.after(peer.rcv_nxt) {
+            self.accept(head);
+        } else {
+            self.stale_syns += 1;
+            self.reply(i, flag::ACK, 0);
         }
     }
 
@@ -474,6 +494,12 @@ impl World {
             if tcp.seq.before(peer.rcv_nxt) {
                 self.reply(i, flag::ACK, 0);
             }
+            return;
+        }
+        if peer.fin_sent && !payload.is_empty() && !self.options.discards_after_close {
+            // Closed for good: nobody reads any more.
+            self.reply(i, flag::RST | flag::ACK, 0);
+            self.peers[i].reset = true;
             return;
         }
         let gone = peer.fin_sent && peer.client_fin;
