@@ -370,7 +370,7 @@ impl World {
             Some(i) if tcp.has(flag::SYN) && self.peers[i].irs == tcp.seq => {
                 self.reply(i, flag::SYN | flag::ACK, 0);
             }
-            Some(i) if tcp.has(flag::SYN) && self.peers[i].is_closed() => self.from_time_wait(i, head),
+            Some(i) if tcp.has(flag::SYN) && self.peers[i].is_closed() => self.after_time_wait(i, head),
             Some(i) if tcp.has(flag::RST) && self.peers[i].is_closed() => self.peers[i].reset = true,
             Some(i) => self.segment(i, head, payload),
             None if tcp.has(flag::SYN) && !self.options.refuse => self.accept(head),
@@ -387,7 +387,7 @@ impl World {
 
     /// A SYN finds an old connection of its four-tuple: it must be newer by its time stamp or by its number (RFC 6191,
     /// RFC 9293 section 3.10.7.4), else only an acknowledgement comes back.
-    fn from_time_wait(&mut self, i: usize, head: &Inject) {
+    fn after_time_wait(&mut self, i: usize, head: &Inject) {
         let peer = &self.peers[i];
         let newer_stamp = peer.timestamps && Seq(head.tcp.ts_val).after(Seq(peer.ts_recent));
         if newer_stamp || head.tcp.seq.after(peer.rcv_nxt) {
