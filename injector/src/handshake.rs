@@ -27,7 +27,7 @@ pub enum DialError {
         time: Duration,
         /// Options of the intercept that would answer: its `-x`.
         targets: String,
-        /// Options of a doctor that would explain: its `-x`.
+        /// Options of the run that then succeeds: our `-x`.
         mappings: String,
     },
     /// It answers, and says no.
@@ -161,7 +161,7 @@ impl fmt::Display for DialError {
                     time.as_secs_f64()
                 )?;
                 writeln!(f, "  {there}  tcptwin intercept -x {targets} -i eth0")?;
-                write!(f, "  {:width$}  tcptwin doctor -x {mappings} -s {at}", "Then here:")
+                write!(f, "  {:width$}  tcptwin run -x {mappings} -s {at}", "Then here:")
             }
             DialError::Refused { at, sentence, suggestion, .. } => {
                 write!(f, "the intercept at {at} refuses this run: {sentence}")?;
@@ -210,7 +210,7 @@ mod tests {
             format!(
                 "no intercept answers at {at} (connection refused after 3 tries in 0.3 s).\n  \
                  On 127.0.0.1 run:  tcptwin intercept -x 10.0.3.2:8080 -i eth0\n  \
-                 Then here:         tcptwin doctor -x 80-10.0.3.2:8080 -s {at}"
+                 Then here:         tcptwin run -x 80-10.0.3.2:8080 -s {at}"
             )
         );
     }

@@ -148,6 +148,15 @@ fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
     if unanswered * 100 >= sent && unanswered > 0 {
         return ("slow", format!("{} % of turns had no answer in time", unanswered * 100 / sent.max(1)));
     }
+    let waiting = |stats: &Stats| stats.ledger.in_flight.payload_bytes > 0;
+    if waiting(before) && waiting(now) && now.returned.headers == before.returned.headers {
+        return (
+            "silent",
+            "nothing comes back: is the service up, and does the target send answers for our clients to intercept \
+             (it prints the route)?"
+                .to_owned(),
+        );
+    }
     let quiet = now.ledger.wanted == before.ledger.wanted && now.sessions.open == 0;
     (if quiet { "no traffic" } else { "ok" }, String::new())
 }
@@ -242,6 +251,18 @@ mod tests {
             assert!(line.contains(part), "{line}");
             assert!(line.lines().next().unwrap().len() <= 80, "{line}");
         }
+    }
+
+    #[test]
+    fn a_target_that_never_answers_is_not_called_ok() {
+        let (mut before, mut now) = (sample(13.0), sample(14.0));
+        for look in [&mut before, &mut now] {
+            (look.stats.sessions.open, look.stats.ledger.in_flight.payload_bytes) = (20, 1_600);
+        }
+        let said = line(&before, &now, Duration::from_secs(14), None, 80).text;
+        assert!(said.contains("silent") && said.contains("nothing comes back"), "{said}");
+        now.stats.returned.headers = 1;
+        assert!(line(&before, &now, Duration::from_secs(14), None, 80).text.ends_with("ok"));
     }
 
     #[test]
