@@ -86,6 +86,11 @@ fn bodies_and_large_answers_arrive_whole_over_ipv6() -> Result<()> {
     let fidelity = Fidelity::of(&online, &target, 1);
     ensure!(fidelity.is_exact() && fidelity.ids == 50, "{fidelity}");
     ensure!(lag(&online, &target, 0..50).count() == 50, "no lag for some");
+    step("a body on each connection, which the server closes");
+    let load =
+        Load { mode: Mode::ServerCloses, first_id: 50, body_bytes: 10_000, ..Load::new(to_online, 10) };
+    ensure!(load.clone().run(&net.client.ns)?.answered == 10, "not all answered");
+    Load { to: to_target, ..load }.run(&net.client.ns)?;
     step("another body under the same id is noticed");
     let load = Load { body_bytes: 99_999, ..Load::new(to_target, 1) };
     load.run(&net.client.ns)?;

@@ -114,7 +114,10 @@ impl Stage {
     /// Sends a load and insists that the online service answered all of it.
     pub(crate) fn send(&self, load: Load) -> Result<LoadReport> {
         step(format!("{} requests as {:?} on {} connections", load.requests, load.mode, load.connections));
-        answered(load.run(&self.net.client.ns)?)
+        let wanted = load.requests;
+        let report = answered(load.run(&self.net.client.ns)?)?;
+        ensure!(report.sent == wanted, "only {} of {wanted} requests were sent in time", report.sent);
+        Ok(report)
     }
 
     /// Starts a load that goes on until stopped.

@@ -30,7 +30,7 @@ pub(super) struct Connection {
 
 enum Phase {
     Head,
-    Body { id: u64, left: u64, digest: Digest },
+    Body { id: u64, left: u64, digest: Digest, last: bool },
 }
 
 /// What the loop is to wait for.
@@ -149,18 +149,18 @@ impl Connection {
                     if left == 0 {
                         self.answer(witness, id, 0, response_bytes, last);
                     } else {
-                        self.phase = Phase::Body { id, left, digest: Digest::default() };
+                        self.phase = Phase::Body { id, left, digest: Digest::default(), last };
                     }
                 }
-                Phase::Body { id, left, digest } => {
+                Phase::Body { id, left, digest, last } => {
                     let take = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                     digest.update(&bytes[..take]);
                     *left -= take as u64;
                     self.start += take;
                     if *left == 0 {
-                        let (id, body) = (*id, digest.finish());
+                        let (id, body, last) = (*id, digest.finish(), *last);
                         self.phase = Phase::Head;
-                        self.answer(witness, id, body, response_bytes, false);
+                        self.answer(witness, id, body, response_bytes, last);
                     }
                 }
             }
