@@ -35,14 +35,8 @@ pub(crate) fn lines(stats: &Stats) -> Vec<String> {
             failures(stats)
         ),
     );
-    add(
-        "latency",
-        format!(
-            "target first byte {}   lag {}",
-            quantiles(stats.latency_us.target_first_byte),
-            quantiles(stats.latency_us.lag)
-        ),
-    );
+    add("latency", format!("target first byte {}", quantiles(stats.latency_us.target_first_byte)));
+    add("", format!("lag               {}", quantiles(stats.latency_us.lag)));
     add(
         "packets",
         format!(

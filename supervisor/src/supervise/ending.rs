@@ -30,7 +30,7 @@ impl Supervisor {
             // The last look at their memory: the summary comes when they are gone.
             let _ = self.sample();
             self.phase = Phase::Draining(drain::Drain::begin(now, self.plan.replay.drain_ms));
-            let text = "draining: capture has ended, open requests may finish; Ctrl-C again stops at once";
+            let text = "draining: capture ended, open requests may finish; Ctrl-C stops at once";
             if self.live {
                 self.terminal.line(format!("  {text}"));
             } else {
