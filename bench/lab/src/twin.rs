@@ -331,7 +331,9 @@ pub fn leftovers(name: &str, pid: u32, runtime: &Path, host: &Host) -> anyhow::R
         }
     }
     for entry in walk(runtime) {
-        if entry.to_string_lossy().contains(name) {
+        // The lock file stays on purpose: whoever removed it could take it from under an instance that just locked it.
+        let is_lock = entry.extension().is_some_and(|e| e == "lock");
+        if entry.to_string_lossy().contains(name) && !is_lock {
             found.push(format!("file {}", entry.display()));
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use lab::real::{self, Redis, RedisLoad};
 use lab::story::{Story, step};
-use lab::{Instance, Network, wait};
+use lab::{Instance, Network, Twin, wait};
 
 use crate::stage::{SETTLE, clean, end, twin};
 
@@ -21,6 +21,7 @@ struct Pair {
     target: Redis,
     run: Instance,
     _intercept: Instance,
+    _twin: Twin,
     net: Network,
 }
 
@@ -33,7 +34,7 @@ fn pair() -> Result<Pair> {
     // Only the address that clients use: our own questions go over loopback.
     let map = "10.88.0.3:6379-10.88.0.4:6379";
     let run = twin.run(&net.online, &["-x", map, "-s", "10.88.0.5", "-i", "eth0"])?;
-    Ok(Pair { online, target, run, _intercept: intercept, net })
+    Ok(Pair { online, target, run, _intercept: intercept, _twin: twin, net })
 }
 
 fn lists_are_equal(pair: Pair, load: RedisLoad) -> Result<()> {
