@@ -64,7 +64,7 @@ impl RoleArgs {
             _ => return None,
         };
         let fd = |one: &str| match one {
-            "-" => Some(None),
+            "none" => Some(None),
             number => number.parse().ok().filter(|number| *number > 2).map(Some),
         };
         Some(Self {
@@ -180,10 +180,10 @@ mod tests {
 
     #[test]
     fn what_the_supervisor_writes_is_what_the_role_reads() {
-        let args = parse("role injector 0 --name web --epoch 3 --parent 77 --fds 5,- --core 4").unwrap();
+        let args = parse("role injector 0 --name web --epoch 3 --parent 77 --fds none,5 --core 4").unwrap();
         assert_eq!(args.process, Process::Injector);
         assert_eq!((args.epoch, args.parent, args.core), (3, 77, Some(4)));
-        assert_eq!(args.fds, [Some(5), None]);
+        assert_eq!(args.fds, [None, Some(5)]);
         assert_eq!(
             parse("role shard-worker 2 --name web --epoch 1 --parent 7").unwrap().process,
             Process::Shard(2)

@@ -91,7 +91,7 @@ fn descriptors(process: Process, sockets: &Sockets) -> Vec<Option<RawFd>> {
 }
 
 fn fd_text(fd: Option<RawFd>) -> String {
-    fd.map_or_else(|| "-".to_owned(), |number| number.to_string())
+    fd.map_or_else(|| "none".to_owned(), |number| number.to_string())
 }
 
 fn keep_sockets(process: Process, sockets: &Sockets, keep: bool) -> anyhow::Result<()> {
