@@ -66,7 +66,7 @@ fn capture_on_loopback_and_all_others_at_once() -> Result<()> {
 
 fn intercept_on_the_target_with_a_tun_device() -> Result<()> {
     if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
-        return Err(Skipped(format!(
+        return Err(Skipped::NotHere(format!(
             "/dev/net/tun cannot be opened ({error}): load the tun module, run as root"
         ))
         .into());

@@ -25,7 +25,7 @@ pub fn find(program: &str) -> anyhow::Result<PathBuf> {
                 "nft" => "nftables",
                 other => other,
             };
-            Skipped(format!("{program} is not installed (apt-get install {package})")).into()
+            Skipped::NotInstalled(format!("{program} is not installed (apt-get install {package})")).into()
         })
 }
 
