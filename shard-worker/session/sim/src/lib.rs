@@ -1,0 +1,3 @@
+//! Deterministic simulation of the replay machine.
+
+pub mod dice;
