@@ -42,5 +42,5 @@ pub use count::{Count, InterceptCount, LinkState, MAX_INTERCEPTS, ReturnCount, T
 pub use handshake::{DialError, handshake};
 pub use notrack::NoTrack;
 pub use open::{OpenError, Sockets, open};
-pub use path::{Place, RouteError, RouteFacts, route_to};
+pub use path::{RouteError, RouteFacts, route_to};
 pub use role::{RunError, run};

@@ -13,39 +13,9 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
+use topology::guard::Place;
 
 use crate::sys;
-
-/// What kind of place an address is, seen from this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// Another host: the only kind of target there is outside a lab.
-    Remote,
-    /// An address of this host that is not loopback.
-    ThisHost,
-    /// 127.0.0.0/8 or ::1.
-    Loopback,
-    /// A broadcast address of a network of this host, or 255.255.255.255.
-    Broadcast,
-    /// A multicast group.
-    Multicast,
-    /// The unspecified address.
-    Unspecified,
-}
-
-impl Place {
-    /// As a noun in a sentence: "10.0.0.255 is a broadcast address".
-    pub const fn noun(self) -> &'static str {
-        match self {
-            Place::Remote => "another host",
-            Place::ThisHost => "this host",
-            Place::Loopback => "a loopback address",
-            Place::Broadcast => "a broadcast address",
-            Place::Multicast => "a multicast group",
-            Place::Unspecified => "no address at all",
-        }
-    }
-}
 
 /// The route to one address.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -77,7 +77,7 @@ pub(crate) fn ip(arguments: &str) {
 pub(crate) fn add_v6(address: &str) {
     ip(&format!("addr add {address}/128 dev lo nodad"));
     let to = SocketAddr::new(address.parse().unwrap(), 9);
-    while crate::route_to(to).map(|facts| facts.place).ok() != Some(crate::Place::ThisHost) {
+    while crate::route_to(to).map(|facts| facts.place).ok() != Some(topology::guard::Place::ThisHost) {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }

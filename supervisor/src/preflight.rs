@@ -9,7 +9,7 @@ use injector::DialError;
 use injector::{RouteFacts, route_to};
 use returns::RefusedCode;
 use shm::{Leftover, LockFile, Region};
-use topology::guard::{self, Place, Taken};
+use topology::guard::{self, Taken};
 use topology::plan::Clients;
 use topology::{Key, Options, Plan, Refusal};
 
@@ -113,15 +113,7 @@ fn routes(plan: &mut Plan, lab: bool) -> Result<Vec<RouteFacts>, Refusal> {
     for index in 0..plan.targets.len() {
         let route =
             route_to(plan.targets[index].addr).map_err(|error| Refusal::preflight(error.to_string()))?;
-        let place = match route.place {
-            injector::Place::Remote => Place::Remote,
-            injector::Place::ThisHost => Place::ThisHost,
-            injector::Place::Loopback => Place::Loopback,
-            injector::Place::Broadcast => Place::Broadcast,
-            injector::Place::Multicast => Place::Multicast,
-            injector::Place::Unspecified => Place::Unspecified,
-        };
-        guard::target(plan, index, place, lab)?;
+        guard::target(plan, index, route.place, lab)?;
         // The smallest MTU that IPv4 must carry; a route below it is broken, and a segment must hold some payload.
         plan.targets[index].mtu = route.mtu.max(576);
         routes.push(route);

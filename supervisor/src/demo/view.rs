@@ -6,6 +6,7 @@ use lab::user::Privilege;
 use lab::{Fidelity, LoadReport, Stats};
 
 use super::stage::{RoleCpu, Stage};
+use crate::words::{bytes, ms, thousands};
 
 /// One line of progress; totals, so that a difference of two gives rates.
 #[derive(Clone, Debug, Default)]
@@ -61,9 +62,9 @@ impl View {
             now.second,
             rate(now.online, last.online),
             rate(now.target, last.target),
-            millis(now.lag_p50_us),
-            millis(now.lag_p99_us),
-            size(now.dropped),
+            ms(now.lag_p50_us),
+            ms(now.lag_p99_us),
+            bytes(now.dropped),
             thousands(now.sessions),
         );
     }
@@ -91,25 +92,25 @@ impl View {
         }
         println!(
             "ledger     captured {} = delivered {} + in flight {} + dropped {}",
-            size(end.wanted()),
-            size(end.delivered()),
-            size(end.in_flight()),
-            size(end.dropped_in_all())
+            bytes(end.wanted()),
+            bytes(end.delivered()),
+            bytes(end.in_flight()),
+            bytes(end.dropped_in_all())
         );
-        for (reason, bytes) in end.drops() {
-            println!("             dropped as {reason}: {}", size(bytes));
+        for (reason, amount) in end.drops() {
+            println!("             dropped as {reason}: {}", bytes(amount));
         }
         if let Err(error) = end.check_ledger() {
             println!("             {error:#}");
         }
         let first_byte = &report.first_byte;
         let target = |key: &str| {
-            end.number(&format!("/latency_us/target_first_byte/{key}")).map_or("?".to_owned(), millis)
+            end.number(&format!("/latency_us/target_first_byte/{key}")).map_or("?".to_owned(), ms)
         };
         println!(
             "latency    first byte online p50 {} p99 {} ms   target p50 {} p99 {} ms",
-            millis(first_byte.percentile(50.0)),
-            millis(first_byte.percentile(99.0)),
+            ms(first_byte.percentile(50.0)),
+            ms(first_byte.percentile(99.0)),
             target("p50"),
             target("p99")
         );
@@ -127,56 +128,5 @@ impl View {
         } else {
             println!("This is not as it should be: please report it, with this output.");
         }
-    }
-}
-
-/// 1234567 as 1,234,567.
-fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() * 4 / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// Microseconds as milliseconds with two significant places.
-fn millis(us: u64) -> String {
-    let ms = us as f64 / 1_000.0;
-    match us {
-        0..100 => format!("{ms:.2}"),
-        100..10_000 => format!("{ms:.1}"),
-        _ => format!("{ms:.0}"),
-    }
-}
-
-/// Bytes with a decimal unit.
-fn size(bytes: u64) -> String {
-    match bytes {
-        0..10_000 => thousands(bytes),
-        10_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.1} GB", bytes as f64 / 1e9),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_readable() {
-        assert_eq!(thousands(0), "0");
-        assert_eq!(thousands(999), "999");
-        assert_eq!(thousands(1_000), "1,000");
-        assert_eq!(thousands(1_234_567), "1,234,567");
-        assert_eq!(millis(93), "0.09");
-        assert_eq!(millis(1_100), "1.1");
-        assert_eq!(millis(72_400), "72");
-        assert_eq!(size(512), "512");
-        assert_eq!(size(3_100_000), "3.1 MB");
     }
 }

@@ -11,17 +11,17 @@ use crate::plan::{Clients, Plan};
 /// What kind of place an address is, seen from this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Another host.
+    /// Another host: the only kind of target there is outside a lab.
     Remote,
     /// An address of this host that is not loopback.
     ThisHost,
-    /// Loopback.
+    /// 127.0.0.0/8 or ::1.
     Loopback,
-    /// A broadcast address.
+    /// A broadcast address of a network of this host, or 255.255.255.255.
     Broadcast,
     /// A multicast group.
     Multicast,
-    /// No address of a host.
+    /// The unspecified address.
     Unspecified,
 }
 
