@@ -1,0 +1,208 @@
+//! What does the replay machine cost: a turn, a short connection, a byte of a long upload?
+//!
+//! ```text
+//! cargo run --release -p bench --bin session
+//! ```
+//!
+//! One table, virtual time, and a target that answers at once with everything it was asked for; only the table's calls are
+//! timed, the target's few instructions included. Each figure is the best of several rounds: on a busy machine the
+//! others measure the neighbours. A turn is one captured request, its record out, one returned answer and whatever
+//! acknowledgement that draws. With 50,000 sessions each turn finds its slot cold.
+
+use std::time::Instant;
+
+use flow::record::{flag, opt};
+use flow::{Addr, Captured, Endpoint, Inject, Returned, Seq, TcpFields};
+use session::{Clients, Config, Count, Join, Limits, Rtt, Seeds, Sink, Table, TargetConfig, Times};
+
+const ROUNDS: usize = 9;
+const REQUEST: u32 = 200;
+const ANSWER: u32 = 600;
+
+fn main() {
+    println!("{:<44} {:>9}", "", "ns each");
+    for sessions in [1, 1_000, 50_000] {
+        let turns = 400_000 / sessions.min(400_000);
+        let mut rig = Rig::new(sessions.max(64) * 2);
+        let mut clients: Vec<Client> = (0..sessions).map(Client::new).collect();
+        clients.iter_mut().for_each(|client| rig.open(client));
+        let best = best_of(|| {
+            let start = Instant::now();
+            for _ in 0..turns {
+                for client in &mut clients {
+                    rig.turn(client);
+                }
+            }
+            (start.elapsed().as_nanos(), turns * sessions)
+        });
+        println!("{:<44} {best:>9.0}", format!("turn, {sessions} sessions"));
+        assert_eq!(rig.table.tally().in_flight, 0);
+    }
+    let mut rig = Rig::new(4_096);
+    let mut serial = 0;
+    let best = best_of(|| {
+        let start = Instant::now();
+        for _ in 0..20_000u32 {
+            serial += 1;
+            rig.short(serial);
+        }
+        (start.elapsed().as_nanos(), 20_000)
+    });
+    println!("{:<44} {best:>9.0}", "short connection (SYN, request, FIN)");
+    let mut rig = Rig::new(64);
+    let mut client = Client::new(1);
+    rig.open(&mut client);
+    let payload = vec![b'x'; 60_000];
+    let best = best_of(|| {
+        let start = Instant::now();
+        for _ in 0..2_000 {
+            rig.captures(&mut client, flag::ACK | flag::PSH, &payload);
+        }
+        (start.elapsed().as_nanos(), 2_000)
+    });
+    println!("{:<44} {best:>9.0}", "super-frame of 60,000 bytes");
+    println!("delivered {} bytes", rig.table.tally().count(Count::Delivered));
+}
+
+fn best_of(mut round: impl FnMut() -> (u128, u32)) -> f64 {
+    (0..ROUNDS)
+        .map(|_| {
+            let (ns, n) = round();
+            ns as f64 / f64::from(n)
+        })
+        .fold(f64::INFINITY, f64::min)
+}
+
+/// A client on the online side.
+struct Client {
+    at: Endpoint,
+    seq: Seq,
+    ack: Seq,
+}
+
+impl Client {
+    fn new(n: u32) -> Self {
+        let addr = Addr::from(std::net::IpAddr::from(std::net::Ipv4Addr::from(0x0a09_0000 + n / 60_000)));
+        Self { at: Endpoint::new(addr, (1_024 + n % 60_000) as u16), seq: Seq(n), ack: Seq(0) }
+    }
+}
+
+struct Rig {
+    table: Table,
+    now_us: u64,
+    target: Target,
+}
+
+impl Rig {
+    fn new(sessions: u32) -> Self {
+        let target = endpoint("10.0.3.2:8080");
+        let config = Config {
+            shards: 1,
+            shard: 0,
+            seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
+            clients: Clients::Pool { v4: Some("198.18.0.0/15".parse().expect("a range")), v6: None },
+            targets: vec![TargetConfig { endpoint: target, mtu: 1500 }],
+            mappings: vec![0],
+            wait: true,
+            rtt: Rtt::None,
+            join: Join::Boundary,
+            limits: Limits { sessions, chunks: 65_536, held_per_session: 4 << 20 },
+            times: Times::default(),
+            claim: false,
+        };
+        let bytes = Table::arena_bytes(sessions, config.limits.chunks) as usize;
+        let words: &'static mut [u64] = vec![0u64; bytes.div_ceil(8)].leak();
+        let table = Table::new(zerocopy::IntoBytes::as_mut_bytes(words), config);
+        Self { table, now_us: 1_000_000_000, target: Target { address: target, answers: Vec::new() } }
+    }
+
+    fn captures(&mut self, client: &mut Client, flags: u16, payload: &[u8]) {
+        self.now_us += 3;
+        let segment = Captured {
+            time_ns: self.now_us * 1_000,
+            tcp: TcpFields { seq: client.seq, ack: client.ack, flags, ..TcpFields::default() },
+            payload_len: payload.len() as u32,
+            client: client.at,
+            server: self.target.address,
+            ..Captured::default()
+        };
+        self.table.captured(self.now_us, &segment, payload, 1_000_000, 1_000);
+        client.seq += payload.len() as u32 + u32::from(flags & (flag::SYN | flag::FIN) != 0);
+        self.settle();
+    }
+
+    /// Until neither side has anything to say.
+    fn settle(&mut self) {
+        loop {
+            while self.table.pump(self.now_us, &mut self.target) {}
+            if self.target.answers.is_empty() {
+                break;
+            }
+            self.now_us += 20;
+            for answer in std::mem::take(&mut self.target.answers) {
+                self.table.returned(self.now_us, &answer);
+            }
+        }
+        if self.table.next_deadline_us().is_some_and(|at| at <= self.now_us) {
+            self.table.tick(self.now_us);
+        }
+    }
+
+    fn open(&mut self, client: &mut Client) {
+        self.captures(client, flag::SYN, &[]);
+        client.ack = Seq(1);
+        self.captures(client, flag::ACK, &[]);
+    }
+
+    fn turn(&mut self, client: &mut Client) {
+        self.captures(client, flag::ACK | flag::PSH, &[b'r'; REQUEST as usize]);
+        client.ack += ANSWER;
+    }
+
+    fn short(&mut self, n: u32) {
+        let mut client = Client::new(n);
+        self.open(&mut client);
+        self.turn(&mut client);
+        self.captures(&mut client, flag::ACK | flag::FIN, &[]);
+    }
+}
+
+/// Answers every record at once; a request of [`REQUEST`] bytes gets [`ANSWER`] bytes, anything longer an acknowledgement.
+struct Target {
+    address: Endpoint,
+    answers: Vec<Returned>,
+}
+
+impl Sink for Target {
+    fn emit<'p>(&mut self, head: &Inject, parts: impl Iterator<Item = &'p [u8]>) {
+        let bytes: usize = parts.map(<[u8]>::len).sum();
+        let tcp = &head.tcp;
+        if bytes == 0 && tcp.flags & (flag::SYN | flag::FIN) == 0 {
+            return;
+        }
+        let mut answer = Returned { client: head.client, target: self.address, ..Returned::default() };
+        let ends = u32::from(tcp.flags & (flag::SYN | flag::FIN) != 0);
+        answer.tcp = TcpFields {
+            seq: tcp.ack,
+            ack: tcp.seq + bytes as u32 + ends,
+            flags: flag::ACK | (tcp.flags & (flag::SYN | flag::FIN)),
+            window: 60_000,
+            options: opt::TIMESTAMPS,
+            ts_val: 1,
+            ..TcpFields::default()
+        };
+        if tcp.has(flag::SYN) {
+            answer.tcp.seq = Seq(77);
+            answer.tcp.options |= opt::MSS | opt::WINDOW_SCALE | opt::SACK_PERMITTED;
+            (answer.tcp.mss, answer.tcp.window_scale) = (1_460, 7);
+        } else if bytes == REQUEST as usize {
+            answer.payload_len = ANSWER;
+            answer.tcp.flags |= flag::PSH;
+        }
+        self.answers.push(answer);
+    }
+}
+
+fn endpoint(text: &str) -> Endpoint {
+    text.parse::<std::net::SocketAddr>().expect("an address and a port").into()
+}
