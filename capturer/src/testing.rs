@@ -9,7 +9,7 @@ use flow::{Endpoint, Seq, TcpFields};
 use shm::{Region, Spec};
 use topology::Plan;
 use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, ReplayPlan, Rings, Rtt, Seeds, Target,
+    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
 };
 
 /// A plan with these mappings (`[IP:]PORT-TARGET:PORT`) and the ranges 198.18.0.0/15 and 2001:2::/48 for replayed clients.
@@ -51,7 +51,14 @@ pub(crate) fn plan(mappings: &[&str]) -> Plan {
         cores: vec![],
         limits: Limits { sessions_per_shard: 16, chunks_per_shard: 16, held_per_session: 1 << 16 },
         rings: Rings { capture: 8 << 20, inject: 1 << 12, returns: 1 << 12 },
-        replay: ReplayPlan { wait: true, rtt: Rtt::None, join: Join::Boundary, idle_s: 60, drain_ms: 1_000 },
+        replay: ReplayPlan {
+            wait: true,
+            rtt: Rtt::None,
+            join: Join::Boundary,
+            on_gap: OnGap::Skip,
+            idle_s: 60,
+            drain_ms: 1_000,
+        },
     }
 }
 

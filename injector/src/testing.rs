@@ -11,7 +11,7 @@ use returns::{Hello, Link, Message, Policy, Refused, Welcome};
 use shm::{Region, Spec};
 use topology::Plan;
 use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, ReplayPlan, Rings, Rtt, Seeds, Target,
+    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
 };
 use zerocopy::IntoBytes;
 
@@ -42,7 +42,14 @@ pub(crate) fn plan(targets: &[&str]) -> Plan {
         cores: Vec::new(),
         limits: Limits { sessions_per_shard: 64, chunks_per_shard: 64, held_per_session: 1 << 16 },
         rings: Rings { capture: 1 << 18, inject: 1 << 18, returns: 1 << 18 },
-        replay: ReplayPlan { wait: true, rtt: Rtt::None, join: Join::Boundary, idle_s: 60, drain_ms: 1_000 },
+        replay: ReplayPlan {
+            wait: true,
+            rtt: Rtt::None,
+            join: Join::Boundary,
+            on_gap: OnGap::Skip,
+            idle_s: 60,
+            drain_ms: 1_000,
+        },
     }
 }
 

@@ -1,6 +1,6 @@
 //! The plan as the session machine's configuration.
 
-use session::{Clients, Config, Join, Limits, Rtt, Seeds, Table, TargetConfig, Times};
+use session::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, Table, TargetConfig, Times};
 use topology::Plan;
 use topology::plan;
 
@@ -40,6 +40,12 @@ pub fn machine_config(plan: &Plan, shard: u16) -> Config {
             plan::Join::Boundary => Join::Boundary,
             plan::Join::Never => Join::Never,
         },
+        on_gap: match plan.replay.on_gap {
+            plan::OnGap::Skip => OnGap::Skip,
+            plan::OnGap::Resync => OnGap::Resync,
+            plan::OnGap::Abort => OnGap::Abort,
+        },
+        pace: pace(plan.shards),
         limits: Limits {
             sessions: plan.limits.sessions_per_shard,
             chunks: plan.limits.chunks_per_shard,
@@ -47,5 +53,16 @@ pub fn machine_config(plan: &Plan, shard: u16) -> Config {
         },
         times: Times { idle_us: u64::from(plan.replay.idle_s) * 1_000_000, ..Times::default() },
         claim,
+    }
+}
+
+/// What the machine's defaults allow a target in all, shared out to the shards; none gets less than a usable part.
+fn pace(shards: u16) -> Pace {
+    let whole = Pace::default();
+    let shards = u32::from(shards.max(1));
+    Pace {
+        reconnects_per_s: (whole.reconnects_per_s / shards).max(100),
+        reconnect_burst: (whole.reconnect_burst / shards).max(25),
+        ..whole
     }
 }

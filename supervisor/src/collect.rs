@@ -170,6 +170,7 @@ impl Collector {
             ("reset", Count::FailedReset),
             ("target_closed", Count::FailedTargetClosed),
             ("memory", Count::FailedMemory),
+            ("gap", Count::FailedGap),
             ("endpoints_exhausted", Count::FailedExhausted),
             ("superseded", Count::FailedSuperseded),
             ("idle", Count::FailedIdle),

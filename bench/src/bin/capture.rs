@@ -22,7 +22,7 @@ use nix::time::{ClockId, clock_gettime};
 use shm::{Consumer, Link, Region, Spec};
 use topology::Plan;
 use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, ReplayPlan, Rings, Rtt, Seeds, Target,
+    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
 };
 
 const SHARDS: u16 = 2;
@@ -169,6 +169,13 @@ fn plan() -> Plan {
         cores: vec![],
         limits: Limits { sessions_per_shard: 16, chunks_per_shard: 16, held_per_session: 1 << 16 },
         rings: Rings { capture: 8 << 20, inject: 1 << 12, returns: 1 << 12 },
-        replay: ReplayPlan { wait: true, rtt: Rtt::None, join: Join::Boundary, idle_s: 60, drain_ms: 1_000 },
+        replay: ReplayPlan {
+            wait: true,
+            rtt: Rtt::None,
+            join: Join::Boundary,
+            on_gap: OnGap::Skip,
+            idle_s: 60,
+            drain_ms: 1_000,
+        },
     }
 }

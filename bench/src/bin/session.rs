@@ -13,7 +13,9 @@ use std::time::Instant;
 
 use flow::record::{flag, opt};
 use flow::{Addr, Captured, Endpoint, Inject, Returned, Seq, TcpFields};
-use session::{Clients, Config, Count, Join, Limits, Rtt, Seeds, Sink, Table, TargetConfig, Times};
+use session::{
+    Clients, Config, Count, Join, Limits, OnGap, Pace, Rtt, Seeds, Sink, Table, TargetConfig, Times,
+};
 
 const ROUNDS: usize = 9;
 const REQUEST: u32 = 200;
@@ -106,6 +108,8 @@ impl Rig {
             wait: true,
             rtt: Rtt::None,
             join: Join::Boundary,
+            on_gap: OnGap::Skip,
+            pace: Pace::default(),
             limits: Limits { sessions, chunks: 65_536, held_per_session: 4 << 20 },
             times: Times::default(),
             claim: false,

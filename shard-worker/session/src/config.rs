@@ -24,6 +24,10 @@ pub struct Config {
     pub rtt: Rtt,
     /// When flows older than the capture are joined.
     pub join: Join,
+    /// What becomes of a session with a hole in its captured stream.
+    pub on_gap: OnGap,
+    /// How a target in trouble is spared.
+    pub pace: Pace,
     /// Bounds.
     pub limits: Limits,
     /// Time-outs.
@@ -90,6 +94,58 @@ pub enum Join {
     Boundary,
     /// Not at all.
     Never,
+}
+
+/// What becomes of a session when a hole in its captured stream has not been filled in time (`--on-gap`). Other sessions
+/// are never touched. In all three the captured bytes given up are dropped as `gap`, the missing ones counted as `missed`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnGap {
+    /// The request with the hole is left out and the next one goes on. When part of it was sent already, its connection is
+    /// reset and the next request goes out on a new one, so that the target never sees bytes of two requests as one.
+    #[default]
+    Skip,
+    /// The same, but the connection is kept: a request that was partly sent ends where the hole begins, and the client's
+    /// next turn that began after the hole follows directly. For protocols that find their own place again, and for
+    /// services that are to be tested with cut requests.
+    Resync,
+    /// The connection is reset and nothing more of the flow is replayed: the target sees whole streams or their beginnings.
+    Abort,
+}
+
+/// How a target in trouble is spared. Each target of each table has its own bucket and its own breaker.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Connections in a second at most that are not a flow's first: reconnects, and first ones that had to wait.
+    pub reconnects_per_s: u32,
+    /// Of these, at once.
+    pub reconnect_burst: u32,
+    /// Attempts whose outcome must be known before a target can be called sick; at most 64.
+    pub sick_attempts: u32,
+    /// Share of refused, reset and timed-out ones among the last 64 attempts at which it is.
+    pub sick_percent: u32,
+    /// Outcomes are forgotten when none came for so long, µs.
+    pub forget_us: u64,
+    /// First pause between two single attempts at a sick target, µs; it doubles.
+    pub probe_least_us: u64,
+    /// Longest such pause, µs.
+    pub probe_most_us: u64,
+    /// Single attempts in a row that must succeed before all go on.
+    pub well_after: u8,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            reconnects_per_s: 4_000,
+            reconnect_burst: 1_000,
+            sick_attempts: 16,
+            sick_percent: 50,
+            forget_us: 10_000_000,
+            probe_least_us: 250_000,
+            probe_most_us: 10_000_000,
+            well_after: 3,
+        }
+    }
 }
 
 /// Bounds; reaching one closes or refuses a session under a named reason.

@@ -9,7 +9,7 @@
 //! | refused, timed out, memory | everything held is dropped; `Parted` likewise |
 //! | idle, superseded, stopped | RST, free |
 
-use flow::Drop;
+use flow::{Drop, Seq};
 
 use crate::held;
 use crate::slot::{After, NONE, Phase, Slot, Timer, is};
@@ -83,6 +83,16 @@ impl Table {
     /// Part of a request stands at the target and can never be completed.
     pub(crate) fn break_off(&mut self, now_us: u64, id: u32) {
         self.reconnect(now_us, id, Drop::Gap, true);
+    }
+
+    /// A hole, and nothing more of the flow is to be replayed (`OnGap::Abort`). The session stays, parted, until its
+    /// client's end: otherwise the flow would be taken for one older than the capture and joined again.
+    pub(crate) fn abort(&mut self, now_us: u64, id: u32, to: Seq) {
+        let slot = self.slots.get_mut(id);
+        slot.online_next = slot.online_next.max(to);
+        if std::mem::replace(&mut slot.given_up, 1) == 0 {
+            self.part(now_us, id, Drop::Gap, Count::FailedGap);
+        }
     }
 
     /// The target's RST.

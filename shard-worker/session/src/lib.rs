@@ -51,7 +51,7 @@ mod timers;
 mod turns;
 pub mod wheel;
 
-pub use config::{Clients, Config, Join, Limits, Rtt, Seeds, TargetConfig, Times};
+pub use config::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, TargetConfig, Times};
 pub use histogram::Histogram;
 pub use table::{BURST, BURST_BYTES, Sink, Table};
 pub use tally::{Count, Dropped, Tally};

@@ -6,7 +6,7 @@ use flow::sample::copies;
 use flow::{Captured, Drop, Seq};
 
 use crate::chunks::ROOM;
-use crate::config::{Join, Rtt};
+use crate::config::{Join, OnGap, Rtt};
 use crate::held::{self, NoChunk, Piece, piece};
 use crate::slot::{NEVER, NONE, Phase, Slot, Timer, is};
 use crate::stash;
@@ -299,7 +299,7 @@ impl Table {
         slot.data_us = time_us.max(slot.data_us);
         slot.last_gate = gate;
         if slot.is(is::SKIPPING) {
-            if !begins {
+            if !begins || slot.given_up > 0 {
                 return Ok(Admit::Drop(Drop::ALL[slot.skip_reason as usize % Drop::COUNT]));
             }
             slot.unset(is::SKIPPING);
@@ -374,7 +374,10 @@ impl Table {
         if missed > 0 {
             self.tally.one(Count::Holes);
             self.tally.add(Count::Missed, missed as u64);
-            self.skip_hole(now_us, id, to, missed as u32);
+            match self.config.on_gap {
+                OnGap::Abort => self.abort(now_us, id, to),
+                OnGap::Skip | OnGap::Resync => self.skip_hole(now_us, id, to, missed as u32),
+            }
         }
         self.drain_stash(now_us, id);
         self.take_end(now_us, id, self.slots.get(id).data_us);
@@ -421,9 +424,15 @@ impl Table {
             self.tally.discard(slot, Drop::Gap, dropped);
             let sent = partly_sent || (dropped == 0 && slot.held.is_empty());
             if sent && goes_on && slot.phase() == Phase::Open {
-                // Part of a request stands at the target and its rest will never come: only a new connection helps.
-                self.tally.one(Count::GapReconnects);
-                self.break_off(now_us, id);
+                // Part of a request stands at the target and its rest will never come.
+                if self.config.on_gap == OnGap::Resync {
+                    self.tally.one(Count::GapResyncs);
+                    // Whether it draws an answer nobody knows: the next turn does not wait for one.
+                    self.slots.get_mut(id).turns_waiting = 0;
+                } else {
+                    self.tally.one(Count::GapReconnects);
+                    self.break_off(now_us, id);
+                }
             }
         }
     }
@@ -438,7 +447,9 @@ impl Table {
         slot.online_next = end;
         self.tally.one(Count::Holes);
         self.tally.add(Count::Missed, missed as u64);
-        if !slot.is(is::SKIPPING) {
+        if self.config.on_gap == OnGap::Abort {
+            self.abort(now_us, id, end);
+        } else if !slot.is(is::SKIPPING) {
             self.lose_turn(now_us, id, true);
         }
     }

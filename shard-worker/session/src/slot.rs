@@ -285,7 +285,9 @@ pub(crate) struct Slot {
     pub(crate) pingpong: u8,
     /// Segments with new bytes since the last turn left.
     pub(crate) answer_parts: u8,
-    pub(crate) padding: [u8; 2],
+    /// 1 when nothing more of the flow is replayed (`OnGap::Abort`).
+    pub(crate) given_up: u8,
+    pub(crate) padding: [u8; 1],
 }
 
 impl Slot {

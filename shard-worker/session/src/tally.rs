@@ -43,6 +43,8 @@ named_enum! {
         FailedTargetClosed => "failed_target_closed",
         /// ... at a memory limit.
         FailedMemory => "failed_memory",
+        /// ... at a hole in the capture, as was asked for.
+        FailedGap => "failed_gap",
         /// ... because no endpoint was free for it.
         FailedExhausted => "failed_endpoints_exhausted",
         /// ... because its four-tuple came back before it had drained.
@@ -61,6 +63,8 @@ named_enum! {
         Reconnects => "reconnects",
         /// Of these, because a turn that was partly sent lost the rest to a hole.
         GapReconnects => "gap_reconnects",
+        /// Requests that were partly sent and end at a hole, their connection kept.
+        GapResyncs => "gap_resyncs",
         /// Further copies and queued sessions that had to take another port than the client's.
         PortShifted => "port_shifted",
         /// Sessions that waited for an older one on the same four-tuple.

@@ -9,7 +9,7 @@ use flow::record::{flag, inject_bit, opt};
 use flow::{Drop as Reason, Endpoint, Inject, Returned, Seq, TcpFields, hash};
 use shm::{Consumer, Producer, RoleState, Spec};
 use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, ReplayPlan, Rings, Rtt, Seeds, Target,
+    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
 };
 use zerocopy::IntoBytes;
 
@@ -46,6 +46,7 @@ fn plan() -> Plan {
             wait: true,
             rtt: Rtt::None,
             join: Join::Boundary,
+            on_gap: OnGap::Skip,
             idle_s: 600,
             drain_ms: 30_000,
         },

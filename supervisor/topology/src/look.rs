@@ -157,6 +157,15 @@ impl Key {
                 ),
                 None,
             ),
+            Key::OnGap => (
+                None,
+                One("skip|resync|abort"),
+                REPLAY,
+                Some(
+                    "Where the capture has a hole: skip the request (and reconnect if part of it was sent), skip it on the same connection, end the session [default: skip]",
+                ),
+                None,
+            ),
             Key::IdleTime => (
                 None,
                 One("TIME"),

@@ -48,6 +48,8 @@ named_enum! {
         NoWait => "no-wait",
         /// When older flows are joined.
         Join => "join",
+        /// What becomes of a session with a hole in its capture.
+        OnGap => "on-gap",
         /// Silence after which an open session is closed.
         IdleTime => "idle-time",
         /// Time for the drain at the end.

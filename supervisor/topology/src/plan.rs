@@ -152,6 +152,18 @@ pub enum Join {
     Never,
 }
 
+/// What becomes of a session with a hole in its captured stream (`--on-gap`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnGap {
+    /// The request with the hole is left out; on a new connection when part of it was sent already.
+    Skip,
+    /// The same, always on the connection that there is.
+    Resync,
+    /// The connection is reset and nothing more of the flow is replayed.
+    Abort,
+}
+
 /// Whose distance the replayed clients keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -173,6 +185,8 @@ pub struct ReplayPlan {
     pub rtt: Rtt,
     /// When older flows are joined.
     pub join: Join,
+    /// What becomes of a session with a hole in its captured stream.
+    pub on_gap: OnGap,
     /// Longest silence of an open session with nothing to do before it is closed, seconds.
     pub idle_s: u32,
     /// Milliseconds allowed for the drain at the end.

@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use crate::clients::clients;
 use crate::mapping;
 use crate::options::{Given, Key, Options};
-use crate::plan::{CaptureEngine, CapturePlan, Join, MAX_TARGETS, Mapping, ReplayPlan, Rtt, Seeds, Target};
+use crate::plan::{
+    CaptureEngine, CapturePlan, Join, MAX_TARGETS, Mapping, OnGap, ReplayPlan, Rtt, Seeds, Target,
+};
 use crate::sizes::{self, share_out};
 use crate::value;
 use crate::{Plan, Refusal};
@@ -337,6 +339,18 @@ fn replay(options: &Options) -> Result<ReplayPlan, Refusal> {
             )),
         },
     };
+    let on_gap =
+        match options.one(Key::OnGap) {
+            None => OnGap::Skip,
+            Some(given) => match given.text.as_str() {
+                "skip" => OnGap::Skip,
+                "resync" => OnGap::Resync,
+                "abort" => OnGap::Abort,
+                _ => return Err(given.refuse(
+                    "after a hole in the capture sessions `skip`, `resync` or `abort`. Leave it out for skip",
+                )),
+            },
+        };
     let time = |key: Key, usual: u64, low: u64, high: u64| {
         options.one(key).map_or(Ok(usual), |given| read(given, |text| value::time_ms(text, low, high)))
     };
@@ -346,6 +360,7 @@ fn replay(options: &Options) -> Result<ReplayPlan, Refusal> {
         wait: !options.has(Key::NoWait),
         rtt,
         join,
+        on_gap,
         idle_s: (idle_ms / 1_000) as u32,
         drain_ms: drain_ms as u32,
     })

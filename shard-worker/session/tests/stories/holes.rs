@@ -2,7 +2,7 @@
 
 use flow::Drop;
 use flow::record::flag;
-use session::{Count, Rtt};
+use session::{Count, OnGap, Rtt};
 
 use crate::kit::*;
 
@@ -228,4 +228,102 @@ fn late_repeats_under_a_pushing_server() {
     world.run(30 * SECOND);
     assert_eq!(world.peer().text(), "abcdef".repeat(20));
     world.assert_all_delivered();
+}
+
+fn on_gap(on_gap: OnGap) -> World {
+    let mut config = config();
+    config.on_gap = on_gap;
+    World::with(config, TargetOptions::default())
+}
+
+/// `--on-gap resync`: the half request stays as it is, the next one follows on the same connection and without a wait for
+/// an answer that may never come.
+#[test]
+fn resync_keeps_the_connection_of_a_request_that_was_partly_sent() {
+    let mut world = on_gap(OnGap::Resync);
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    client.asks(&mut world, "r0", 100);
+    client.sends(&mut world, b"start-of-r1-");
+    client.sends_unseen(b"middle");
+    client.sends(&mut world, b"-end 100\n");
+    client.reads(100);
+    world.run(60 * MS);
+    client.sends(&mut world, b"r2 100\n");
+    world.run(100 * MS);
+    assert_eq!(world.peers.len(), 1);
+    assert_eq!(world.peer().text(), "r0 100\nstart-of-r1-r2 100\n");
+    assert_eq!((world.count(Count::GapResyncs), world.count(Count::GapReconnects)), (1, 0));
+    world.assert_delivered_but(Drop::Gap, 9);
+    // And a request that was not sent yet is left out, as with skip.
+    client.reads(100);
+    client.sends_unseen(b"r3 100\n");
+    client.reads(100);
+    client.asks(&mut world, "r4", 100);
+    client.closes(&mut world);
+    world.run(SECOND);
+    assert!(world.peer().is_closed() && world.peer().text().ends_with("r2 100\nr4 100\n"));
+    assert_eq!(world.count(Count::SessionsCompleted), 1);
+}
+
+/// `--on-gap abort`: the target sees the beginning of the stream and a reset; the flow is not joined again, and others
+/// do not notice.
+#[test]
+fn abort_ends_the_session_and_nothing_more_of_the_flow_is_replayed() {
+    for partly_sent in [false, true] {
+        let mut world = on_gap(OnGap::Abort);
+        let (mut client, mut other) = (Client::new(1), Client::new(2));
+        client.opens(&mut world);
+        other.opens(&mut world);
+        client.asks(&mut world, "r0", 100);
+        let start: &[u8] = if partly_sent { b"start-of-r1-" } else { b"" };
+        if partly_sent {
+            client.sends(&mut world, start);
+        }
+        client.sends_unseen(b"r1 100\n");
+        client.reads(100);
+        for i in 2..6 {
+            client.asks(&mut world, &format!("r{i}"), 100);
+            other.asks(&mut world, &format!("o{i}"), 100);
+            world.run(30 * MS);
+        }
+        let first = world.peers[0].clone();
+        assert!(first.reset && first.text() == format!("r0 100\n{}", String::from_utf8_lossy(start)));
+        assert_eq!(world.peers.len(), 2, "no other connection for it");
+        assert_eq!(world.peers[1].text(), "o2 100\no3 100\no4 100\no5 100\n");
+        client.closes(&mut world);
+        world.run(SECOND);
+        assert_eq!((world.table.tally().open, world.count(Count::FailedGap)), (1, 1));
+        world.assert_delivered_but(Drop::Gap, 4 * 7);
+        assert_eq!(world.count(Count::Missed), 7);
+        // The client's next connection is a new flow.
+        let mut again = Client::starting_at(1, 900_000_000);
+        again.opens(&mut world);
+        again.asks(&mut world, "again", 100);
+        world.run(SECOND);
+        assert_eq!(world.peer().text(), "again 100\n");
+    }
+}
+
+#[test]
+fn abort_at_a_snap_length_and_at_a_hole_before_the_end() {
+    let mut world = on_gap(OnGap::Abort);
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    let mut cut = client.segment(flag::ACK);
+    cut.cut_len = 50;
+    world.capture(&cut, b"begins");
+    client.sends_unseen(&[0; 56]);
+    client.closes(&mut world);
+    world.run(SECOND);
+    assert!(world.peer().reset);
+    let mut client = Client::new(2);
+    client.opens(&mut world);
+    client.asks(&mut world, "r0", 100);
+    client.sends_unseen(b"r1 100\n");
+    client.closes(&mut world);
+    world.run(SECOND);
+    assert!(world.peer().reset && !world.peer().client_fin);
+    assert_eq!((world.table.tally().open, world.count(Count::FailedGap)), (0, 2));
+    assert_eq!(world.table.tally().in_flight, 0);
 }

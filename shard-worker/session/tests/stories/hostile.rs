@@ -4,7 +4,7 @@
 use flow::record::{SackBlock, flag, kind, opt};
 use flow::{Captured, Inject, Returned, Seq, TcpFields};
 use proptest::prelude::*;
-use session::{Clients, Config, Join, Rtt, Sink, Table, Times};
+use session::{Clients, Config, Join, OnGap, Rtt, Sink, Table, Times};
 
 use crate::kit::*;
 
@@ -128,6 +128,7 @@ fn story(seed: u64, steps: usize) {
         config.clients = Clients::Keep;
     }
     config.wait = dice.roll(4) > 0;
+    config.on_gap = [OnGap::Skip, OnGap::Resync, OnGap::Abort][dice.roll(3) as usize];
     config.rtt = [Rtt::None, Rtt::Measured, Rtt::Fixed(5_000)][dice.roll(3) as usize];
     config.join = [Join::First, Join::Boundary, Join::Never][dice.roll(3) as usize];
     (config.limits.sessions, config.limits.chunks) = (12, 60);

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use flow::record::{SackBlock, flag, opt};
 use flow::{Captured, Drop, Endpoint, Inject, Returned, Seq, TcpFields};
-use session::{Clients, Config, Count, Join, Limits, Rtt, Seeds, Sink, Table, TargetConfig, Times};
+use session::{
+    Clients, Config, Count, Join, Limits, OnGap, Pace, Rtt, Seeds, Sink, Table, TargetConfig, Times,
+};
 
 pub const TARGET: &str = "10.0.3.2:8080";
 pub const SERVER: &str = "10.0.1.1:80";
@@ -32,6 +34,8 @@ pub fn config() -> Config {
         wait: true,
         rtt: Rtt::None,
         join: Join::Boundary,
+        on_gap: OnGap::Skip,
+        pace: Pace::default(),
         limits: Limits { sessions: 64, chunks: 2048, held_per_session: 1 << 20 },
         times: Times::default(),
         claim: false,

@@ -1,6 +1,6 @@
 use super::*;
 use crate::options::Place;
-use crate::plan::Clients;
+use crate::plan::{Clients, OnGap};
 
 fn arena(sessions: u32, chunks: u32) -> u64 {
     u64::from(sessions) * 448 + u64::from(chunks) * 1024 + (1 << 20)
@@ -40,6 +40,7 @@ fn the_smallest_command_line_makes_a_whole_plan() {
     assert_eq!((plan.copies_milli, plan.percent_ppm, plan.shards), (1_000, 1_000_000, 4));
     assert_eq!(plan.capture.engine, CaptureEngine::Ring);
     assert!(plan.replay.wait && plan.replay.rtt == Rtt::Measured && plan.replay.join == Join::Boundary);
+    assert_eq!(plan.replay.on_gap, OnGap::Skip);
     assert_eq!(Plan::from_bytes(&plan.to_bytes()).unwrap(), plan);
 }
 
@@ -181,6 +182,7 @@ const SLIPS: &[(Key, &str, &str)] = &[
     (Key::Rtt, "", "`measured`, `none` or milliseconds"),
     (Key::Rtt, "20s", "`measured`, `none` or milliseconds"),
     (Key::Join, "always", "`first`, `boundary` or `never`"),
+    (Key::OnGap, "ignore", "`skip`, `resync` or `abort`"),
     (Key::Join, "", "`first`, `boundary` or `never`"),
     (Key::IdleTime, "0", "from 1s to 168h"),
     (Key::IdleTime, "forever", "from 1s to 168h"),
