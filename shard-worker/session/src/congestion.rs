@@ -4,6 +4,7 @@
 
 use flow::Seq;
 
+use crate::numbering::TIMESTAMP_BYTES;
 use crate::sack;
 use crate::slot::{NEVER, Recovery, Slot, Timer, is};
 
@@ -153,6 +154,32 @@ pub(crate) fn timed_out(slot: &mut Slot) {
     slot.recover = slot.snd_nxt;
     slot.rtx_nxt = slot.snd_una;
     slot.unset(is::TIMING | is::OWE_HEAD | is::OWE_TAIL | is::TAIL_TIMER);
+}
+
+/// Segments become smaller; the number of them that may be under way stays.
+pub(crate) fn cut_smaller(slot: &mut Slot, mss: u16) {
+    let segments = (slot.cwnd / u32::from(slot.mss.max(1))).max(2);
+    slot.cwnd = segments * u32::from(mss);
+    slot.mss = mss;
+}
+
+/// After several time-outs in a row of segments larger than this one smaller size is tried: a router that drops them may say
+/// so to nobody (RFC 4821, section 7.7, with its size to begin with; then what every host takes).
+pub(crate) fn suspect_size(slot: &mut Slot, v4: bool) -> bool {
+    let size = match (slot.backoff, v4) {
+        (3, true) => 1024,
+        (5, true) => 536,
+        (3, false) => 1220,
+        _ => return false,
+    };
+    let stamps = if slot.is(is::PEER_TS) { TIMESTAMP_BYTES } else { 0 };
+    let mss = size - stamps;
+    let tries_it = slot.mss > mss && slot.sent_bytes() > u32::from(mss);
+    if tries_it {
+        slot.mss = mss;
+        slot.cwnd = u32::from(mss);
+    }
+    tries_it
 }
 
 /// Everything before `ack` is acknowledged; called before `snd_una` moves.

@@ -9,8 +9,14 @@ pub(crate) const WINDOW_SCALE: u8 = 7;
 pub(crate) const WINDOW: u16 = u16::MAX;
 /// Bytes of the time stamps option with its padding.
 pub(crate) const TIMESTAMP_BYTES: u16 = 12;
-/// The smallest MSS accepted from a target or an ICMP error: Linux' floor (net.ipv4.route.min_adv_mss is 256).
-pub(crate) const LEAST_MSS: u16 = 256;
+/// The smallest MSS that a path may ask for over IPv4: Linux' TCP_MIN_MSS. RFC 1191 would allow an MTU of 68, with which
+/// half of each packet is header.
+pub(crate) const LEAST_MSS_V4: u16 = 88;
+/// The same over IPv6, whose links carry 1,280 bytes at least (RFC 8200, section 5); an error that says less is a lie or
+/// wants a fragment header, and RFC 8201, section 4 says not to go below.
+pub(crate) const LEAST_MSS_V6: u16 = 1220;
+/// The smallest MSS taken from a target's option: room for all options and 8 bytes (Linux' TCP_MIN_SND_MSS).
+pub(crate) const LEAST_PEER_MSS: u16 = 48;
 
 /// Initial sequence number after RFC 6528: a clock of 250 kHz plus a keyed hash of the endpoints, raised above what the
 /// target may remember of the tuple (its TIME_WAIT takes a SYN without time stamps only above its `rcv_nxt`).
@@ -38,7 +44,17 @@ pub(crate) fn ts_offset(seed: u64, client: &Endpoint, target: &Endpoint) -> u32 
 
 /// MSS that the path allows: its MTU less the headers without options (RFC 6691).
 pub(crate) fn path_mss(mtu: u16, v4: bool) -> u16 {
-    mtu.saturating_sub(if v4 { 40 } else { 60 }).max(LEAST_MSS)
+    match v4 {
+        true => mtu.saturating_sub(40).max(LEAST_MSS_V4),
+        false => mtu.saturating_sub(60).max(LEAST_MSS_V6),
+    }
+}
+
+/// The MTU to try when a router that drops too large packets does not say how large they may be: the next of RFC 1191's
+/// plateaus (section 7.1) below the size that did not fit.
+pub(crate) fn plateau_below(mtu: u16) -> u16 {
+    const PLATEAUS: [u16; 9] = [32_000, 17_914, 8_166, 4_352, 2_002, 1_492, 1_006, 508, 296];
+    PLATEAUS.into_iter().find(|&plateau| plateau < mtu).unwrap_or(68)
 }
 
 /// MSS to assume of a peer that does not say (RFC 9293, section 3.7.1).
@@ -98,9 +114,10 @@ mod tests {
 
     #[test]
     fn sizes_of_the_families() {
+        assert_eq!([plateau_below(1500), plateau_below(1492), plateau_below(100)], [1492, 1006, 68]);
         assert_eq!(
-            (path_mss(1500, true), path_mss(1500, false), path_mss(10, true)),
-            (1460, 1440, LEAST_MSS)
+            [path_mss(1500, true), path_mss(1500, false), path_mss(10, true), path_mss(600, false)],
+            [1460, 1440, 88, 1220]
         );
     }
 }

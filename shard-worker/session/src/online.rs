@@ -3,7 +3,7 @@
 
 use flow::record::flag;
 use flow::sample::copies;
-use flow::{Captured, Drop, Seq};
+use flow::{Captured, Drop, Seq, TcpFields};
 
 use crate::chunks::ROOM;
 use crate::config::{Join, OnGap, Rtt};
@@ -71,6 +71,8 @@ impl Table {
             }
         } else {
             let joins = match self.config.join {
+                // A keep-alive probe with its byte begins no turn.
+                _ if looks_like_keep_alive(&segment.tcp, payload) => false,
                 Join::First => segment.tcp.has(flag::ACK),
                 Join::Boundary => {
                     segment.tcp.has(flag::ACK) && self.strangers.moved_on(hash, segment.tcp.ack)
@@ -157,6 +159,9 @@ impl Table {
         self.note_handshake(now_us, id, segment, time_us);
         let slot = self.slots.get_mut(id);
         slot.seen_us = now_us;
+        if tcp.has(flag::URG) {
+            self.tally.one(Count::Urgent);
+        }
         let seq = tcp.seq + u32::from(tcp.has(flag::SYN));
         let gate = if tcp.has(flag::ACK) { tcp.ack } else { slot.last_gate };
         let end = seq + payload.len() as u32 + segment.cut_len;
@@ -164,7 +169,11 @@ impl Table {
             self.tally.drop_bytes(Drop::NotJoined, payload.len() as u32);
             return;
         }
-        if payload.is_empty() {
+        if is_keep_alive(slot, tcp, payload) {
+            // Its byte, if it has one, was taken before or was missed; it is none of the stream.
+            self.tally.one(Count::KeepAlives);
+            self.tally.drop_bytes(Drop::Duplicate, payload.len() as u32);
+        } else if payload.is_empty() {
             self.drain_stash(now_us, id);
         } else {
             self.take_payload(now_us, id, seq, gate, time_us, payload);
@@ -504,6 +513,19 @@ impl Table {
         slot.online_next = slot.online_next.max(to);
         self.part(now_us, id, Drop::Memory, Count::FailedMemory);
     }
+}
+
+/// A keep-alive probe (RFC 1122, section 4.2.3.6): nothing, or one byte of garbage, in the place of a byte that the server
+/// has acknowledged. Beyond a hole it stands where the client's stream ends, and tells only that the rest was missed.
+fn is_keep_alive(slot: &Slot, tcp: &TcpFields, payload: &[u8]) -> bool {
+    let ahead = tcp.seq.since(slot.online_next);
+    let at_end = ahead == -1 && payload.len() <= 1 && tcp.flags & (flag::SYN | flag::FIN | flag::RST) == 0;
+    at_end || (ahead > 0 && looks_like_keep_alive(tcp, payload))
+}
+
+/// One byte that nobody pushes: what a client writes byte by byte carries PSH.
+fn looks_like_keep_alive(tcp: &TcpFields, payload: &[u8]) -> bool {
+    payload.len() == 1 && tcp.flags & (flag::PSH | flag::FIN | flag::SYN) == 0
 }
 
 /// Whether a hole of this length lies inside a request: TCP cuts at whole segments, so what is missing from the middle of

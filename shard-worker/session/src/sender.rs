@@ -1,6 +1,20 @@
 //! What leaves. A visit gives one session its portion: first what was lost, then new turns whose gate is open and new
 //! bytes as far as both windows allow, then the client's FIN, then a probe, and a bare acknowledgement only when one is
 //! owed and nothing else carried it.
+//!
+//! Every header is built anew; what the client's had in it counts like this (the injector writes what stands here):
+//!
+//! | field or option of the client | becomes |
+//! |---|---|
+//! | sequence and acknowledgement number, window, time stamps, window scale | rewritten: our own connection's |
+//! | MSS | rewritten: the client's, or the path's where that is less |
+//! | SACK permitted | always offered |
+//! | PSH | rewritten: at the end of what a segment or a turn held |
+//! | URG and urgent pointer | stripped, the byte stays in line (RFC 6093); counted `urgent_segments` |
+//! | ECE, CWR, NS, the ECN bits of IP | stripped: ECN is never negotiated (RFC 3168, 6.1.1) |
+//! | Fast Open cookie (RFC 7413), its data | cookie stripped; data held until the connection stands and the client speaks again |
+//! | SACK blocks, MD5, AO, MPTCP, user time-out, EDO, unknown or malformed options | stripped: they speak of the online connection |
+//! | payload beyond 64 KiB (BIG TCP, RFC 2675) | cut to the MSS like any super-frame |
 
 use flow::record::{flag, inject_bit, opt};
 use flow::{Inject, Seq, TcpFields};

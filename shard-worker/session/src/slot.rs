@@ -288,6 +288,11 @@ pub(crate) struct Slot {
     /// 1 when nothing more of the flow is replayed (`OnGap::Abort`).
     pub(crate) given_up: u8,
     pub(crate) padding: [u8; 1],
+    /// When the last challenge left, tenths of a second; 0 is never.
+    pub(crate) challenged: u16,
+    /// When `ts_recent` was last heard, minutes.
+    pub(crate) ts_minutes: u16,
+    pub(crate) reserved: u32,
 }
 
 impl Slot {
@@ -421,6 +426,6 @@ mod tests {
     fn a_slot_keeps_within_the_budget() {
         let bytes = size_of::<Slot>();
         println!("{bytes}");
-        assert!(bytes <= 448 && bytes.is_multiple_of(8), "{bytes}");
+        assert!(bytes <= 464 && bytes.is_multiple_of(8), "{bytes}");
     }
 }

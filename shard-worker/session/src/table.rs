@@ -61,6 +61,8 @@ pub struct Table {
     /// IPv4 and IPv6.
     pub(crate) pools: [Option<Pool>; 2],
     pub(crate) draining: bool,
+    /// Challenges in the present second (RFC 5961, section 7).
+    pub(crate) challenges: (u64, u32),
 }
 
 impl Table {
@@ -97,6 +99,7 @@ impl Table {
             last_numbers: LastNumbers::new(),
             pools,
             draining: false,
+            challenges: (0, 0),
             config,
         };
         if arena.used {

@@ -111,10 +111,26 @@ named_enum! {
         ReturnedDuplicate => "returned_duplicate",
         /// Returned records refused by the checks of RFC 9293 and RFC 5961.
         ReturnedRefused => "returned_refused",
+        /// Returned records with a time stamp older than one seen before (RFC 7323, PAWS).
+        ReturnedOutdated => "returned_outdated",
+        /// Acknowledgements drawn by records that are not believed (RFC 5961).
+        Challenges => "challenge_acks",
+        /// Of these, not sent because there were enough of them.
+        ChallengesWithheld => "challenge_acks_withheld",
         /// Answer bytes acknowledged without having been seen.
         ReturnHoles => "return_hole_bytes",
         /// ICMP errors about sessions.
         Icmp => "icmp",
+        /// Of these, not about anything outstanding.
+        IcmpRefused => "icmp_refused",
+        /// Connections whose segments became smaller because a router said so.
+        PathShrank => "path_shrank",
+        /// Connections whose segments became smaller because large ones were lost again and again.
+        SizeSuspected => "size_suspected",
+        /// Captured segments with urgent data, replayed in line.
+        Urgent => "urgent_segments",
+        /// Keep-alive probes of clients.
+        KeepAlives => "client_keep_alives",
         /// Segments that came out of order and waited.
         Stashed => "stashed_segments",
         /// Segments of flows that no session stands for and that cannot start one.

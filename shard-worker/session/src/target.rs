@@ -7,7 +7,9 @@ use flow::{Drop, Returned, Seq};
 use crate::config::Rtt;
 use crate::congestion;
 use crate::held;
-use crate::numbering::{TIMESTAMP_BYTES, WINDOW, WINDOW_SCALE, default_mss, path_mss};
+use crate::numbering::{
+    LEAST_PEER_MSS, TIMESTAMP_BYTES, WINDOW, WINDOW_SCALE, default_mss, path_mss, plateau_below,
+};
 use crate::online::{RTT_VALID_US, distance_us};
 use crate::sack;
 use crate::sender::RECORD_BYTES;
@@ -43,7 +45,7 @@ impl Table {
         };
         match record.kind {
             kind::TCP => {}
-            kind::ICMP => return self.icmp(id, record),
+            kind::ICMP => return self.icmp(now_us, id, record),
             _ => return self.tally.one(Count::ReturnedRefused),
         }
         match self.slots.get(id).phase() {
@@ -62,8 +64,7 @@ impl Table {
         let acceptable = tcp.has(flag::ACK) && slot.outstanding() == 1 && tcp.ack == slot.snd_nxt;
         if tcp.has(flag::RST) {
             if acceptable {
-                slot.fruitless = slot.fruitless.saturating_add(1);
-                self.part_with(now_us, id, Drop::Refused, Count::FailedRefused, false);
+                self.refused(now_us, id);
             } else {
                 self.tally.one(Count::ReturnedRefused);
             }
@@ -110,9 +111,10 @@ impl Table {
         slot.put(is::PEER_TS, tcp.has_option(opt::TIMESTAMPS));
         slot.put(is::PEER_SACK, tcp.has_option(opt::SACK_PERMITTED));
         slot.ts_recent = if slot.is(is::PEER_TS) { tcp.ts_val } else { 0 };
+        slot.ts_minutes = minutes(now_us);
         let peer = if tcp.has_option(opt::MSS) { tcp.mss } else { default_mss(v4) };
         let stamps = if slot.is(is::PEER_TS) { TIMESTAMP_BYTES } else { 0 };
-        slot.mss = peer.min(path_mss(mtu, v4)).clamp(TIMESTAMP_BYTES + 36, RECORD_BYTES as u16) - stamps;
+        slot.mss = peer.min(path_mss(mtu, v4)).clamp(LEAST_PEER_MSS, RECORD_BYTES as u16) - stamps;
         slot.snd_wnd = u32::from(tcp.window);
         slot.max_wnd = slot.snd_wnd;
         (slot.wl1, slot.wl2) = (tcp.seq, tcp.ack);
@@ -141,7 +143,6 @@ impl Table {
     fn in_open(&mut self, now_us: u64, id: u32, record: &Returned) {
         let tcp = &record.tcp;
         let slot = self.slots.get_mut(id);
-        slot.seen_us = now_us;
         let ahead = tcp.seq.since(slot.rcv_nxt);
         if tcp.has(flag::RST) {
             // RFC 5961, section 3.2: only the exact number resets; another one in the window draws an acknowledgement, to
@@ -149,30 +150,59 @@ impl Table {
             if ahead == 0 || tcp.seq == slot.rcv_ack {
                 self.target_reset(now_us, id);
             } else if ahead > 0 && ahead <= OUR_WINDOW {
-                slot.set(is::OWE_ACK);
-                self.tally.one(Count::ReturnedRefused);
-                self.touch(id);
+                self.challenge(now_us, id, Count::ReturnedRefused);
             } else {
                 self.tally.one(Count::ReturnedRefused);
             }
             return;
         }
-        if tcp.has(flag::SYN) || !tcp.has(flag::ACK) || !(-OUR_WINDOW..=OUR_WINDOW).contains(&ahead) {
-            // A repeated SYN-ACK: our third packet was lost. Anything else of the kind draws a challenge (RFC 5961, 4.2).
-            let repeated = tcp.has(flag::SYN | flag::ACK);
-            self.tally.one(if repeated { Count::ReturnedDuplicate } else { Count::ReturnedRefused });
-            slot.set(is::OWE_ACK);
-            self.touch(id);
-            return;
+        if is_outdated(slot, record, now_us) {
+            return self.challenge(now_us, id, Count::ReturnedOutdated);
+        }
+        if tcp.has(flag::SYN | flag::ACK) {
+            // Its SYN-ACK once more: our third packet was lost.
+            return self.challenge(now_us, id, Count::ReturnedDuplicate);
+        }
+        // Beyond the window, a SYN (RFC 5961, section 4.2), or an acknowledgement of what was never sent or long ago
+        // (section 5.2): nothing in such a segment is believed.
+        let in_window =
+            (-OUR_WINDOW..=OUR_WINDOW).contains(&ahead) && record.payload_len <= OUR_WINDOW as u32;
+        let oldest = slot.snd_una - slot.max_wnd.max(LEAST_ACK_WINDOW);
+        let acknowledges = tcp.has(flag::ACK) && !tcp.ack.after(slot.snd_nxt) && !tcp.ack.before(oldest);
+        if !in_window || !acknowledges || tcp.has(flag::SYN) {
+            return self.challenge(now_us, id, Count::ReturnedRefused);
         }
         if slot.is(is::PEER_TS) && tcp.has_option(opt::TIMESTAMPS) && ahead <= 0 {
-            // RFC 7323, section 4.3, serial arithmetic.
-            slot.ts_recent = Seq(slot.ts_recent).max(Seq(tcp.ts_val)).0;
+            (slot.ts_recent, slot.ts_minutes) = (tcp.ts_val, minutes(now_us));
         }
         let news = self.take_ack(now_us, id, record) | self.take_answer(now_us, id, record);
-        if !news {
+        if news {
+            self.slots.get_mut(id).seen_us = now_us;
+        } else {
             self.tally.one(Count::ReturnedDuplicate);
         }
+        self.touch(id);
+    }
+
+    /// A segment that is not believed draws an acknowledgement, from which a target that is in step learns what we expect
+    /// (RFC 5961). Not more than one in half a second for each session, as in Linux, so that two ends that are out of step
+    /// do not answer each other for ever, and [`CHALLENGES_PER_S`] for all of them together (section 7).
+    fn challenge(&mut self, now_us: u64, id: u32, why: Count) {
+        self.tally.one(why);
+        let (tenths, second) = ((now_us / 100_000) as u16, now_us / 1_000_000);
+        if self.challenges.0 != second {
+            self.challenges = (second, 0);
+        }
+        let slot = self.slots.get_mut(id);
+        let recent = slot.challenged != 0 && tenths.wrapping_sub(slot.challenged) < CHALLENGE_TENTHS;
+        if recent || self.challenges.1 >= CHALLENGES_PER_S {
+            self.tally.one(Count::ChallengesWithheld);
+            return;
+        }
+        slot.challenged = tenths.max(1);
+        self.challenges.1 += 1;
+        slot.set(is::OWE_ACK);
+        self.tally.one(Count::Challenges);
         self.touch(id);
     }
 
@@ -180,12 +210,6 @@ impl Table {
     fn take_ack(&mut self, now_us: u64, id: u32, record: &Returned) -> bool {
         let tcp = &record.tcp;
         let slot = self.slots.get_mut(id);
-        if tcp.ack.after(slot.snd_nxt) {
-            // Of something never sent (RFC 5961, section 5.2).
-            slot.set(is::OWE_ACK);
-            self.tally.one(Count::ReturnedRefused);
-            return false;
-        }
         if tcp.ack.before(slot.snd_una) {
             return false;
         }
@@ -245,7 +269,7 @@ impl Table {
         if slot.outstanding() == 0 {
             slot.disarm(Timer::Rto);
             slot.unset(is::TAIL_TIMER | is::OWE_HEAD);
-            if slot.turns_waiting > 0 {
+            if awaits_answer(slot) {
                 // A lost RST would leave us waiting for ever: ask, as long as an answer is due.
                 slot.arm(Timer::Alive, now_us + ALIVE_US);
             }
@@ -294,8 +318,8 @@ impl Table {
                 slot.turns_waiting = 0;
             }
             slot.answer_us = now_us;
-            slot.disarm(Timer::Alive);
             slot.probes = 0;
+            slot.arm(Timer::Alive, if awaits_answer(slot) { now_us + ALIVE_US } else { NEVER });
         }
         if tcp.has(flag::FIN) {
             slot.set(is::PEER_FIN);
@@ -333,36 +357,95 @@ impl Table {
 
     fn in_lingering(&mut self, now_us: u64, id: u32, record: &Returned) {
         self.tally.one(Count::ReturnedDuplicate);
+        let slot = self.slots.get_mut(id);
         if record.tcp.has(flag::RST) {
-            self.finish(now_us, id, Drop::TargetClosed);
+            if record.tcp.seq == slot.rcv_nxt {
+                self.finish(now_us, id, Drop::TargetClosed);
+            }
         } else if record.tcp.has(flag::FIN) || record.payload_len > 0 {
-            self.slots.get_mut(id).set(is::OWE_ACK);
+            slot.set(is::OWE_ACK);
             self.touch(id);
         }
     }
 
-    /// An ICMP error to a replayed client: only "too big" has an effect, and only about something that is outstanding.
-    fn icmp(&mut self, id: u32, record: &Returned) {
+    /// An ICMP error to a replayed client. Only one that quotes something outstanding is believed (RFC 5927, section 4):
+    ///
+    /// | error | before the SYN-ACK | later |
+    /// |---|---|---|
+    /// | destination unreachable, any code | the connection counts as refused | passed over: retransmission decides (section 5.2) |
+    /// | fragmentation needed, packet too big | passed over: a SYN fits everywhere | segments become smaller |
+    /// | any other | passed over | passed over |
+    fn icmp(&mut self, now_us: u64, id: u32, record: &Returned) {
         self.tally.one(Count::Icmp);
         let target = &self.config.targets[self.slots.get(id).target as usize];
         let v4 = target.endpoint.addr.is_v4();
         let slot = self.slots.get_mut(id);
         let offset = record.tcp.seq.since(slot.snd_una);
-        let ours = slot.phase() == Phase::Open && offset >= 0 && (offset as u32) < slot.outstanding();
-        if record.mtu == 0 || !ours {
+        let about_ours = offset >= 0 && (offset as u32) < slot.outstanding();
+        if !about_ours {
+            self.tally.one(Count::IcmpRefused);
             return;
         }
-        let mtu = record.mtu.min(u32::from(u16::MAX)) as u16;
+        let too_big = record.mtu > 0 || (v4 && (record.icmp_type, record.icmp_code) == (3, 4));
+        let unreachable = !too_big && record.icmp_type == if v4 { 3 } else { 1 };
+        match slot.phase() {
+            Phase::Opening if unreachable => self.refused(now_us, id),
+            Phase::Open if too_big => self.path_shrank(id, record.mtu, v4),
+            _ => {}
+        }
+    }
+
+    /// A router has dropped a packet for its size. What is outstanding is sent again in smaller segments, without a penalty:
+    /// nothing was congested (RFC 1191, section 6.5).
+    fn path_shrank(&mut self, id: u32, mtu: u32, v4: bool) {
+        let slot = self.slots.get_mut(id);
         let stamps = if slot.is(is::PEER_TS) { TIMESTAMP_BYTES } else { 0 };
+        let mtu = match mtu {
+            0 => plateau_below(slot.mss + stamps + 40),
+            mtu => mtu.min(u32::from(u16::MAX)) as u16,
+        };
         let mss = path_mss(mtu, v4) - stamps;
         if mss < slot.mss {
-            slot.mss = mss;
+            congestion::cut_smaller(slot, mss);
             slot.set_recovery(Recovery::Loss);
             (slot.rtx_nxt, slot.recover) = (slot.snd_una, slot.snd_nxt);
+            self.tally.one(Count::PathShrank);
             self.touch(id);
         }
     }
+
+    /// The target, or a router on the way to it, does not want the connection.
+    fn refused(&mut self, now_us: u64, id: u32) {
+        let slot = self.slots.get_mut(id);
+        slot.fruitless = slot.fruitless.saturating_add(1);
+        self.part_with(now_us, id, Drop::Refused, Count::FailedRefused, false);
+    }
 }
+
+/// PAWS (RFC 7323, section 5): the segment is older than one that was seen. A value that has not been heard for half an
+/// hour protects nothing any more, and a target with a clock of a microsecond may have gone halfway round. Of a bare
+/// acknowledgement the number says enough, and records come in some disorder (Linux: tcp_disordered_ack).
+fn is_outdated(slot: &Slot, record: &Returned, now_us: u64) -> bool {
+    let tcp = &record.tcp;
+    slot.is(is::PEER_TS)
+        && (record.payload_len > 0 || tcp.flags & (flag::SYN | flag::FIN) != 0)
+        && tcp.has_option(opt::TIMESTAMPS)
+        && Seq(tcp.ts_val).before(Seq(slot.ts_recent))
+        && minutes(now_us).wrapping_sub(slot.ts_minutes) < PAWS_MINUTES
+}
+
+/// Low half of the time in minutes.
+fn minutes(now_us: u64) -> u16 {
+    (now_us / 60_000_000) as u16
+}
+
+const PAWS_MINUTES: u16 = 30;
+/// Tenths of a second between two challenges of one session.
+const CHALLENGE_TENTHS: u16 = 5;
+/// Challenges of a table in a second.
+const CHALLENGES_PER_S: u32 = 1_000;
+/// Acknowledgements so far back are still believed, however small the target's window: reordered records.
+const LEAST_ACK_WINDOW: u32 = 65_535;
 
 /// The window that we offer.
 pub(crate) const OUR_WINDOW: i32 = (WINDOW as i32) << WINDOW_SCALE;
@@ -370,6 +453,11 @@ pub(crate) const OUR_WINDOW: i32 = (WINDOW as i32) << WINDOW_SCALE;
 /// Whether held data has waited for longer than a little while.
 pub(crate) fn lags(slot: &Slot, chunks: &crate::chunks::Chunks, now_us: u64) -> bool {
     held::next_piece(slot, chunks).is_some_and(|next| now_us > next.time_us + LAG_US)
+}
+
+/// Whether the target owes something: an answer, or its FIN after ours.
+pub(crate) fn awaits_answer(slot: &Slot) -> bool {
+    slot.turns_waiting > 0 || (slot.is(is::FIN_ACKED) && !slot.is(is::PEER_FIN))
 }
 
 /// When the next keep-alive probe follows the `n`-th.

@@ -7,7 +7,7 @@ use crate::congestion;
 use crate::slot::{Phase, Timer, is};
 use crate::table::{DUE, Table};
 use crate::tally::Count;
-use crate::target::alive_pause_us;
+use crate::target::{alive_pause_us, awaits_answer};
 
 impl Table {
     pub(crate) fn run_timers(&mut self, now_us: u64) {
@@ -51,6 +51,7 @@ impl Table {
 
     fn retransmission_due(&mut self, now_us: u64, id: u32) {
         let dead_us = self.config.times.dead_us;
+        let v4 = self.config.targets[self.slots.get(id).target as usize].endpoint.addr.is_v4();
         let slot = self.slots.get_mut(id);
         match slot.phase() {
             Phase::Opening if slot.outstanding() == 0 => slot.set(is::OWE_SYN),
@@ -69,6 +70,9 @@ impl Table {
             }
             Phase::Open => {
                 congestion::timed_out(slot);
+                if congestion::suspect_size(slot, v4) {
+                    self.tally.one(Count::SizeSuspected);
+                }
                 slot.arm(Timer::Rto, now_us + congestion::rto_us(slot));
             }
             _ => {}
@@ -95,7 +99,7 @@ impl Table {
     /// An answer is due and nothing says that the target still knows the connection.
     fn alive_due(&mut self, now_us: u64, id: u32) {
         let slot = self.slots.get_mut(id);
-        if slot.phase() == Phase::Open && slot.outstanding() == 0 && slot.turns_waiting > 0 {
+        if slot.phase() == Phase::Open && slot.outstanding() == 0 && awaits_answer(slot) {
             slot.set(is::OWE_PROBE);
             slot.probes = slot.probes.saturating_add(1);
             slot.arm(Timer::Alive, now_us + alive_pause_us(slot.probes));
@@ -137,8 +141,9 @@ impl Table {
             Phase::Opening | Phase::Open | Phase::Parted => {
                 let limit = if slot.is(is::DETACHED) { times.orphan_us } else { times.idle_us };
                 let quiet_since = slot.seen_us.max(slot.progress_us);
-                if slot.in_flight > 0 {
-                    // Not idle; what is held has deadlines of its own.
+                // Data of a SYN waits for a client that never came again; everything else held has deadlines of its own.
+                let only_early = slot.held_len == 0 && !slot.is(is::ANCHORED);
+                if slot.in_flight > 0 && !only_early {
                     slot.arm(Timer::End, now_us + limit);
                 } else if quiet_since + limit > now_us {
                     slot.arm(Timer::End, quiet_since + limit);

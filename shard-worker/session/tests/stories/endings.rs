@@ -260,6 +260,22 @@ fn a_lost_reset_is_found_by_a_probe() {
     world.assert_all_delivered();
 }
 
+/// FIN-WAIT-2: the target's FIN was lost, and so was the target. Long before the idle time a probe finds it.
+#[test]
+fn a_lost_fin_of_a_target_that_is_gone_is_found_by_a_probe() {
+    let mut world = World::new();
+    world.to_us = Box::new(|_, record| if record.tcp.has(flag::FIN) { Fate::Lose } else { Fate::Pass });
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    client.asks(&mut world, "r0", 100);
+    client.closes(&mut world);
+    world.run(100 * MS);
+    world.peers[0].reset = true;
+    world.run(2 * SECOND);
+    assert_eq!((world.table.tally().open, world.count(Count::Probes)), (0, 1));
+    world.assert_all_delivered();
+}
+
 #[test]
 fn a_reset_beyond_what_we_saw_draws_an_acknowledgement_and_then_the_exact_one() {
     let mut world = World::new();

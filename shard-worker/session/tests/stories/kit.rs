@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use flow::record::{SackBlock, flag, opt};
+use flow::record::{SackBlock, flag, kind, opt};
 use flow::{Captured, Drop, Endpoint, Inject, Returned, Seq, TcpFields};
 use session::{
     Clients, Config, Count, Join, Limits, OnGap, Pace, Rtt, Seeds, Sink, Table, TargetConfig, Times,
@@ -247,6 +247,11 @@ impl World {
             stale_syns: 0,
             ts: 5_000,
         }
+    }
+
+    /// The value of the target's time stamps from now on.
+    pub fn set_stamps(&mut self, ts: u32) {
+        self.ts = ts;
     }
 
     pub fn count(&self, count: Count) -> u64 {
@@ -710,7 +715,7 @@ impl World {
             }
         }
         if peer.timestamps {
-            self.ts += 1;
+            self.ts = self.ts.wrapping_add(1);
             record.tcp.options |= opt::TIMESTAMPS;
             record.tcp.ts_val = self.ts;
             record.tcp.ts_ecr = peer.ts_recent;
@@ -723,6 +728,44 @@ impl World {
         }
         record.payload_len = payload_len;
         self.give_back(record);
+    }
+
+    /// A bare acknowledgement of the newest connection, in step: what a story changes a field of.
+    pub fn in_step(&self) -> Returned {
+        let peer = self.peer();
+        let mut record =
+            Returned { client: peer.client, target: endpoint_of(&self.table), ..Returned::default() };
+        record.tcp.flags = flag::ACK;
+        (record.tcp.seq, record.tcp.ack) = (peer.snd_nxt, peer.rcv_nxt);
+        record.tcp.window = 8_000;
+        if peer.timestamps {
+            record.tcp.options = opt::TIMESTAMPS;
+            record.tcp.ts_val = self.ts;
+        }
+        record
+    }
+
+    /// An ICMP error about the newest connection that quotes this number.
+    pub fn icmp(&self, icmp_type: u8, icmp_code: u8, seq: Seq, mtu: u32) -> Returned {
+        Returned {
+            client: self.sent.last().expect("something was sent").head.client,
+            target: endpoint_of(&self.table),
+            kind: kind::ICMP,
+            tcp: TcpFields { seq, ..TcpFields::default() },
+            icmp_type,
+            icmp_code,
+            mtu,
+            ..Returned::default()
+        }
+    }
+
+    /// What leaves because of one record that arrives now.
+    pub fn drawn_by(&mut self, record: Returned) -> Vec<Sent> {
+        let mark = self.sent.len();
+        self.table.returned(self.now_us, &record);
+        self.check();
+        self.pump();
+        self.sent[mark..].to_vec()
     }
 
     pub fn give_back(&mut self, record: Returned) {
