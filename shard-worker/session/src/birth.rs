@@ -138,6 +138,10 @@ impl Table {
         if let Clients::Pool { .. } = self.config.clients {
             return self.next_of_pool(now_us, target).map(Choice::Free).ok_or(Drop::EndpointsExhausted);
         }
+        if *client == Endpoint::default() {
+            // It stands for "none" in a slot. Nobody speaks from there, but a frame may say so.
+            return Err(Drop::EndpointsExhausted);
+        }
         if copy == 0 {
             let address = self.config.targets[target as usize].endpoint;
             let Some(holder) = self.find_replayed(client, &address) else { return Ok(Choice::Free(*client)) };
