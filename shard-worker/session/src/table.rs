@@ -275,7 +275,8 @@ impl Table {
             && link(slot.next_copy)
             && link(slot.waiter)
             && slot.in_flight == slot.held_len.wrapping_add(slot.stash_bytes)
-            && slot.outstanding() <= slot.held_len.saturating_add(2)
+            // A session that owes its reset has given up its bytes but not their numbers.
+            && (slot.phase() == Phase::Resetting || slot.outstanding() <= slot.held_len.saturating_add(2))
     }
 
     fn reindex(&mut self, id: u32) {
