@@ -190,6 +190,7 @@ impl Table {
             slot.end_gate = gate;
             if slot.online_end.after(slot.online_next) && slot.deadline(Timer::Hole) == NEVER {
                 slot.arm(Timer::Hole, now_us + self.config.times.hole_us);
+                self.rearm(id);
             }
         } else if tcp.has(flag::RST) && slot.is(is::END_KNOWN) {
             // After its FIN the client answered with a reset: what is held still goes first.

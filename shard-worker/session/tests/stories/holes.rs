@@ -327,3 +327,21 @@ fn abort_at_a_snap_length_and_at_a_hole_before_the_end() {
     assert_eq!((world.table.tally().open, world.count(Count::FailedGap)), (0, 2));
     assert_eq!(world.table.tally().in_flight, 0);
 }
+
+#[test]
+fn the_last_request_is_missing_before_the_clients_end() {
+    let mut world = World::new();
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    client.asks(&mut world, "r0", 100);
+    client.sends_unseen(b"r1 100\n");
+    client.reads(100);
+    client.acks(&mut world);
+    world.run(10 * MS);
+    client.closes(&mut world);
+    client.leaves(&mut world);
+    world.run(SECOND);
+    assert_eq!((world.count(Count::Missed), world.count(Count::Holes)), (7, 1));
+    assert!(world.peer().is_closed());
+    world.assert_all_delivered();
+}
