@@ -59,11 +59,17 @@ enum Allowed {
 impl Guard {
     /// A private copy of what the plan allows.
     pub fn new(plan: &Plan) -> Self {
-        let clients = match &plan.clients {
+        let targets: Vec<_> = plan.targets.iter().map(|t| (t.addr, t.mtu)).collect();
+        Self::of(&targets, &plan.clients)
+    }
+
+    /// From the targets, each with the MTU of its route, and the clients alone.
+    pub fn of(targets: &[(SocketAddr, u16)], clients: &Clients) -> Self {
+        let clients = match clients {
             Clients::Pool { v4, v6, .. } => Allowed::Pool { v4: *v4, v6: *v6 },
             Clients::Keep => Allowed::Any,
         };
-        Self { targets: plan.targets.iter().map(|t| Target::new(t.addr, t.mtu)).collect(), clients }
+        Self { targets: targets.iter().map(|&(addr, mtu)| Target::new(addr, mtu)).collect(), clients }
     }
 
     /// The record with its destination, or the counter of the reason why it must not leave.

@@ -22,11 +22,15 @@
 
 mod consumer;
 mod producer;
+#[cfg(all(feature = "scribble", not(loom)))]
+mod scribbled;
 
 use crossbeam_utils::CachePadded;
 
 pub use consumer::{Batch, Consumer, Records};
 pub use producer::Producer;
+#[cfg(all(feature = "scribble", not(loom)))]
+pub use scribbled::Scribbled;
 
 use crate::memory::Memory;
 use crate::sync::AtomicU64;
@@ -81,12 +85,16 @@ pub const fn max_record(capacity: usize) -> usize {
 ///
 /// Panics when the capacity is not a power of two between [`MIN_CAPACITY`] and [`MAX_CAPACITY`].
 pub fn heap(capacity: u32) -> (Producer, Consumer) {
+    let memory = on_heap(capacity);
+    (Producer::new(memory.clone()), Consumer::new(memory))
+}
+
+fn on_heap(capacity: u32) -> Memory {
     assert!(
         capacity.is_power_of_two() && (MIN_CAPACITY..=MAX_CAPACITY).contains(&capacity),
         "a ring's capacity is a power of two from {MIN_CAPACITY} to {MAX_CAPACITY}, not {capacity}"
     );
-    let memory = Memory::heap(capacity as usize);
-    (Producer::new(memory.clone()), Consumer::new(memory))
+    Memory::heap(capacity as usize)
 }
 
 /// The head of a record: payload length (31 bits), pad bit, seal.

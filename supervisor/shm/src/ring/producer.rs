@@ -149,6 +149,8 @@ impl Producer {
         // Acquire: pairs with the Release in the consumer's `release`; it has finished reading what it freed.
         let head = self.memory.indices().head.load(Acquire);
         if head == self.head {
+            // Nothing was freed. A consumer that waits for us because somebody scribbled over our tail would never free any.
+            self.mend_tail();
             return;
         }
         let capacity = self.memory.capacity() as u64;
@@ -160,12 +162,17 @@ impl Producer {
             // Keep the last good one: the ring may look full, until the consumer stores a head that makes sense, which
             // it does when it finds the ring empty at the latest.
             self.faults += 1;
-            let tail = &self.memory.indices().tail;
-            if tail.load(Relaxed) != self.published {
-                // Somebody scribbled over our tail and the consumer followed it; only we know the true one. Release: as
-                // in `publish`.
-                tail.store(self.published, Release);
-            }
+            self.mend_tail();
+        }
+    }
+
+    /// When somebody scribbled over our tail the consumer follows it; only we know the true one.
+    fn mend_tail(&mut self) {
+        let tail = &self.memory.indices().tail;
+        if tail.load(Relaxed) != self.published {
+            self.faults += 1;
+            // Release: as in `publish`.
+            tail.store(self.published, Release);
         }
     }
 

@@ -35,6 +35,18 @@ fn ends(capacity: usize) -> (Producer, Consumer, Memory) {
 }
 
 #[test]
+fn a_full_ring_whose_tail_was_overwritten_is_not_stuck() {
+    let (mut producer, mut consumer, memory) = ends(1024);
+    while producer.push(&[]) {}
+    producer.publish();
+    memory.indices().tail.store(0, Relaxed);
+    assert!(consumer.next().is_none());
+    // Full for the producer, empty for the consumer: only the producer knows better.
+    assert_eq!((producer.credits(), producer.faults()), (0, 1));
+    assert!(consumer.next().is_some());
+}
+
+#[test]
 fn nothing_is_seen_before_it_is_published() {
     let (mut producer, mut consumer) = heap(1024);
     assert!(producer.push(b"one") && producer.push(b"two"));
