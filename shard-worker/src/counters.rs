@@ -1,7 +1,7 @@
 //! Where each value stands in a shard's block of counters, and how a tally gets there.
 //!
 //! ```text
-//! session::Count | segments and bytes of each flow::Drop | Gauge | WorkerCount | histogram and maximum of each Latency
+//! session::Count | segments and bytes of each flow::Drop | Gauge | WorkerCount | histogram and maximum of each Latency | targets
 //! ```
 //! Counters grow by what the tally grew, so a restarted worker's fresh tally continues its predecessor's values; gauges are
 //! set. Histograms are published at most every 100 ms, everything else with each batch.
@@ -9,8 +9,9 @@
 use flow::{Drop, named_enum};
 use session::histogram::BUCKETS;
 use session::tally::Dropped;
-use session::{Count, Histogram, Tally};
+use session::{Count, Health, Histogram, Tally};
 use shm::Counters;
+use topology::plan::MAX_TARGETS;
 
 named_enum! {
     /// Values that fall as well as rise.
@@ -62,7 +63,9 @@ const HISTOGRAMS: usize = WORKER + WorkerCount::COUNT;
 /// One histogram: its buckets, then its maximum.
 const HISTOGRAM: usize = BUCKETS + 1;
 
-const _: () = assert!(HISTOGRAMS + Latency::COUNT * HISTOGRAM <= shm::COUNTERS_PER_ROLE);
+const TARGETS: usize = HISTOGRAMS + Latency::COUNT * HISTOGRAM;
+
+const _: () = assert!(TARGETS + MAX_TARGETS <= shm::COUNTERS_PER_ROLE);
 
 /// Index of a machine's counter.
 pub const fn offset_count(count: Count) -> usize {
@@ -99,6 +102,17 @@ pub const fn offset_histogram_max(latency: Latency) -> usize {
     offset_histogram(latency) + BUCKETS
 }
 
+/// Index of a target's health, see [`health`].
+pub const fn offset_target(target: usize) -> usize {
+    assert!(target < MAX_TARGETS, "a plan has no more targets");
+    TARGETS + target
+}
+
+/// A target's health out of its counter.
+pub const fn health(counter: u64) -> Health {
+    Health { sick: counter & 1 != 0, trips: counter >> 1 }
+}
+
 /// Captured bytes that were not replayed because replay was paused: the machine took them for sampled out.
 #[derive(Clone, Copy, Debug, Default)]
 struct Paused {
@@ -115,6 +129,8 @@ pub(crate) struct Publisher {
     paused: Paused,
     latencies: [Histogram; Latency::COUNT],
     latencies_us: u64,
+    /// Each target: the trips that predecessors have counted, and what was published last.
+    targets: Vec<(u64, Option<Health>)>,
 }
 
 /// Histograms are published this often at most.
@@ -123,14 +139,17 @@ const HISTOGRAMS_US: u64 = 100_000;
 impl Publisher {
     /// Over the shard's block. Settles what a crashed predecessor left uncounted, so that the ledger is exact again.
     pub(crate) fn new(counters: Counters, fresh: &Tally) -> Self {
-        let publisher = Self {
+        let mut publisher = Self {
             counters,
             counts: [0; Count::COUNT],
             dropped: [Dropped::default(); Drop::COUNT],
             paused: Paused::default(),
             latencies: [Histogram::default(), Histogram::default()],
             latencies_us: 0,
+            targets: Vec::new(),
         };
+        let known = |target| health(publisher.counters.get(offset_target(target))).trips;
+        publisher.targets = (0..fresh.targets.len()).map(|target| (known(target), None)).collect();
         publisher.settle(fresh);
         publisher
     }
@@ -183,6 +202,12 @@ impl Publisher {
         }
         self.counters.set(offset_gauge(Gauge::Open), tally.open);
         self.counters.set(offset_gauge(Gauge::InFlight), tally.in_flight);
+        for (target, (&now, (before, known))) in tally.targets.iter().zip(&mut self.targets).enumerate() {
+            if *known != Some(now) {
+                *known = Some(now);
+                self.counters.set(offset_target(target), (now.trips + *before) << 1 | u64::from(now.sick));
+            }
+        }
         if all || now_us.saturating_sub(self.latencies_us) >= HISTOGRAMS_US {
             self.latencies_us = now_us;
             self.publish_latency(Latency::Lag, &tally.lag);
@@ -242,6 +267,7 @@ mod tests {
             indices.extend(offset_histogram(latency)..offset_histogram(latency) + BUCKETS);
             indices.push(offset_histogram_max(latency));
         }
+        indices.extend((0..MAX_TARGETS).map(offset_target));
         let count = indices.len();
         indices.sort_unstable();
         indices.dedup();

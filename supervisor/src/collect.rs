@@ -18,7 +18,7 @@ use crate::member::Member;
 use crate::procfs;
 use crate::stats::{
     Amount, Capture, Control, Inject, Intercept, Latency, Ledger, Quantiles, Returned, RoleStats, Sessions,
-    Stats, Turns,
+    Stats, Target, Turns,
 };
 
 /// One look at everything.
@@ -92,6 +92,7 @@ impl Collector {
                 copies: f64::from(control.copies_milli()) / 1e3,
             },
             intercepts: self.intercepts(),
+            targets: self.targets(),
             rings: self.rings(),
             counters: self.counters(),
             gauges: self.gauges(),
@@ -219,6 +220,19 @@ impl Collector {
             gaps: self.link(i, InterceptCount::Gaps),
         };
         self.plan.intercepts.iter().enumerate().map(of).collect()
+    }
+
+    /// A target is sick when it is to any shard: each finds out for itself.
+    fn targets(&self) -> Vec<Target> {
+        let of = |(i, target): (usize, &topology::plan::Target)| {
+            let looks = (0..self.plan.shards)
+                .map(|k| shard::health(self.region.read_counter(Role::Shard(k), shard::offset_target(i))));
+            let (sick, trips) =
+                looks.fold((false, 0), |(sick, trips), look| (sick | look.sick, trips + look.trips));
+            let state = if sick { "sick" } else { "ok" }.to_owned();
+            Target { addr: target.addr.to_string(), state, trips }
+        };
+        self.plan.targets.iter().enumerate().map(of).collect()
     }
 
     fn rings(&self) -> BTreeMap<String, u64> {

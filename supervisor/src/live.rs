@@ -131,6 +131,15 @@ fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
             ),
         );
     }
+    if let Some(sick) = now.targets.iter().find(|target| target.state == "sick") {
+        return (
+            "sick",
+            format!(
+                "{} refuses, resets or does not answer: new connections wait, single ones are tried until it is back",
+                sick.addr
+            ),
+        );
+    }
     let refused = |stats: &Stats| stats.sessions.failed.get("refused").copied().unwrap_or(0);
     let (refusals, started) =
         (grew(refused(now), refused(before)), grew(now.sessions.started, before.sessions.started));
@@ -170,7 +179,7 @@ fn lost(stats: &Stats) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::{Amount, Intercept};
+    use crate::stats::{Amount, Intercept, Target};
 
     fn sample(uptime_s: f64) -> Sample {
         let mut stats = Stats { uptime_s, state: "running".into(), ..Stats::default() };
@@ -243,6 +252,13 @@ mod tests {
             (
                 Box::new(|now: &mut Sample| (now.stats.turns.sent, now.stats.turns.unanswered) = (100, 9)),
                 "9 % of turns",
+            ),
+            (
+                Box::new(|now: &mut Sample| {
+                    let addr = "10.0.3.2:8080".to_owned();
+                    now.stats.targets.push(Target { addr, state: "sick".into(), trips: 1 });
+                }),
+                "10.0.3.2:8080 refuses, resets or does not answer",
             ),
             (Box::new(|now: &mut Sample| now.stats.control.paused = true), "paused"),
             (Box::new(|_: &mut Sample| {}), "no traffic"),

@@ -154,6 +154,11 @@ fn feed(stats: &Stats) {
         gauge!("tcptwin_role_resident_bytes", labels()).set(role.rss_bytes as f64);
     }
     feed_ledger(stats, &instance, &with);
+    for target in &stats.targets {
+        gauge!("tcptwin_target_sick", with("target", &target.addr))
+            .set(f64::from(u8::from(target.state == "sick")));
+        counter!("tcptwin_target_trips_total", with("target", &target.addr)).absolute(target.trips);
+    }
     for (intercept, name) in stats.intercepts.iter().map(|intercept| (intercept, intercept.addr.as_str())) {
         gauge!("tcptwin_intercept_up", with("intercept", name))
             .set(f64::from(u8::from(intercept.state == "up")));

@@ -37,6 +37,9 @@ pub(crate) struct Stats {
     pub(crate) latency_us: Latency,
     /// What can be changed while running, as it stands.
     pub(crate) control: Control,
+    /// Each target of the plan.
+    #[serde(default)]
+    pub(crate) targets: Vec<Target>,
     /// Each intercept of the plan.
     pub(crate) intercepts: Vec<Intercept>,
     /// Bytes that stand in the rings, by link.
@@ -200,6 +203,17 @@ pub(crate) struct Control {
     pub(crate) percent: f64,
     /// Copies of each flow.
     pub(crate) copies: f64,
+}
+
+/// One target of the plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Target {
+    /// Its address and port.
+    pub(crate) addr: String,
+    /// `ok`, or `sick`: too many connections were refused, reset or not answered; new ones wait, single ones are tried.
+    pub(crate) state: String,
+    /// How often it became sick, counted in each shard.
+    pub(crate) trips: u64,
 }
 
 /// One intercept of the plan.

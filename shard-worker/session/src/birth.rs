@@ -7,7 +7,7 @@ use flow::{Captured, Drop, Endpoint, Seq};
 
 use crate::config::Clients;
 use crate::numbering;
-use crate::slot::{NONE, Phase, Recovery, Slot, Timer, is};
+use crate::slot::{NONE, Phase, Recovery, Slot, Timer, is, try_bit};
 use crate::table::Table;
 use crate::tally::Count;
 
@@ -248,10 +248,13 @@ impl Table {
         self.connect(now_us, id, Some(floor));
         let slot = self.slots.get_mut(id);
         slot.set(is::REANCHOR);
+        slot.tries |= try_bit::PACED;
         let fruitless = slot.fruitless;
         if fruitless > FRUITLESS_AT_ONCE {
             // A target that closes every connection at once is not stormed.
             let pause = RECONNECT_PAUSE_US << fruitless.min(LONGEST_PAUSE);
+            let pause = pause + self.targets.jitter(pause / 4);
+            let slot = self.slots.get_mut(id);
             slot.unset(is::OWE_SYN);
             slot.arm(Timer::Rto, now_us + pause);
             self.rearm(id);
@@ -274,6 +277,7 @@ impl Table {
         (slot.backoff, slot.probes, slot.dupacks, slot.turns_waiting) = (0, 0, 0, 0);
         (slot.deviation, slot.ts_recent, slot.wscale) = (0, 0, 0);
         (slot.pingpong, slot.answer_parts) = (1, 0);
+        slot.tries = 0;
         slot.set_recovery(Recovery::None);
         slot.unset(
             is::SYNCHRONISED

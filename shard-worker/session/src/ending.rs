@@ -110,6 +110,9 @@ impl Table {
 
     /// The reconnect rule: the turn at the front is sent again only if none of it was acknowledged, and once.
     fn reconnect(&mut self, now_us: u64, id: u32, reason: Drop, reset: bool) {
+        if reason == Drop::TargetClosed {
+            self.connection_ended(now_us, id);
+        }
         let slot = self.slots.get_mut(id);
         let mut sent = slot.sent_bytes();
         held::rewind(slot);

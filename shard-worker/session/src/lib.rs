@@ -12,8 +12,10 @@
 //! | `online` | captured segments become the held stream: order, doubles, holes |
 //! | `held`, `stash` | bytes in order for the target; bytes behind a hole |
 //! | `turns` | when a turn may go out |
+//! | `backlog` | what goes when payload memory runs out |
 //! | `birth` | new sessions: copies, endpoints, connections |
 //! | `strangers` | what is remembered of flows without a session |
+//! | `targets` | each target as a whole: breaker, pace of connections, path |
 //! | `target` | returned headers: handshake, acknowledgements, answers |
 //! | `congestion`, `sack` | what may be under way, what is lost |
 //! | `sender` | what leaves |
@@ -26,6 +28,7 @@
 //! | `tally`, `histogram` | counters, latencies |
 
 mod arena;
+mod backlog;
 mod birth;
 mod check;
 mod chunks;
@@ -47,6 +50,7 @@ mod strangers;
 pub mod table;
 pub mod tally;
 mod target;
+mod targets;
 mod timers;
 mod turns;
 pub mod wheel;
@@ -54,4 +58,4 @@ pub mod wheel;
 pub use config::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, TargetConfig, Times};
 pub use histogram::Histogram;
 pub use table::{BURST, BURST_BYTES, Sink, Table};
-pub use tally::{Count, Dropped, Tally};
+pub use tally::{Count, Dropped, Health, Tally};

@@ -246,11 +246,12 @@ impl Table {
         }
         let seq = seq + doubled.len() as u32;
         let held = u64::from(slot.held_len) + u64::from(slot.stash_bytes) + fresh.len() as u64;
-        if held > u64::from(self.config.limits.held_per_session) {
+        if held > u64::from(self.config.limits.held_per_session) || !self.has_room(now_us, id, fresh.len()) {
             self.tally.drop_bytes(Drop::Memory, fresh.len() as u32);
             self.overflow(now_us, id, seq + fresh.len() as u32);
             return;
         }
+        let slot = self.slots.get(id);
         let early = !slot.is(is::ANCHORED);
         if seq == slot.online_next && !early {
             // A higher byte that was captured earlier lowers the gate (a recovered retransmission has a newer number).
@@ -348,7 +349,9 @@ impl Table {
             let mut buffer = [0; ROOM];
             while ready.len > 0 {
                 let n = stash::read(self.slots.get(id), &self.chunks, &mut ready, &mut buffer);
-                if self.append(now_us, id, gate, ready.time_us, &buffer[..n]).is_err() {
+                if !self.has_room(now_us, id, n)
+                    || self.append(now_us, id, gate, ready.time_us, &buffer[..n]).is_err()
+                {
                     self.overflow(now_us, id, self.slots.get(id).online_next);
                     return;
                 }
@@ -506,7 +509,7 @@ impl Table {
 
     /// A limit on memory was reached: the session's connection is closed and its rest dropped; `to` is one past the byte
     /// that found no room.
-    fn overflow(&mut self, now_us: u64, id: u32, to: Seq) {
+    pub(crate) fn overflow(&mut self, now_us: u64, id: u32, to: Seq) {
         let slot = self.slots.get_mut(id);
         let rest = stash::clear(slot, &mut self.chunks);
         self.tally.discard(slot, Drop::Memory, rest);

@@ -24,10 +24,11 @@ use crate::config::Config;
 use crate::congestion;
 use crate::held::{self, Piece, piece};
 use crate::numbering::{WINDOW, WINDOW_SCALE, path_mss, ts_val};
-use crate::slot::{After, NEVER, Phase, Recovery, Slot, Timer, is};
+use crate::slot::{After, NEVER, Phase, Recovery, Slot, Timer, is, try_bit};
 use crate::table::{BURST, BURST_BYTES, Sink, Table};
 use crate::tally::{Count, Tally};
 use crate::target::{LAG_US, lags};
+use crate::targets::{Attempt, Leave};
 use crate::turns::{self, Gate};
 
 /// Payload of one record at most: a super-frame that the injector cuts.
@@ -202,8 +203,9 @@ impl Table {
                     emit.record(slot, tcp, 0, 0, std::iter::empty());
                     emit.tally.one(Count::Resets);
                 }
-                if slot.is(is::OWE_SYN) {
-                    emit.syn(slot);
+                let owes = slot.is(is::OWE_SYN);
+                if owes {
+                    self.open(now_us, id, out, room);
                 }
                 false
             }
@@ -217,6 +219,28 @@ impl Table {
                 false
             }
             Phase::Open => self.visit_open(now_us, id, out, room),
+        }
+    }
+
+    /// A SYN leaves, if the target may have it now.
+    fn open(&mut self, now_us: u64, id: u32, out: &mut impl Sink, room: &mut Room) {
+        let slot = self.slots.get_mut(id);
+        let attempt = match slot.tries & try_bit::PACED != 0 {
+            true => Attempt::Paced,
+            false if slot.outstanding() > 0 => Attempt::Repeat,
+            false => Attempt::First,
+        };
+        match self.targets.ask(now_us, slot.target, id, attempt) {
+            Leave::Now => {
+                slot.tries &= !(try_bit::PACED | try_bit::WAITING);
+                Emit { config: &self.config, tally: &mut self.tally, out, room, now_us }.syn(slot);
+            }
+            Leave::At(at_us) => {
+                slot.tries |= try_bit::PACED | try_bit::WAITING;
+                slot.unset(is::OWE_SYN);
+                slot.arm(Timer::Rto, at_us);
+                self.tally.one(Count::ConnectsPaused);
+            }
         }
     }
 

@@ -148,6 +148,16 @@ pub(crate) mod is {
     pub(crate) const DUPLEX: u32 = 1 << 31;
 }
 
+/// Bits of [`Slot::tries`].
+pub(crate) mod try_bit {
+    /// The connection is not its flow's first, or it has waited: it passes the target's bucket.
+    pub(crate) const PACED: u8 = 1;
+    /// The SYN waits until the target may have it.
+    pub(crate) const WAITING: u8 = 2;
+    /// Something was acknowledged on this connection.
+    pub(crate) const FRUITFUL: u8 = 4;
+}
+
 /// One session.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -287,7 +297,8 @@ pub(crate) struct Slot {
     pub(crate) answer_parts: u8,
     /// 1 when nothing more of the flow is replayed (`OnGap::Abort`).
     pub(crate) given_up: u8,
-    pub(crate) padding: [u8; 1],
+    /// See [`try_bit`].
+    pub(crate) tries: u8,
     /// When the last challenge left, tenths of a second; 0 is never.
     pub(crate) challenged: u16,
     /// When `ts_recent` was last heard, minutes.

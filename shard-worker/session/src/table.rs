@@ -25,6 +25,7 @@ use crate::ready::Ready;
 use crate::slot::{NEVER, NONE, Phase, Slot, is};
 use crate::strangers::Strangers;
 use crate::tally::{Count, Tally};
+use crate::targets::Targets;
 use crate::wheel::Wheel;
 
 /// Records one [`Table::pump`] emits at most.
@@ -58,9 +59,12 @@ pub struct Table {
     pub(crate) due: Vec<u32>,
     pub(crate) strangers: Strangers,
     pub(crate) last_numbers: LastNumbers,
+    pub(crate) targets: Targets,
     /// IPv4 and IPv6.
     pub(crate) pools: [Option<Pool>; 2],
     pub(crate) draining: bool,
+    /// Where the search for the oldest backlogs goes on.
+    pub(crate) hand: u32,
     /// Challenges in the present second (RFC 5961, section 7).
     pub(crate) challenges: (u64, u32),
 }
@@ -85,7 +89,7 @@ impl Table {
             Clients::Keep => [None, None],
         };
         let mut table = Table {
-            tally: Tally::new(),
+            tally: Tally::of_targets(config.targets.len()),
             wheel: Wheel::new(sessions, arena.header.clock_us),
             header: arena.header,
             slots: arena.slots,
@@ -97,8 +101,10 @@ impl Table {
             due: Vec::with_capacity(DUE),
             strangers: Strangers::new(sessions),
             last_numbers: LastNumbers::new(),
+            targets: Targets::new(config.targets.len(), config.pace, config.seeds.isn),
             pools,
             draining: false,
+            hand: 0,
             challenges: (0, 0),
             config,
         };

@@ -63,6 +63,10 @@ named_enum! {
         Reconnects => "reconnects",
         /// Of these, because a turn that was partly sent lost the rest to a hole.
         GapReconnects => "gap_reconnects",
+        /// Times that a SYN had to wait because its target is sick or reconnects are capped.
+        ConnectsPaused => "connects_paused",
+        /// Times that a target became sick.
+        TargetTrips => "target_trips",
         /// Requests that were partly sent and end at a hole, their connection kept.
         GapResyncs => "gap_resyncs",
         /// Further copies and queued sessions that had to take another port than the client's.
@@ -149,6 +153,15 @@ pub struct Dropped {
     pub payload_bytes: u64,
 }
 
+/// How a target does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// New connections wait: too many have failed.
+    pub sick: bool,
+    /// How often it became so.
+    pub trips: u64,
+}
+
 /// All counters of a table.
 pub struct Tally {
     counts: [u64; Count::COUNT],
@@ -159,6 +172,8 @@ pub struct Tally {
     pub in_flight: u64,
     /// In flight when the table was rebuilt from its arena: counted as wanted by a predecessor.
     pub inherited: u64,
+    /// Each target, by its index.
+    pub targets: Box<[Health]>,
     /// From the capture of a piece to its first emission, µs.
     pub lag: Histogram,
     /// From the last byte of a turn to the first byte of the answer, µs.
@@ -166,8 +181,14 @@ pub struct Tally {
 }
 
 impl Tally {
+    #[cfg(test)]
     pub(crate) fn new() -> Self {
+        Self::of_targets(1)
+    }
+
+    pub(crate) fn of_targets(targets: usize) -> Self {
         Self {
+            targets: vec![Health::default(); targets].into_boxed_slice(),
             counts: [0; Count::COUNT],
             dropped: [Dropped::default(); Drop::COUNT],
             open: 0,

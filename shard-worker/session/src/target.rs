@@ -13,9 +13,9 @@ use crate::numbering::{
 use crate::online::{RTT_VALID_US, distance_us};
 use crate::sack;
 use crate::sender::RECORD_BYTES;
-use crate::slot::{NEVER, Phase, Recovery, Slot, Timer, is};
+use crate::slot::{NEVER, Phase, Recovery, Slot, Timer, is, try_bit};
 use crate::table::Table;
-use crate::tally::Count;
+use crate::tally::{Count, Health};
 
 /// Held data older than this means that the session lags, and the client's distance is no longer added.
 pub(crate) const LAG_US: u64 = 5_000;
@@ -93,8 +93,12 @@ impl Table {
     fn establish(&mut self, now_us: u64, id: u32, record: &Returned) {
         let tcp = &record.tcp;
         let rtt = self.config.rtt;
-        let target = &self.config.targets[self.slots.get(id).target as usize];
+        let index = self.slots.get(id).target;
+        let target = &self.config.targets[index as usize];
         let (mtu, v4) = (target.mtu, target.endpoint.addr.is_v4());
+        let mtu = self.targets.path_mtu(now_us, index, mtu);
+        self.targets.succeeded(now_us, index, id);
+        self.note_health(index);
         let slot = self.slots.get_mut(id);
         slot.enter(Phase::Open);
         slot.set(is::SYNCHRONISED);
@@ -260,6 +264,7 @@ impl Table {
             held::acknowledge(slot, &mut self.chunks, bytes);
             self.tally.deliver(slot, bytes);
             slot.fruitless = 0;
+            slot.tries |= try_bit::FRUITFUL;
         }
         slot.resent_left = slot.resent_left.min(slot.held_len);
         slot.progress_us = now_us;
@@ -390,14 +395,14 @@ impl Table {
         let unreachable = !too_big && record.icmp_type == if v4 { 3 } else { 1 };
         match slot.phase() {
             Phase::Opening if unreachable => self.refused(now_us, id),
-            Phase::Open if too_big => self.path_shrank(id, record.mtu, v4),
+            Phase::Open if too_big => self.path_shrank(now_us, id, record.mtu, v4),
             _ => {}
         }
     }
 
     /// A router has dropped a packet for its size. What is outstanding is sent again in smaller segments, without a penalty:
     /// nothing was congested (RFC 1191, section 6.5).
-    fn path_shrank(&mut self, id: u32, mtu: u32, v4: bool) {
+    fn path_shrank(&mut self, now_us: u64, id: u32, mtu: u32, v4: bool) {
         let slot = self.slots.get_mut(id);
         let stamps = if slot.is(is::PEER_TS) { TIMESTAMP_BYTES } else { 0 };
         let mtu = match mtu {
@@ -409,6 +414,8 @@ impl Table {
             congestion::cut_smaller(slot, mss);
             slot.set_recovery(Recovery::Loss);
             (slot.rtx_nxt, slot.recover) = (slot.snd_una, slot.snd_nxt);
+            let target = slot.target;
+            self.targets.note_path(now_us, target, mtu);
             self.tally.one(Count::PathShrank);
             self.touch(id);
         }
@@ -416,9 +423,37 @@ impl Table {
 
     /// The target, or a router on the way to it, does not want the connection.
     fn refused(&mut self, now_us: u64, id: u32) {
+        self.attempt_failed(now_us, id);
         let slot = self.slots.get_mut(id);
         slot.fruitless = slot.fruitless.saturating_add(1);
         self.part_with(now_us, id, Drop::Refused, Count::FailedRefused, false);
+    }
+}
+
+impl Table {
+    /// A connection attempt has come to nothing.
+    pub(crate) fn attempt_failed(&mut self, now_us: u64, id: u32) {
+        let target = self.slots.get(id).target;
+        self.targets.failed(now_us, target, id);
+        self.note_health(target);
+    }
+
+    /// A connection that stood has ended; when nothing was acknowledged on it, it was none.
+    pub(crate) fn connection_ended(&mut self, now_us: u64, id: u32) {
+        let slot = self.slots.get(id);
+        let target = slot.target;
+        if slot.phase() == Phase::Open && slot.tries & try_bit::FRUITFUL == 0 {
+            self.targets.spoilt(now_us, target, id);
+            self.note_health(target);
+        }
+    }
+
+    fn note_health(&mut self, target: u16) {
+        let (sick, trips) = self.targets.health(target);
+        let known = &mut self.tally.targets[target as usize];
+        let more = trips - known.trips;
+        *known = Health { sick, trips };
+        self.tally.add(Count::TargetTrips, more);
     }
 }
 

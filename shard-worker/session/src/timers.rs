@@ -4,10 +4,11 @@
 use flow::Drop;
 
 use crate::congestion;
-use crate::slot::{Phase, Timer, is};
+use crate::slot::{Phase, Timer, is, try_bit};
 use crate::table::{DUE, Table};
 use crate::tally::Count;
 use crate::target::{alive_pause_us, awaits_answer};
+use crate::targets::SILENT_TRIES;
 
 impl Table {
     pub(crate) fn run_timers(&mut self, now_us: u64) {
@@ -54,13 +55,20 @@ impl Table {
         let v4 = self.config.targets[self.slots.get(id).target as usize].endpoint.addr.is_v4();
         let slot = self.slots.get_mut(id);
         match slot.phase() {
-            Phase::Opening if slot.outstanding() == 0 => slot.set(is::OWE_SYN),
             Phase::Opening | Phase::Open if now_us.saturating_sub(slot.progress_us) >= dead_us => {
                 self.part(now_us, id, Drop::TimedOut, Count::FailedTimedOut);
+            }
+            // It waited for its turn.
+            Phase::Opening if slot.outstanding() == 0 || slot.tries & try_bit::WAITING != 0 => {
+                slot.set(is::OWE_SYN);
             }
             Phase::Opening => {
                 slot.backoff = slot.backoff.saturating_add(1);
                 slot.set(is::OWE_SYN);
+                let (target, tries) = (slot.target, slot.backoff);
+                if tries == SILENT_TRIES || self.targets.is_probe(target, id) {
+                    self.attempt_failed(now_us, id);
+                }
             }
             Phase::Open if slot.outstanding() == 0 => {}
             Phase::Open if slot.is(is::TAIL_TIMER) => {

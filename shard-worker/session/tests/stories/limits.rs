@@ -74,6 +74,41 @@ fn all_sessions_together_hold_no_more_than_there_are_chunks() {
     assert_eq!(world.table.tally().in_flight, 0);
 }
 
+/// The oldest backlog goes first: new sessions of a target in trouble are held at the expense of old ones, not refused.
+#[test]
+fn the_oldest_backlog_is_closed_first() {
+    let mut config = config();
+    config.limits.chunks = 40;
+    let mut world = World::with(config, TargetOptions { dead: true, ..TargetOptions::default() });
+    let mut clients: Vec<Client> = (0..10).map(Client::new).collect();
+    for client in &mut clients {
+        client.opens(&mut world);
+        client.sends(&mut world, &[b'x'; 8_000]);
+        world.run(10 * MS);
+    }
+    assert!(world.table.tally().in_flight >= 3 * 8_000);
+    assert_eq!(world.count(Count::FailedMemory), 0, "parted, not over");
+    let dropped = world.dropped(Drop::Memory);
+    assert_eq!((dropped + world.table.tally().in_flight, dropped % 8_000), (80_000, 0));
+    world.options.dead = false;
+    world.run(5 * SECOND);
+    let served: Vec<_> = world.peers.iter().filter(|peer| peer.read.len() == 8_000).collect();
+    assert_eq!(served.len() as u64, (80_000 - dropped) / 8_000);
+    // What was held longest went; the last clients' bytes arrived.
+    client_is_served(&mut world, &mut clients[9]);
+    client_is_served(&mut world, &mut clients[0]);
+    world.assert_delivered_but(Drop::Memory, dropped);
+}
+
+fn client_is_served(world: &mut World, client: &mut Client) {
+    let before: u32 = world.peers.iter().map(|peer| peer.lines).sum();
+    client.reads(10);
+    client.asks(world, "next", 10);
+    // The request before it draws no answer: row 7.
+    world.run(100 * SECOND);
+    assert_eq!(world.peers.iter().map(|peer| peer.lines).sum::<u32>(), before + 1);
+}
+
 #[test]
 fn a_stash_that_grows_too_long_gives_its_hole_up_early() {
     let mut world = World::new();

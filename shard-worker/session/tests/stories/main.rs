@@ -17,6 +17,7 @@ mod policy;
 mod protocols;
 mod restart;
 mod simulation;
+mod trouble;
 mod turns;
 mod validate;
 mod windows;
