@@ -6,6 +6,8 @@
 //! | `namespace` | a network namespace that lives as long as a thread of ours |
 //! | `netlink` | links, addresses and routes |
 //! | `network` | the hosts of a replay on one bridge |
+//! | `impair` | loss, resets, refused sends and a leaky mirror, by nftables |
+//! | `wire` | a cable that delays, reorders, doubles, loses and alters frames |
 //! | `witness` | what a server answered, id by id, and how two servers compare |
 //! | `http` | an HTTP service in one thread |
 //! | `load` | a load of requests on a schedule |
@@ -20,6 +22,7 @@ pub mod digest;
 mod head;
 pub mod histogram;
 pub mod http;
+pub mod impair;
 pub mod load;
 pub mod namespace;
 pub mod netlink;
@@ -32,6 +35,7 @@ mod sys;
 pub mod twin;
 pub mod user;
 pub mod wait;
+pub mod wire;
 pub mod witness;
 
 pub use histogram::Histogram;
@@ -40,6 +44,7 @@ pub use load::{Load, LoadReport, Mode};
 pub use namespace::Namespace;
 pub use network::{Answers, Host, Network};
 pub use twin::{Instance, Stats, Twin};
+pub use wire::{Course, Wire};
 pub use witness::{Fidelity, Witness};
 
 /// Raises this process's limit on open files to what it may have, so that thousands of connections fit.

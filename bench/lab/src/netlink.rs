@@ -62,6 +62,13 @@ pub fn set_bridge(name: &str, bridge: &str) -> io::Result<()> {
     request(RouteNetlinkMessage::SetLink(link), 0, &format!("adding {name} to bridge {bridge}"))
 }
 
+/// Takes a device out of its bridge.
+pub fn leave_bridge(name: &str) -> io::Result<()> {
+    let mut link = existing(name)?;
+    link.attributes.push(LinkAttribute::Controller(0));
+    request(RouteNetlinkMessage::SetLink(link), 0, &format!("taking {name} out of its bridge"))
+}
+
 /// Sets the MTU of a device, bytes.
 pub fn set_mtu(name: &str, mtu: u32) -> io::Result<()> {
     let mut link = existing(name)?;

@@ -63,7 +63,8 @@ pub struct Network {
     pub assistant: Host,
     /// Where a second one runs.
     pub assistant2: Host,
-    _switch: Namespace,
+    /// Where the bridge is, with a port `to-NAME` for each host.
+    pub switch: Namespace,
 }
 
 /// The replayed clients' range, as `tcptwin` takes it by default (RFC 2544).
@@ -89,7 +90,7 @@ impl Network {
             assistant: host("assistant", 5)?,
             online2: host("online2", 6)?,
             assistant2: host("assistant2", 7)?,
-            _switch: switch,
+            switch,
         };
         // A client that opens thousands of connections a second needs ports, and may take again those in TIME_WAIT.
         network.client.ns.set_sysctl("net/ipv4/ip_local_port_range", "1024 65535")?;
