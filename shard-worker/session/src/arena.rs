@@ -23,7 +23,7 @@ pub(crate) struct Header {
 }
 
 /// Names the layout of header, slot and chunk; changes with any of them.
-const MAGIC: u64 = 0x7477_696e_5f73_0002;
+const MAGIC: u64 = 0x7477_696e_5f73_0003;
 
 /// All slots; the only way to write one is [`Slots::get_mut`].
 pub(crate) struct Slots(&'static mut [Slot]);

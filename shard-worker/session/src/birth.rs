@@ -100,9 +100,8 @@ impl Table {
             slot.client_mss = tcp.mss;
         }
         if joined {
-            slot.set(is::JOINED | is::RTT_SETTLED | is::ANCHORED);
-            slot.anchor_online = tcp.ack;
-            slot.last_gate = tcp.ack;
+            slot.set(is::JOINED | is::RTT_SETTLED);
+            slot.anchor(tcp.ack);
             self.tally.one(Count::SessionsJoined);
         }
         self.tally.one(Count::SessionsStarted);

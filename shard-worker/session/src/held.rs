@@ -6,11 +6,11 @@
 //! until the next one is needed. The length of the last piece stands in the slot, not in its header, so that the
 //! piece can grow while a rollback needs no more than the slot's image.
 
-use flow::Seq;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::chunks::{Chunks, List, Place, Slices};
 use crate::slot::{Slot, is};
+use crate::wide::Wide;
 
 /// Header of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -20,28 +20,28 @@ pub(crate) struct Piece {
     pub(crate) time_us: u64,
     /// Payload bytes.
     pub(crate) len: u32,
-    /// Acknowledgement number of the client's that the bytes came with, see `turns`.
-    pub(crate) gate: Seq,
     /// Time since the client's data before it; 0 for the first.
     pub(crate) gap_us: u32,
+    /// Acknowledgement number of the client's that the bytes came with, see `turns`.
+    pub(crate) gate: Wide,
     /// See [`piece`].
-    pub(crate) flags: u32,
+    pub(crate) flags: u16,
 }
 
 /// Bits of [`Piece::flags`].
 pub(crate) mod piece {
     /// Begins a turn.
-    pub(crate) const NEW_TURN: u32 = 1;
+    pub(crate) const NEW_TURN: u16 = 1;
     /// Cannot be an answer to an answer (row 2).
-    pub(crate) const OVERLAPPED: u32 = 2;
+    pub(crate) const OVERLAPPED: u16 = 2;
     /// Requests before it were given up: its acknowledgement number covers answers that the target will never give.
-    pub(crate) const AFTER_GAP: u32 = 4;
+    pub(crate) const AFTER_GAP: u16 = 4;
     /// The client's FIN.
-    pub(crate) const FIN: u32 = 8;
+    pub(crate) const FIN: u16 = 8;
     /// The client's RST.
-    pub(crate) const RST: u32 = 16;
+    pub(crate) const RST: u16 = 16;
     /// Either.
-    pub(crate) const END: u32 = FIN | RST;
+    pub(crate) const END: u16 = FIN | RST;
 }
 
 /// Bytes of a header.
@@ -335,9 +335,10 @@ pub(crate) fn count_bytes(slot: &Slot, chunks: &Chunks) -> u32 {
 mod tests {
     use super::*;
     use crate::chunks::chunks_for_tests;
+    use flow::Seq;
 
     fn turn(gate: u32) -> Piece {
-        Piece { time_us: 0, len: 0, gate: Seq(gate), gap_us: 0, flags: piece::NEW_TURN }
+        Piece { time_us: 0, len: 0, gate: Wide::first(Seq(gate)), gap_us: 0, flags: piece::NEW_TURN }
     }
 
     fn put(slot: &mut Slot, chunks: &mut Chunks, gate: u32, bytes: &[u8]) {
@@ -385,7 +386,7 @@ mod tests {
         }
         assert_eq!(next_piece(&slot, &chunks).unwrap().len, 7);
         for gate in 1..40u32 {
-            assert_eq!(next_piece(&slot, &chunks).unwrap().gate, Seq(gate));
+            assert_eq!(next_piece(&slot, &chunks).unwrap().gate, Wide::first(Seq(gate)));
             send(&mut slot, &chunks, gate * 7);
         }
         acknowledge(&mut slot, &mut chunks, 1000);

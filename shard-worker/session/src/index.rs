@@ -1,9 +1,11 @@
 //! A hash index from keys to slot numbers. Private memory, rebuilt from the slots after a restart; the keys themselves
 //! stay in the slots, so equality is asked of the caller.
 //!
-//! Open addressing with linear probing at a load of at most one half; removal shifts back, so there are no tombstones
-//! and the probe length does not grow with the run. An entry is 8 bytes: 32 bits of the hash (which also give its home
-//! position) and the slot number. The hash must be keyed (`flow::hash`): crafted tuples cannot pile up.
+//! Open addressing with linear probing at a load of at most two thirds; removal shifts back, so there are no tombstones
+//! and the probe length does not grow with the run: 5 steps on average for a key that is not there and 2 for one that is, in
+//! a full table (Knuth, 6.4), eight entries to a cache line. An entry is 8 bytes: 32 bits of the hash (which, scaled to
+//! the length, also give its home position) and the slot number. Any capacity takes the same 12 bytes a slot. The hash
+//! must be keyed (`flow::hash`): crafted tuples cannot pile up.
 
 /// Entries that can be indexed are at most half of this crate's largest table.
 const MAX_CAPACITY: u32 = 1 << 30;
@@ -27,7 +29,7 @@ impl Index {
     /// For at most `capacity` slots (at most 2^30). Allocates once.
     pub fn new(capacity: u32) -> Self {
         let capacity = capacity.clamp(1, MAX_CAPACITY);
-        let entries = (capacity as usize * 2).next_power_of_two();
+        let entries = capacity as usize + (capacity as usize).div_ceil(2);
         Self { entries: vec![EMPTY; entries].into_boxed_slice(), len: 0, limit: capacity }
     }
 
@@ -95,10 +97,7 @@ impl Index {
             if entry.slot == EMPTY.slot {
                 break;
             }
-            let mask = self.entries.len() - 1;
-            let from_home = at.wrapping_sub(self.home(entry.tag)) & mask;
-            let from_hole = at.wrapping_sub(hole) & mask;
-            if from_home >= from_hole {
+            if self.distance(self.home(entry.tag), at) >= self.distance(hole, at) {
                 self.entries[hole] = entry;
                 hole = at;
             }
@@ -108,11 +107,23 @@ impl Index {
     }
 
     fn home(&self, tag: u32) -> usize {
-        tag as usize & (self.entries.len() - 1)
+        // Multiply-shift: no division, and the length need not be a power of two.
+        ((u64::from(tag) * self.entries.len() as u64) >> 32) as usize
     }
 
     fn after(&self, at: usize) -> usize {
-        (at + 1) & (self.entries.len() - 1)
+        if at + 1 == self.entries.len() { 0 } else { at + 1 }
+    }
+
+    /// Steps from one position forward to another.
+    fn distance(&self, from: usize, to: usize) -> usize {
+        if to >= from { to - from } else { to + self.entries.len() - from }
+    }
+
+    /// Memory that it takes.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(&*self.entries)
     }
 }
 
@@ -139,8 +150,14 @@ mod tests {
     proptest! {
         /// The same operations on a plain set: what was inserted is found, what was removed is not.
         #[test]
-        fn agrees_with_a_set(ops in prop::collection::vec((any::<bool>(), 0u64..12, 0u32..12), 1..400)) {
-            let mut index = Index::new(16);
+        fn agrees_with_a_set(
+            ops in prop::collection::vec((any::<bool>(), 0u64..12, 0u32..12), 1..400),
+            capacity in 1u32..24,
+            // Homes lie all in one place, over the whole length, or at its end so that runs go round.
+            (scale, offset) in prop_oneof![Just((1, 0)), Just((0x1555_5555, 0)), Just((1, u64::from(u32::MAX) - 11))],
+        ) {
+            let ops = ops.into_iter().map(|(add, hash, slot)| (add, hash * scale + offset, slot));
+            let mut index = Index::new(capacity);
             let mut oracle = BTreeSet::new();
             for (add, hash, slot) in ops {
                 if add {
@@ -151,7 +168,7 @@ mod tests {
                     prop_assert_eq!(index.remove(hash, slot), oracle.remove(&(hash, slot)));
                 }
                 prop_assert_eq!(index.len() as usize, oracle.len());
-                for h in 0..12 {
+                for h in (0..12).map(|h| h * scale + offset) {
                     for s in 0..12 {
                         let found = index.find(h, |candidate| candidate == s).is_some();
                         prop_assert_eq!(found, oracle.contains(&(h, s)));

@@ -25,6 +25,7 @@
 //! | `check` | the invariants, for tests |
 //! | `endpoints` | the walk over the client range |
 //! | `index`, `ready` | hash index over slots; the queue of sessions that may emit |
+//! | `wide` | numbers of answer bytes beyond 32 bits |
 //! | `tally`, `histogram` | counters, latencies |
 
 mod arena;
@@ -54,6 +55,7 @@ mod targets;
 mod timers;
 mod turns;
 pub mod wheel;
+mod wide;
 
 pub use config::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, TargetConfig, Times};
 pub use histogram::Histogram;

@@ -5,7 +5,7 @@ use flow::record::flag;
 use flow::sample::copies;
 use flow::{Captured, Drop, Seq, TcpFields};
 
-use crate::chunks::ROOM;
+use crate::chunks::{Chunks, ROOM};
 use crate::config::{Join, OnGap, Rtt};
 use crate::held::{self, NoChunk, Piece, piece};
 use crate::slot::{NEVER, NONE, Phase, Slot, Timer, is};
@@ -13,6 +13,7 @@ use crate::stash;
 use crate::table::Table;
 use crate::tally::Count;
 use crate::target::RIDE_US;
+use crate::wide::Wide;
 
 /// A round-trip time of the client from this on is not believed: its SYN was lost on the way, or its user was asleep.
 pub(crate) const RTT_VALID_US: u64 = 900_000;
@@ -163,7 +164,7 @@ impl Table {
             self.tally.one(Count::Urgent);
         }
         let seq = tcp.seq + u32::from(tcp.has(flag::SYN));
-        let gate = if tcp.has(flag::ACK) { tcp.ack } else { slot.last_gate };
+        let gate = if tcp.has(flag::ACK) { slot.online(tcp.ack) } else { slot.last_gate };
         let end = seq + payload.len() as u32 + segment.cut_len;
         if end.since(slot.online_next).unsigned_abs() > FAR as u32 {
             self.tally.drop_bytes(Drop::NotJoined, payload.len() as u32);
@@ -207,9 +208,7 @@ impl Table {
             return;
         }
         if segment.tcp.has(flag::ACK) && !slot.is(is::ANCHORED) {
-            slot.set(is::ANCHORED);
-            slot.anchor_online = segment.tcp.ack;
-            slot.last_gate = segment.tcp.ack;
+            slot.anchor(segment.tcp.ack);
         }
         if !slot.is(is::RTT_SETTLED) {
             slot.set(is::RTT_SETTLED);
@@ -228,7 +227,7 @@ impl Table {
         }
     }
 
-    fn take_payload(&mut self, now_us: u64, id: u32, seq: Seq, gate: Seq, time_us: u64, payload: &[u8]) {
+    fn take_payload(&mut self, now_us: u64, id: u32, seq: Seq, gate: Wide, time_us: u64, payload: &[u8]) {
         let slot = self.slots.get(id);
         let mut bytes = payload;
         // Beyond the client's own end nothing can follow.
@@ -254,8 +253,7 @@ impl Table {
         let slot = self.slots.get(id);
         let early = !slot.is(is::ANCHORED);
         if seq == slot.online_next && !early {
-            // A higher byte that was captured earlier lowers the gate (a recovered retransmission has a newer number).
-            let gate = stash::lowest_gate(slot, &self.chunks).map_or(gate, |lowest| lowest.min(gate));
+            let gate = lowered(slot, &self.chunks, gate);
             if self.append(now_us, id, gate, time_us, fresh).is_err() {
                 self.tally.drop_bytes(Drop::Memory, fresh.len() as u32);
                 self.overflow(now_us, id, seq + fresh.len() as u32);
@@ -266,7 +264,7 @@ impl Table {
         } else {
             // Behind a hole; or data in a SYN, which waits for the client's third packet (RFC 7413: it may be a repeat).
             let slot = self.slots.get_mut(id);
-            if stash::keep(slot, &mut self.chunks, time_us, seq, gate, fresh).is_err() {
+            if stash::keep(slot, &mut self.chunks, time_us, seq, gate.seq(), fresh).is_err() {
                 self.tally.drop_bytes(Drop::Memory, fresh.len() as u32);
                 self.overflow(now_us, id, seq + fresh.len() as u32);
                 return;
@@ -285,7 +283,14 @@ impl Table {
     }
 
     /// Bytes that are next in order: they begin a turn, continue one, or belong to one that is given up.
-    fn append(&mut self, now_us: u64, id: u32, gate: Seq, time_us: u64, bytes: &[u8]) -> Result<(), NoChunk> {
+    fn append(
+        &mut self,
+        now_us: u64,
+        id: u32,
+        gate: Wide,
+        time_us: u64,
+        bytes: &[u8],
+    ) -> Result<(), NoChunk> {
         match self.admit(now_us, id, gate, time_us, bytes.len())? {
             Admit::Hold => {
                 let slot = self.slots.get_mut(id);
@@ -299,11 +304,18 @@ impl Table {
     }
 
     /// Decides about bytes that are next in order, and begins a piece for them when they need one.
-    fn admit(&mut self, now_us: u64, id: u32, gate: Seq, time_us: u64, len: usize) -> Result<Admit, NoChunk> {
+    fn admit(
+        &mut self,
+        now_us: u64,
+        id: u32,
+        gate: Wide,
+        time_us: u64,
+        len: usize,
+    ) -> Result<Admit, NoChunk> {
         let slot = self.slots.get_mut(id);
         let first = !slot.is(is::HAD_DATA);
-        let gate = if gate.before(slot.last_gate) { slot.last_gate } else { gate };
-        let begins = first || gate.after(slot.last_gate);
+        let gate = gate.max(slot.last_gate);
+        let begins = first || gate > slot.last_gate;
         let gap_us = if first { 0 } else { time_us.saturating_sub(slot.data_us) };
         let overlapped = begins && !first && gap_us < u64::from(slot.client_rtt_us) / 2;
         slot.set(is::HAD_DATA);
@@ -344,8 +356,8 @@ impl Table {
             moved = true;
             let slot = self.slots.get(id);
             let of_syn = !slot.is(is::HAD_DATA | is::JOINED) && slot.online_next == slot.online_isn + 1;
-            let gate = if of_syn { slot.last_gate } else { ready.gate };
-            let gate = stash::lowest_gate(slot, &self.chunks).map_or(gate, |lowest| lowest.min(gate));
+            let gate = if of_syn { slot.last_gate } else { slot.online_ack.near(ready.gate) };
+            let gate = lowered(slot, &self.chunks, gate);
             let mut buffer = [0; ROOM];
             while ready.len > 0 {
                 let n = stash::read(self.slots.get(id), &self.chunks, &mut ready, &mut buffer);
@@ -407,7 +419,7 @@ impl Table {
     fn skip_hole(&mut self, now_us: u64, id: u32, to: Seq, missed: u32) {
         let after = self.gate_at(id, to);
         let slot = self.slots.get_mut(id);
-        let risen = after.unwrap_or(slot.end_gate).after(slot.last_gate);
+        let risen = after.unwrap_or(slot.end_gate) > slot.last_gate;
         slot.online_next = to;
         slot.after_gap = 1;
         if risen {
@@ -468,10 +480,10 @@ impl Table {
     }
 
     /// The acknowledgement number that the bytes at `seq` came with.
-    fn gate_at(&self, id: u32, seq: Seq) -> Option<Seq> {
+    fn gate_at(&self, id: u32, seq: Seq) -> Option<Wide> {
         let mut probe = *self.slots.get(id);
         probe.online_next = seq;
-        stash::ready(&probe, &self.chunks).map(|ready| ready.gate)
+        stash::ready(&probe, &self.chunks).map(|ready| probe.online_ack.near(ready.gate))
     }
 
     /// The client's FIN or RST becomes the last piece once everything before it is there.
@@ -517,6 +529,11 @@ impl Table {
         slot.online_next = slot.online_next.max(to);
         self.part(now_us, id, Drop::Memory, Count::FailedMemory);
     }
+}
+
+/// A higher byte that was captured earlier lowers the gate (a recovered retransmission has a newer number).
+fn lowered(slot: &Slot, chunks: &Chunks, gate: Wide) -> Wide {
+    stash::lowest_gate(slot, chunks).map_or(gate, |lowest| slot.online_ack.near(lowest).min(gate))
 }
 
 /// A keep-alive probe (RFC 1122, section 4.2.3.6): nothing, or one byte of garbage, in the place of a byte that the server

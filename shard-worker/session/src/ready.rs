@@ -17,6 +17,12 @@ impl Ready {
         Self { next: vec![OUT; slots as usize].into_boxed_slice(), head: NONE, tail: NONE }
     }
 
+    /// Memory that it takes.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(&*self.next)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.head == NONE
     }

@@ -27,13 +27,19 @@ pub(crate) struct Strangers {
 impl Strangers {
     /// Of a size that fits a table of so many sessions: 4 bytes a session and never less than 64 KiB.
     pub(crate) fn new(sessions: u32) -> Self {
-        let entries = (sessions / 2).max(LEAST).next_power_of_two() as usize;
-        Self { sets: vec![[Entry::default(); WAYS]; entries / WAYS].into_boxed_slice() }
+        let sets = ((sessions / 2).max(LEAST) as usize).div_ceil(WAYS);
+        Self { sets: vec![[Entry::default(); WAYS]; sets].into_boxed_slice() }
     }
 
     fn set(&mut self, hash: u64) -> (&mut [Entry; WAYS], u32) {
-        let at = hash as usize & (self.sets.len() - 1);
+        let at = ((u64::from(hash as u32) * self.sets.len() as u64) >> 32) as usize;
         (&mut self.sets[at], ((hash >> 32) as u32).max(1))
+    }
+
+    /// Memory that it takes.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(&*self.sets)
     }
 
     /// Notes a packet of the flow; whether it acknowledges more than the first one noted did.

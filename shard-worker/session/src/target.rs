@@ -104,10 +104,10 @@ impl Table {
         slot.set(is::SYNCHRONISED);
         slot.snd_una = tcp.ack;
         slot.rtx_nxt = tcp.ack;
-        slot.rcv_nxt = tcp.seq + 1;
+        (slot.rcv_nxt, slot.rcv_high) = (tcp.seq + 1, 1);
         slot.rcv_ack = slot.rcv_nxt;
         slot.ack_upto = slot.rcv_nxt;
-        slot.anchor_target = slot.rcv_nxt;
+        slot.anchor_target = slot.answered();
         slot.wscale = match tcp.has_option(opt::WINDOW_SCALE) {
             true => tcp.window_scale.min(WINDOW_SCALE_MAX),
             false => 0,
@@ -310,7 +310,7 @@ impl Table {
             return false;
         }
         self.tally.add(Count::ReturnHoles, tcp.seq.since(slot.rcv_nxt).max(0) as u64);
-        slot.rcv_nxt = end;
+        slot.receive(end);
         if fresh > 0 {
             slot.put(is::ANSWER_PSH, tcp.has(flag::PSH));
             slot.answer_parts = slot.answer_parts.saturating_add(1);
@@ -330,7 +330,7 @@ impl Table {
             slot.set(is::PEER_FIN);
             slot.disarm(Timer::Alive);
             slot.turns_waiting = 0;
-            slot.rcv_nxt += 1;
+            slot.receive(slot.rcv_nxt + 1);
             slot.rcv_ack = slot.rcv_nxt;
         }
         let distance_us = if lags(slot, &self.chunks, now_us) { 0 } else { distance_us(slot, rtt) };

@@ -51,8 +51,8 @@ pub(crate) fn gate(slot: &Slot, next: &Piece, now_us: u64, wait: bool) -> Gate {
     if !gated || !wait || slot.is(is::DUPLEX | is::REANCHOR | is::PEER_FIN) {
         return Gate::Open(Row::Free);
     }
-    let expected = next.gate.0.wrapping_sub(slot.anchor_online.0);
-    let got = slot.rcv_ack.0.wrapping_sub(slot.anchor_target.0);
+    let expected = next.gate.beyond(slot.anchor_online);
+    let got = slot.answered().beyond(slot.anchor_target);
     let overlapped = next.flags & piece::OVERLAPPED != 0;
     if expected == 0 || got == expected || (overlapped && got >= expected) {
         return Gate::Open(Row::Exact);
@@ -62,7 +62,7 @@ pub(crate) fn gate(slot: &Slot, next: &Piece, now_us: u64, wait: bool) -> Gate {
         return Gate::Closed(slot.deadline(Timer::Ack));
     }
     let psh = slot.is(is::ANSWER_PSH);
-    if got > 0 && psh && slot.deviation != 0 && got.wrapping_sub(expected) as i32 == slot.deviation {
+    if got > 0 && psh && slot.deviation != 0 && deviation(got, expected) == slot.deviation {
         return Gate::Open(Row::Deviation);
     }
     if slot.outstanding() > 0 {
@@ -75,12 +75,17 @@ pub(crate) fn gate(slot: &Slot, next: &Piece, now_us: u64, wait: bool) -> Gate {
     let (since, quiet, row) = if got == 0 {
         let since = slot.progress_us.max(slot.turn_sent_us).max(next.time_us);
         (since, (4 * u64::from(next.gap_us)).clamp(3_000_000, 60_000_000), Row::Unanswered)
-    } else if psh && (after_gap || u64::from(got) * 8 >= u64::from(expected) * 7) {
+    } else if psh && (after_gap || got * 8 >= expected * 7) {
         (slot.answer_us, (2 * u64::from(slot.srtt_us)).clamp(1_000, 10_000), Row::Guessed)
     } else {
         (slot.answer_us, u64::from(next.gap_us).clamp(20_000, 1_000_000), Row::Guessed)
     };
     if now_us >= since + quiet { Gate::Open(row) } else { Gate::Closed(since + quiet) }
+}
+
+/// How much longer an answer was; 0, which is never steady, when it cannot be said in 32 bits.
+fn deviation(got: u64, expected: u64) -> i32 {
+    (got as i64 - expected as i64).try_into().unwrap_or(0)
 }
 
 /// Moves the anchors to the gate that opened, and counts.
@@ -90,22 +95,22 @@ pub(crate) fn release(slot: &mut Slot, tally: &mut Tally, next: &Piece, row: Row
     if next.flags & (piece::NEW_TURN | piece::END) == 0 {
         return;
     }
-    let expected = next.gate.0.wrapping_sub(slot.anchor_online.0);
-    let got = slot.rcv_ack.0.wrapping_sub(slot.anchor_target.0);
+    let expected = next.gate.beyond(slot.anchor_online);
+    let got = slot.answered().beyond(slot.anchor_target);
     slot.anchor_online = next.gate;
     slot.unset(is::REANCHOR);
     match row {
         Row::Exact => {
-            slot.anchor_target += expected;
+            slot.anchor_target = slot.anchor_target + expected as i64;
             if got == expected && expected > 0 {
                 slot.deviation = 0;
             }
         }
-        Row::Free | Row::Deviation | Row::Unanswered => slot.anchor_target = slot.rcv_ack,
+        Row::Free | Row::Deviation | Row::Unanswered => slot.anchor_target = slot.answered(),
         Row::Guessed => {
             let after_gap = next.flags & piece::AFTER_GAP != 0;
-            slot.deviation = if after_gap { 0 } else { got.wrapping_sub(expected) as i32 };
-            slot.anchor_target = slot.rcv_ack;
+            slot.deviation = if after_gap { 0 } else { deviation(got, expected) };
+            slot.anchor_target = slot.answered();
             tally.one(Count::TurnsGuessed);
         }
     }
@@ -130,14 +135,16 @@ pub(crate) fn release(slot: &mut Slot, tally: &mut Tally, next: &Piece, row: Row
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wide::Wide;
     use flow::Seq;
 
     /// Anchors at 1,000 online and 9,000 at the target; `got` answer bytes have come at 1 s, all acknowledged.
     fn slot(got: u32) -> Slot {
         let mut slot = Slot::empty();
-        slot.anchor_online = Seq(1_000);
-        slot.anchor_target = Seq(9_000);
-        slot.rcv_nxt = Seq(9_000) + got;
+        slot.anchor(Seq(1_000));
+        slot.anchor_target = Wide::first(Seq(9_000));
+        (slot.rcv_high, slot.rcv_nxt) = (1, Seq(9_000));
+        slot.receive(Seq(9_000) + got);
         slot.rcv_ack = slot.rcv_nxt;
         slot.answer_us = 1_000_000;
         slot.srtt_us = 1_500;
@@ -149,7 +156,7 @@ mod tests {
         Piece {
             time_us: 900_000,
             len: 1,
-            gate: Seq(1_000) + expected,
+            gate: Wide::first(Seq(1_000)) + i64::from(expected),
             gap_us: 50_000,
             flags: piece::NEW_TURN,
         }
@@ -183,10 +190,10 @@ mod tests {
         assert_eq!((slot.deviation, tally.count(Count::TurnsGuessed)), (10, 1));
         slot.rcv_nxt += 210;
         slot.rcv_ack = slot.rcv_nxt;
-        let next = Piece { gate: Seq(1_700), ..turn(0) };
+        let next = Piece { gate: Wide::first(Seq(1_700)), ..turn(0) };
         assert_eq!(look(&slot, &next, 0), Gate::Open(Row::Deviation));
         release(&mut slot, &mut tally, &next, Row::Deviation);
-        assert_eq!((slot.anchor_online, slot.anchor_target), (Seq(1_700), Seq(9_720)));
+        assert_eq!((slot.anchor_online.seq(), slot.anchor_target.seq()), (Seq(1_700), Seq(9_720)));
     }
 
     #[test]
@@ -197,7 +204,7 @@ mod tests {
         assert_eq!(look(&slot(900), &next, 1_000_000), Gate::Open(Row::Exact));
         let (mut slot, mut tally) = (slot(900), Tally::new());
         release(&mut slot, &mut tally, &next, Row::Exact);
-        assert_eq!(slot.anchor_target, Seq(9_500), "400 bytes belong to later turns");
+        assert_eq!(slot.anchor_target.seq(), Seq(9_500), "400 bytes belong to later turns");
     }
 
     #[test]
@@ -227,10 +234,33 @@ mod tests {
     #[test]
     fn totals_may_wrap() {
         let mut slot = slot(0);
-        slot.anchor_target = Seq(u32::MAX - 99);
-        slot.anchor_online = Seq(u32::MAX - 9);
-        slot.rcv_nxt = Seq(100);
-        slot.rcv_ack = Seq(100);
-        assert_eq!(look(&slot, &Piece { gate: Seq(190), ..turn(0) }, 0), Gate::Open(Row::Exact));
+        slot.anchor(Seq(u32::MAX - 9));
+        slot.anchor_target = Wide::first(Seq(u32::MAX - 99));
+        (slot.rcv_high, slot.rcv_nxt) = (1, Seq(u32::MAX - 99));
+        slot.receive(Seq(100));
+        slot.rcv_ack = slot.rcv_nxt;
+        let gate = slot.online(Seq(190));
+        assert_eq!(look(&slot, &Piece { gate, ..turn(0) }, 0), Gate::Open(Row::Exact));
+    }
+
+    /// Beyond 4 GiB a part of the answer has the same low half as the whole.
+    #[test]
+    fn an_answer_longer_than_a_round_of_numbers_is_waited_for() {
+        let mut slot = slot(0);
+        for _ in 0..5 {
+            slot.online(slot.online_ack.seq() + (1 << 30));
+        }
+        let next = Piece { gate: slot.online_ack, ..turn(0) };
+        let mut got: u64 = 0;
+        loop {
+            let open = matches!(look(&slot, &next, 1_000_000), Gate::Open(_));
+            assert_eq!(open, got == 5 << 30, "{got} bytes");
+            if open {
+                break;
+            }
+            slot.receive(slot.rcv_nxt + (1 << 29));
+            slot.rcv_ack = slot.rcv_nxt;
+            got += 1 << 29;
+        }
     }
 }

@@ -44,6 +44,12 @@ impl Wheel {
         }
     }
 
+    /// Memory that each slot takes.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(&*self.nodes)
+    }
+
     /// How many slots are armed.
     pub fn len(&self) -> u32 {
         self.len

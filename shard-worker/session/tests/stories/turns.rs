@@ -296,3 +296,34 @@ fn many_connections_take_their_turns_in_portions() {
     let first_mouse = after.iter().position(|&n| n == 9).unwrap();
     assert!(first_mouse <= 4, "{after:?}");
 }
+
+/// One answer of five gibibytes, both online and at the target: the next turn leaves when all of it is there, not when its
+/// low 32 bits are.
+#[test]
+fn an_answer_beyond_four_gibibytes() {
+    const STEP: u32 = 4 << 20;
+    let mut world = World::new();
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    world.run(MS);
+    world.options.dead = true;
+    client.sends(&mut world, b"all of it\n");
+    let mut answer = world.in_step();
+    answer.tcp.ack += 10;
+    answer.tcp.flags |= flag::PSH;
+    answer.payload_len = STEP;
+    for _ in 0..5 << 8 {
+        client.reads(STEP);
+        client.acks(&mut world);
+    }
+    client.sends(&mut world, b"next\n");
+    for step in 0..5 << 8 {
+        assert_eq!(world.data_sent().len(), 1, "after {step} steps");
+        world.drawn_by(answer);
+        answer.tcp.seq += STEP;
+        world.run(MS);
+    }
+    assert_eq!(world.data_sent().len(), 2);
+    assert_eq!(world.count(Count::TurnsGuessed) + world.count(Count::TurnsUnanswered), 0);
+    assert_eq!(world.count(Count::ReturnedBytes), 5 << 30);
+}
