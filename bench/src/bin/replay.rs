@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use lab::impair::{Way, lose};
 use lab::user::become_root_in_user_namespace;
 use lab::witness::lag;
 use lab::{Fidelity, HttpOptions, HttpService, Instance, Load, Mode, Network, Stats, Twin, Witness, wait};
@@ -35,6 +36,8 @@ struct Row {
     body_bytes: usize,
     response_bytes: usize,
     copies: u32,
+    /// Packets lost between replayed clients and target, each way, parts per million.
+    lost_ppm: u32,
 }
 
 const BASE: Row = Row {
@@ -47,7 +50,13 @@ const BASE: Row = Row {
     body_bytes: 0,
     response_bytes: 200,
     copies: 1,
+    lost_ppm: 0,
 };
+
+/// Requests over a path that loses packets.
+const LOSSY: Row = Row { rate: Some(2_000.0), ..BASE };
+/// Uploads over one.
+const LOSSY_POST: Row = Row { rate: Some(50.0), body_bytes: 100_000, ..BASE };
 
 const ROWS: &[Row] = &[
     Row { name: "keepalive-20k", usual: true, rate: Some(20_000.0), ..BASE },
@@ -62,6 +71,12 @@ const ROWS: &[Row] = &[
     Row { name: "copies-8-of-5k", rate: Some(5_000.0), copies: 8, ..BASE },
     Row { name: "post-100k-300", rate: Some(300.0), body_bytes: 100_000, ..BASE },
     Row { name: "answer-1m-300", rate: Some(300.0), response_bytes: 1 << 20, ..BASE },
+    Row { name: "loss-0.1", lost_ppm: 1_000, ..LOSSY },
+    Row { name: "loss-1", lost_ppm: 10_000, ..LOSSY },
+    Row { name: "loss-5", lost_ppm: 50_000, ..LOSSY },
+    Row { name: "post-loss-0.1", lost_ppm: 1_000, ..LOSSY_POST },
+    Row { name: "post-loss-1", lost_ppm: 10_000, ..LOSSY_POST },
+    Row { name: "post-loss-5", lost_ppm: 50_000, ..LOSSY_POST },
 ];
 
 /// Ids of an unthrottled row at most.
@@ -166,6 +181,11 @@ fn run(row: &Row, binary: &std::path::Path) -> Result<Finding> {
     let (map, copies) = (lab::twin::map(80, at_target), row.copies.to_string());
     let run = twin
         .run(&net.online, &["-x", &map, "-s", "10.88.0.5", "-i", "eth0", "--shards", "2", "-n", &copies])?;
+    let ways = [
+        Way { from: &net.online, to: &net.target, what: "tcp dport 8080" },
+        Way { from: &net.target, to: &net.assistant, what: "tcp sport 8080" },
+    ];
+    let _loss = if row.lost_ppm > 0 { Some(lose(&net, &ways, row.lost_ppm)?) } else { None };
 
     let cpu = |run: &Instance| run.cpu_s() + intercept.cpu_s();
     let (before, started) = (cpu(&run), Instant::now());
@@ -244,6 +264,7 @@ fn object(row: &Row, r: &Finding) -> Value {
         "online_per_s": r.online_per_s,
         "online_p99_us": r.online_p99_us,
         "copies": row.copies,
+        "lost_ppm": row.lost_ppm,
         "ids": r.fidelity.ids,
         "equal": r.fidelity.equal,
         "missing": r.fidelity.missing,
