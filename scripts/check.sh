@@ -58,3 +58,6 @@ if $quick; then
 else
     cargo test --locked -p tcptwin --quiet
 fi
+
+echo "== any bytes at all: a million generated inputs at every place where bytes come in"
+scripts/fuzz.sh --quick

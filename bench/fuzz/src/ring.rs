@@ -1,7 +1,8 @@
 //! Target `ring`: a ring whose indices and bytes anybody may have written.
 //!
 //! Operations of twelve bytes: what, one byte, two bytes, eight bytes. As long as only the ends write, the oracle is a
-//! queue; from the first scribble on, what is read lies in the ring and has an end, and the ring works again afterwards.
+//! queue; as long as only bytes are scribbled over, what is read was published; from the first wrong index on, what is read
+//! lies in the ring and has an end. The ring works again afterwards in any case.
 
 use std::collections::VecDeque;
 
@@ -14,6 +15,8 @@ pub(crate) const OP: usize = 12;
 /// Operations of one input at most.
 const MOST: usize = 128;
 const CAPACITY: usize = 1024;
+const SET_HEAD: u8 = 12;
+const SET_TAIL: u8 = 13;
 /// A cache line: what a record takes at least.
 const LINE: usize = 64;
 
@@ -22,9 +25,13 @@ pub fn ring(data: &[u8]) {
     let mut data = Data::new(data);
     let mut ring = Scribbled::new(CAPACITY as u32);
     let mut oracle = Some(Oracle::default());
+    let mut indices_hold = true;
     for number in 0..MOST {
         let Some(op) = data.array::<OP>() else { break };
-        step(&mut ring, &mut oracle, op, number as u8);
+        let span = ring.tail().wrapping_sub(ring.head());
+        let seen = step(&mut ring, &mut oracle, op, number as u8);
+        indices_hold &= !matches!(op[0] % 16, SET_HEAD | SET_TAIL);
+        assert!(!indices_hold || seen as u64 <= span, "{seen} bytes were read of {span} published");
     }
     if oracle.is_some() {
         assert_eq!(ring.faults(), (0, 0), "nobody scribbled");
@@ -42,12 +49,13 @@ struct Oracle {
     walked: usize,
 }
 
+/// Does one thing; how many bytes of the ring the records that it showed take.
 fn step(
     ring: &mut Scribbled,
     oracle: &mut Option<Oracle>,
     [what, few, a, b, word @ ..]: [u8; OP],
     number: u8,
-) {
+) -> usize {
     let small = u16::from_le_bytes([a, b]);
     let word = u64::from_le_bytes(word);
     match what % 16 {
@@ -75,6 +83,7 @@ fn step(
                 assert_eq!(found, oracle.published.get(oracle.walked).map(Vec::as_slice));
                 oracle.walked += usize::from(found.is_some());
             }
+            return found.map_or(0, |record| shm::Producer::record_bytes(record.len()));
         }
         8 => {
             ring.release();
@@ -90,7 +99,7 @@ fn step(
                     assert_eq!(Some(record), oracle.published.get(oracle.walked + count).map(Vec::as_slice));
                 }
                 count += 1;
-                bytes += record.len();
+                bytes += shm::Producer::record_bytes(record.len());
             });
             assert!(count <= look && bytes <= CAPACITY, "{count} records of {bytes} bytes");
             if let Some(oracle) = oracle {
@@ -100,6 +109,7 @@ fn step(
                     oracle.walked = 0;
                 }
             }
+            return bytes;
         }
         10 => {
             ring.new_producer();
@@ -113,11 +123,11 @@ fn step(
                 oracle.walked = 0;
             }
         }
-        12 => {
+        SET_HEAD => {
             *oracle = None;
             ring.set_head(near(ring.head(), few, word));
         }
-        13 => {
+        SET_TAIL => {
             *oracle = None;
             ring.set_tail(near(ring.tail(), few, word));
         }
@@ -136,6 +146,7 @@ fn step(
             );
         }
     }
+    0
 }
 
 /// An index a little off, a lap off, or anything.

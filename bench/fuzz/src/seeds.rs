@@ -153,6 +153,10 @@ pub fn rings() -> Vec<Seed> {
             "length_beyond",
             [push(9), push(9), publish.clone(), op(15, 0, 2_000, 0), next.clone(), next.clone()].concat(),
         ),
+        (
+            "length_beyond_published",
+            [push(9), publish.clone(), op(15, 0, 500, 0), next.clone(), peek(3, 3), next.clone()].concat(),
+        ),
         ("length_huge", [push(9), publish.clone(), op(15, 0x20, 0, 0x7fff_ffff), next.clone()].concat()),
         ("pad_too_short", [push(9), publish.clone(), op(15, 0x40, 10, 0), next.clone()].concat()),
         (

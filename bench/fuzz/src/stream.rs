@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | 0 | a dialer receives | a listener receives |
 //! | 1 | raw: the bytes begin with the preamble | framed: the preamble is put in front, every length is made to fit |
+//! | 2 to 5 | a number of farewells behind the first frame, so that the buffer goes round | none |
 //!
 //! The oracle is the same stream given at once: portions change nothing.
 
@@ -24,13 +25,20 @@ use crate::reach;
 /// Where the other end is said to be.
 pub(crate) const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 36_524);
 
+/// Type byte of a farewell.
+const FAREWELL: u8 = 9;
+
 /// Any bytes as what is received.
 pub fn stream(data: &[u8]) {
     let Some((&[shape, portions], bytes)) = data.split_first_chunk::<2>() else { return };
     let dialer = shape & 1 != 0;
-    let stream = if shape & 2 == 0 { framed(dialer, bytes) } else { bytes.to_vec() };
+    let stream = if shape & 2 == 0 {
+        framed(dialer, bytes, usize::from(shape >> 2 & 15) * 32)
+    } else {
+        bytes.to_vec()
+    };
     let at_once = receive(end(dialer), &stream, usize::MAX);
-    let in_portions = receive(end(dialer), &stream, usize::from(portions));
+    let in_portions = receive(end(dialer), &stream, usize::from(portions).pow(2));
     assert_eq!(in_portions, at_once, "portions of {portions}");
 }
 
@@ -56,7 +64,7 @@ pub(crate) fn hello() -> Hello {
 }
 
 /// Preamble, then frames whose lengths are those of what follows.
-fn framed(to_dialer: bool, mut bytes: &[u8]) -> Vec<u8> {
+fn framed(to_dialer: bool, mut bytes: &[u8], mut farewells: usize) -> Vec<u8> {
     let preamble = if to_dialer { &PREAMBLES.1 } else { &PREAMBLES.0 };
     let mut stream = preamble.clone();
     while let Some((len, rest)) = bytes.split_first_chunk::<2>() {
@@ -65,6 +73,12 @@ fn framed(to_dialer: bool, mut bytes: &[u8]) -> Vec<u8> {
         let (body, behind) = rest.split_at(len);
         stream.extend_from_slice(body);
         bytes = behind;
+        for n in 0..std::mem::take(&mut farewells) {
+            let len = 400 + n % 100;
+            stream.extend_from_slice(&(len as u16).to_le_bytes());
+            stream.push(FAREWELL);
+            stream.resize(stream.len() + len - 1, b'z');
+        }
     }
     stream
 }

@@ -145,6 +145,8 @@ pub fn streams() -> Vec<Seed> {
             out.refuse(&Refused { code, sentence, suggestion });
         })
     };
+    // Farewells in the middle, more than the buffer holds, in large portions.
+    let long = |stream: Vec<u8>| [&[stream[0] | 15 << 2, 200], &stream[2..]].concat();
     let framed = |bytes: &[u8]| [&[0, 3][..], &(bytes.len() as u16).to_le_bytes(), bytes].concat();
     let raw = |side: u8, bytes: &[u8]| [&[2 | side, 9][..], bytes].concat();
     let preamble = Link::dialer(Policy::Plain, &hello(), PEER).expect("plain").pending().to_vec();
@@ -196,6 +198,18 @@ pub fn streams() -> Vec<Seed> {
                 out.record(&Returned { position: 14, ..v4() });
                 out.pong(1);
             }),
+        ),
+        (
+            "long_to_listener",
+            long(to_listener(&claims, |out| {
+                out.claim(&endpoint("203.0.113.9:40000"), &endpoint("10.0.3.2:8080"));
+            })),
+        ),
+        (
+            "long_to_dialer",
+            long(welcomed(|out| {
+                out.record(&Returned { position: 1, ..v4() });
+            })),
         ),
         (
             "position_back",
