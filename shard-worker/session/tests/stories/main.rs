@@ -4,6 +4,7 @@
 #[allow(unreachable_pub)]
 mod kit;
 
+mod closing;
 mod copies;
 mod endings;
 mod handshake;
@@ -14,7 +15,9 @@ mod limits;
 mod loss;
 mod midstream;
 mod policy;
+mod probing;
 mod protocols;
+mod recovery;
 mod restart;
 mod simulation;
 mod trouble;
