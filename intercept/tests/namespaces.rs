@@ -260,7 +260,7 @@ fn answers_are_captured_on_the_assistant() -> Result<()> {
 
 fn answers_end_in_the_tun_device_super_frames_whole() -> Result<()> {
     if !std::path::Path::new("/dev/net/tun").exists() {
-        return Err(lab::story::Skipped("this machine has no /dev/net/tun".to_owned()).into());
+        return Err(lab::story::Skipped::NotHere("this machine has no /dev/net/tun".to_owned()).into());
     }
     let net = Network::new(Answers::NoRoute)?;
     targets(&net).into_iter().try_for_each(|at| talkative(&net.target, at))?;
@@ -346,7 +346,7 @@ fn an_interface_that_was_made_anew_is_captured_again() -> Result<()> {
     delete.args(["link", "delete", "eth1"]);
     let deleted = net.assistant.ns.spawn(delete).and_then(|mut child| child.wait());
     if !deleted.is_ok_and(|status| status.success()) {
-        return Err(lab::story::Skipped("`ip` (iproute2) is not installed".to_owned()).into());
+        return Err(lab::story::Skipped::NotInstalled("`ip` (iproute2) is not installed".to_owned()).into());
     }
     make(&net)?;
     seen("after it was made anew")?;
@@ -366,7 +366,7 @@ fn say_something(from: SocketAddr) {
 
 fn the_device_and_its_routes_vanish_with_intercept() -> Result<()> {
     if !std::path::Path::new("/dev/net/tun").exists() {
-        return Err(lab::story::Skipped("this machine has no /dev/net/tun".to_owned()).into());
+        return Err(lab::story::Skipped::NotHere("this machine has no /dev/net/tun".to_owned()).into());
     }
     let net = Network::new(Answers::NoRoute)?;
     let tun =
