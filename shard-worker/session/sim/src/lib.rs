@@ -1,3 +1,29 @@
-//! Deterministic simulation of the replay machine.
+//! Deterministic simulation of the replay machine: seeded clients, bad links and another TCP as the target, around a
+//! [`session::Table`] in virtual time. A seed is a world and, when a rule breaks in it, a bug report.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `scenario` | what happens in a world, drawn from its seed: profiles, links, target |
+//! | `flows`, `online`, `capture` | what clients want, how it passes the online server, what is captured of it |
+//! | `world` | virtual time: capture, links, timers, table |
+//! | `link` | one direction: delay, loss, doubles, disorder, corruption, rate, darkness |
+//! | `target`, `app` | the target host with smoltcp's TCP; the service behind it |
+//! | `oracle` | what must hold, at every record and at the end |
+//! | `figures` | sums |
+//! | `dice` | chance |
 
-pub mod dice;
+mod app;
+mod capture;
+mod dice;
+pub mod figures;
+mod flows;
+mod link;
+mod online;
+mod oracle;
+pub mod scenario;
+mod target;
+pub mod world;
+
+pub use figures::{Figure, Figures};
+pub use scenario::{Profile, Scenario};
+pub use world::{Failure, Options, run};
