@@ -483,7 +483,8 @@ impl Table {
     fn gate_at(&self, id: u32, seq: Seq) -> Option<Wide> {
         let mut probe = *self.slots.get(id);
         probe.online_next = seq;
-        stash::ready(&probe, &self.chunks).map(|ready| probe.online_ack.near(ready.gate))
+        let ready = stash::ready(&probe, &self.chunks)?;
+        Some(lowered(&probe, &self.chunks, probe.online_ack.near(ready.gate)))
     }
 
     /// The client's FIN or RST becomes the last piece once everything before it is there.
