@@ -61,3 +61,6 @@ fi
 
 echo "== any bytes at all: a million generated inputs at every place where bytes come in"
 scripts/fuzz.sh --quick
+
+echo "== the replay machine over bad links, in virtual time: a thousand worlds and more"
+scripts/sim.sh --seeds 1200 --jobs 2
