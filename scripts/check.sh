@@ -28,6 +28,7 @@ if ! $quick; then
     need wrk wrk
     need curl curl
     need nft nftables
+    need ip iproute2
 fi
 if ((${#packages[@]})); then
     if [[ $(id -u) -ne 0 ]] || ! command -v apt-get >/dev/null 2>&1; then
