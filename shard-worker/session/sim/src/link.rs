@@ -42,13 +42,13 @@ impl Link {
             return [None, None];
         }
         let mut leaves = now_us;
-        if self.spec.rate > 0 {
+        if let Some(sending_us) = (bytes as u64 * 1000).checked_div(self.spec.rate) {
             leaves = leaves.max(self.busy_us);
             if leaves > now_us + QUEUE_US {
                 self.lost += 1;
                 return [None, None];
             }
-            self.busy_us = leaves + bytes as u64 * 1000 / self.spec.rate;
+            self.busy_us = leaves + sending_us;
             leaves = self.busy_us;
         }
         let mut at_us = leaves + self.spec.delay_us + self.dice.below(self.spec.jitter_us + 1);

@@ -237,7 +237,7 @@ impl Play<'_> {
                 while let Some(Reverse((at, _, event))) = self.events.pop() {
                     match event {
                         Event::Read { .. } | Event::Arrive { .. } | Event::Send { .. } => {
-                            self.happen_after_fin(at, event)
+                            self.happen_after_fin(at, event);
                         }
                         _ => {}
                     }

@@ -363,6 +363,15 @@ impl Oracle {
                 None => 0,
             };
             if track.answered < owed {
+                eprintln!(
+                    "EARLY flow {} n {} owed {} answered {} rtt {} len0 {}",
+                    flow.id,
+                    number,
+                    owed,
+                    track.answered,
+                    flow.rtt_us,
+                    flow.requests.iter().filter(|r| r.online.len == 0).count()
+                );
                 self.early.push(flow.id);
             } else if asked.is_some() {
                 let could = track.progress_us.max(known.captured_us[number]);
