@@ -49,7 +49,7 @@ case "${1:-1}" in
             echo "== $target, $seconds s"
             mkdir -p "target/fuzz/corpus/$target" target/fuzz/found
             # New inputs go into the first folder; the tree's are read only.
-            CARGO_TARGET_DIR=target/fuzz/build cargo +nightly fuzz run --fuzz-dir bench/fuzz/cargo "$target" \
+            CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/fuzz/libfuzzer" cargo +nightly fuzz run --fuzz-dir bench/fuzz/cargo "$target" \
                 "target/fuzz/corpus/$target" "bench/fuzz/corpus/$target" -- \
                 -max_total_time="$seconds" -max_len=4096 -timeout=20 -print_final_stats=1 \
                 -artifact_prefix="target/fuzz/found/$target-"

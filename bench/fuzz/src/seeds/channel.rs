@@ -206,12 +206,6 @@ pub fn streams() -> Vec<Seed> {
             })),
         ),
         (
-            "long_to_dialer",
-            long(welcomed(|out| {
-                out.record(&Returned { position: 1, ..v4() });
-            })),
-        ),
-        (
             "position_back",
             welcomed(|out| {
                 out.record(&Returned { position: 1, ..v4() });
