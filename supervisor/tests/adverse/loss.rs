@@ -21,7 +21,17 @@ pub(crate) const STORIES: &[Story] = &[
     ("posts_of_100_kb_with_one_packet_lost_in_twenty", 60, || posts(50_000, 99.0)),
     ("a_connection_per_request_with_one_packet_lost_in_a_hundred", 60, a_connection_per_request),
     ("requests_overtake_each_other_on_a_cable_of_1_to_20_ms", 60, reordering),
-    ("a_bad_cable_loses_doubles_alters_and_reorders", 60, a_bad_cable),
+    ("a_bad_cable_loses_doubles_alters_and_reorders_requests", 60, || {
+        a_bad_cable(|stage| Load { connections: 50, rate: Some(1_000.0), ..stage.load(4_000) })
+    }),
+    ("a_bad_cable_loses_doubles_alters_and_reorders_posts", 60, || {
+        a_bad_cable(|stage| Load {
+            connections: 16,
+            rate: Some(50.0),
+            body_bytes: 100_000,
+            ..stage.load(150)
+        })
+    }),
     ("redis_in_a_closed_loop_with_one_packet_lost_in_a_hundred", 60, redis),
 ];
 
@@ -112,16 +122,18 @@ fn reordering() -> Result<()> {
     held_to(&stage, &stats, &both, 100.0)
 }
 
-/// Everything at once, and the cable is cut for a second.
-fn a_bad_cable() -> Result<()> {
+/// Everything at once, and the cable is cut for a second. What is altered on the way there, the target's kernel notices.
+fn a_bad_cable(load: impl Fn(&Stage) -> Load) -> Result<()> {
     let stage = Stage::new()?;
     let _intercept = stage.intercept()?;
     let run = stage.run(&["--shards", "2"])?;
-    step("a cable of 1 to 20 ms that loses, doubles and alters one frame in a hundred each");
-    let course =
-        Course { lost_ppm: 10_000, doubled_ppm: 10_000, altered_ppm: 10_000, ..Course::between_ms(1, 20) };
-    let wire = Wire::new(&stage.net, &stage.net.target, course, course, SEED)?;
-    let load = stage.start(Load { connections: 50, rate: Some(1_000.0), ..stage.load(4_000) })?;
+    step(
+        "a cable of 1 to 20 ms that loses, doubles and, on the way there, alters one frame in a hundred each",
+    );
+    let from = Course { lost_ppm: 10_000, doubled_ppm: 10_000, ..Course::between_ms(1, 20) };
+    let to = Course { altered_ppm: 10_000, ..from };
+    let wire = Wire::new(&stage.net, &stage.net.target, to, from, SEED)?;
+    let load = stage.start(load(&stage))?;
     step("it is cut for a second");
     wire.cut(true);
     std::thread::sleep(Duration::from_secs(1));
