@@ -164,8 +164,12 @@ pub struct Limits {
 pub struct Times {
     /// Longest silence of an open session with nothing to do before it is closed.
     pub idle_us: u64,
-    /// How long a hole in the capture is waited for: reordering on one host is over within a few milliseconds.
+    /// How long a hole is waited for that the server has none of: it answered what lies behind. So the capture missed the
+    /// bytes, and reordering on one host is over within a few milliseconds.
     pub hole_us: u64,
+    /// How long one is waited for that the server may have too: the segment was lost on the client's way, and the client
+    /// sends it again. Four tries of a retransmission timer that begins at 200 ms.
+    pub loss_us: u64,
     /// How long the target may leave a session without any acknowledgement before it counts as timed out.
     pub dead_us: u64,
     /// How long a session whose four-tuple came back waits for the old one to drain (`Clients::Keep`).
@@ -181,6 +185,7 @@ impl Default for Times {
         Self {
             idle_us: 600_000_000,
             hole_us: 50_000,
+            loss_us: 3_000_000,
             dead_us: 60_000_000,
             queue_us: 5_000_000,
             orphan_us: 10_000_000,

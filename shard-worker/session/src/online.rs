@@ -8,7 +8,7 @@ use flow::{Captured, Drop, Seq, TcpFields};
 use crate::chunks::{Chunks, ROOM};
 use crate::config::{Join, OnGap, Rtt};
 use crate::held::{self, NoChunk, Piece, piece};
-use crate::slot::{NEVER, NONE, Phase, Slot, Timer, is};
+use crate::slot::{NONE, Phase, Slot, Timer, is};
 use crate::stash;
 use crate::table::Table;
 use crate::tally::Count;
@@ -189,15 +189,31 @@ impl Table {
             slot.put(is::END_RST, tcp.has(flag::RST));
             slot.online_end = if tcp.has(flag::RST) { end.max(slot.online_next) } else { end };
             slot.end_gate = gate;
-            if slot.online_end.after(slot.online_next) && slot.deadline(Timer::Hole) == NEVER {
-                slot.arm(Timer::Hole, now_us + self.config.times.hole_us);
-                self.rearm(id);
-            }
         } else if tcp.has(flag::RST) && slot.is(is::END_KNOWN) {
             // After its FIN the client answered with a reset: what is held still goes first.
             slot.set(is::END_RST);
         }
+        self.note_hole(now_us, id, tcp.has(flag::ACK).then_some(tcp.ack));
         self.take_end(now_us, id, time_us);
+    }
+
+    /// Sets the time of a hole, or brings it forward: a client that has read more than when it sent what lies behind the
+    /// hole was answered by a server that has no hole there, so nobody will send those bytes again.
+    fn note_hole(&mut self, now_us: u64, id: u32, ack: Option<Seq>) {
+        let slot = self.slots.get(id);
+        let end = slot.is(is::END_KNOWN) && slot.online_end.after(slot.online_next);
+        if slot.stash_count == 0 && !end {
+            return;
+        }
+        let end_gate = end.then_some(slot.end_gate.seq());
+        let nobody = slot.is(is::END_RST) || stash::was_answered(slot, &self.chunks, ack, end_gate);
+        let times = &self.config.times;
+        let due = now_us + if nobody { times.hole_us } else { times.loss_us };
+        let slot = self.slots.get_mut(id);
+        if due < slot.deadline(Timer::Hole) {
+            slot.arm(Timer::Hole, due);
+            self.rearm(id);
+        }
     }
 
     /// What the first packets of a connection tell: the client's distance, and where the server's numbers begin.
@@ -271,9 +287,6 @@ impl Table {
             }
             self.tally.one(Count::Stashed);
             self.tally.hold(slot, fresh.len() as u32);
-            if slot.deadline(Timer::Hole) == NEVER {
-                slot.arm(Timer::Hole, now_us + self.config.times.hole_us);
-            }
             if slot.stash_count >= stash::ENTRIES {
                 slot.arm(Timer::Hole, now_us);
             }
@@ -381,7 +394,8 @@ impl Table {
             slot.disarm(Timer::Hole);
         } else if moved {
             // The next hole has its own time.
-            slot.arm(Timer::Hole, now_us + self.config.times.hole_us);
+            slot.disarm(Timer::Hole);
+            self.note_hole(now_us, id, None);
         }
     }
 

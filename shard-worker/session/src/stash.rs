@@ -99,6 +99,14 @@ pub(crate) fn lowest_gate(slot: &Slot, chunks: &Chunks) -> Option<Seq> {
     ahead(slot, chunks).map(|(entry, _)| entry.gate).reduce(Seq::min)
 }
 
+/// Whether `ack`, or something ahead, acknowledges more than the first of what is ahead did. `end`: the acknowledgement
+/// number of the stream's end, where that is known and lies behind the hole too.
+pub(crate) fn was_answered(slot: &Slot, chunks: &Chunks, ack: Option<Seq>, end: Option<Seq>) -> bool {
+    let first = lowest_gate(slot, chunks).or(end);
+    let last = ahead(slot, chunks).map(|(entry, _)| entry.gate).chain(ack).chain(end).reduce(Seq::max);
+    matches!((first, last), (Some(first), Some(last)) if last.after(first))
+}
+
 /// The first byte after the hole.
 pub(crate) fn first_byte(slot: &Slot, chunks: &Chunks) -> Option<Seq> {
     ahead(slot, chunks).map(|(entry, _)| entry.seq).reduce(Seq::min)

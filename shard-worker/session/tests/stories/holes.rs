@@ -167,6 +167,7 @@ fn a_hole_before_the_end_is_given_up_too() {
     client.sends_unseen(b"r1 100\n");
     client.reads(100);
     client.closes(&mut world);
+    client.leaves(&mut world);
     world.run(SECOND);
     assert_eq!(world.peer().text(), "r0 100\n");
     assert!(world.peer().is_closed());
@@ -322,6 +323,7 @@ fn abort_at_a_snap_length_and_at_a_hole_before_the_end() {
     client.asks(&mut world, "r0", 100);
     client.sends_unseen(b"r1 100\n");
     client.closes(&mut world);
+    client.leaves(&mut world);
     world.run(SECOND);
     assert!(world.peer().reset && !world.peer().client_fin);
     assert_eq!((world.table.tally().open, world.count(Count::FailedGap)), (0, 2));
@@ -344,4 +346,52 @@ fn the_last_request_is_missing_before_the_clients_end() {
     assert_eq!((world.count(Count::Missed), world.count(Count::Holes)), (7, 1));
     assert!(world.peer().is_closed());
     world.assert_all_delivered();
+}
+
+#[test]
+fn a_segment_lost_on_the_clients_way_is_waited_for() {
+    let mut world = World::new();
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    client.asks(&mut world, "r0", 100);
+    let lost = client.segment(flag::ACK);
+    client.sends_unseen(b"r1 ");
+    client.sends(&mut world, b"100");
+    client.sends(&mut world, b"\n");
+    // The server has the hole as well and answers nothing, so the client's timer fires, twice.
+    world.run(650 * MS);
+    world.capture(&lost, b"r1 ");
+    client.reads(100);
+    client.asks(&mut world, "r2", 100);
+    world.run(20 * MS);
+    assert_eq!(world.peer().text(), "r0 100\nr1 100\nr2 100\n");
+    assert_eq!((world.count(Count::Missed), world.peers.len()), (0, 1));
+    world.assert_all_delivered();
+}
+
+#[test]
+fn a_hole_that_nobody_fills_is_given_up_at_last() {
+    let mut world = World::new();
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    client.sends_unseen(b"start-");
+    client.sends(&mut world, b"end 100\n");
+    world.run(2 * SECOND);
+    assert_eq!(world.count(Count::Missed), 0);
+    world.run(2 * SECOND);
+    assert_eq!(world.count(Count::Missed), 6);
+}
+
+#[test]
+fn an_answer_read_behind_a_hole_shows_that_the_capture_missed_it() {
+    let mut world = World::new();
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    client.sends_unseen(b"start-");
+    client.sends(&mut world, b"end 100\n");
+    world.run(10 * MS);
+    client.reads(100);
+    client.acks(&mut world);
+    world.run(100 * MS);
+    assert_eq!(world.count(Count::Missed), 6);
 }

@@ -183,6 +183,7 @@ fn keep_alive_probes_of_the_client_are_no_data() {
     world.capture(&probe, b"\0");
     world.run(SECOND);
     client.asks(&mut world, "r3", 100);
+    client.acks(&mut world);
     world.run(SECOND);
     assert_eq!(world.peer().text(), "r0 100\nr1 100\nr3 100\n");
     assert_eq!((world.peers.len(), world.count(Count::Missed)), (1, 7));
