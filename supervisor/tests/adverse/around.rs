@@ -12,14 +12,24 @@ use crate::stage::{Stage, answered, end};
 
 pub(crate) const STORIES: &[Story] = &[
     ("clients_lose_packets_on_their_own_way", 60, clients_lose_packets_on_their_own_way),
+    ("clients_upload_over_a_way_that_loses_packets", 60, clients_upload_over_a_way_that_loses_packets),
     ("the_return_channel_loses_packets", 60, the_return_channel_loses_packets),
     ("intercept_is_cut_off_for_two_seconds", 60, intercept_is_cut_off_for_two_seconds),
     ("the_capture_misses_one_packet_in_a_hundred", 60, the_capture_misses_one_packet_in_a_hundred),
 ];
 
-/// The captured clients retransmit; the target sees each byte once.
 fn clients_lose_packets_on_their_own_way() -> Result<()> {
     let stage = Stage::new()?;
+    client_path(&stage, Load { rate: Some(1_000.0), connections: 50, ..stage.load(3_000) })
+}
+
+fn clients_upload_over_a_way_that_loses_packets() -> Result<()> {
+    let stage = Stage::new()?;
+    client_path(&stage, Load { rate: Some(50.0), connections: 16, body_bytes: 100_000, ..stage.load(150) })
+}
+
+/// The captured clients retransmit, in any order that their kernel likes; the target sees each byte once.
+fn client_path(stage: &Stage, load: Load) -> Result<()> {
     let net = &stage.net;
     let _intercept = stage.intercept()?;
     let run = stage.run(&["--shards", "2"])?;
@@ -29,7 +39,7 @@ fn clients_lose_packets_on_their_own_way() -> Result<()> {
         Way { from: &net.online, to: &net.client, what: "tcp sport 80" },
     ];
     let loss = lose(net, &ways, 20_000)?;
-    let report = stage.send(Load { rate: Some(1_000.0), connections: 50, ..stage.load(3_000) })?;
+    let report = stage.send(load)?;
     ensure!(loss.end()? > 0, "no packet was lost");
     let stats = stage.all_replayed(run, &report, 1)?;
     ensure!(
