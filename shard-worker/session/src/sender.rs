@@ -29,7 +29,7 @@ use crate::table::{BURST, BURST_BYTES, Sink, Table};
 use crate::tally::{Count, Tally};
 use crate::target::{LAG_US, lags};
 use crate::targets::{Attempt, Leave};
-use crate::turns::{self, Gate};
+use crate::turns::{self, Gate, Row};
 
 /// Payload of one record at most: a super-frame that the injector cuts.
 pub(crate) const RECORD_BYTES: u32 = 32 * 1024;
@@ -424,7 +424,16 @@ impl<S: Sink> Emit<'_, S> {
         if slot.is(is::RELEASED) {
             return true;
         }
-        match turns::gate(slot, next, self.now_us, self.config.wait) {
+        let mut gate = turns::gate(slot, next, self.now_us, self.config.wait);
+        if slot.withholds_ack() && !matches!(gate, Gate::Open(Row::Free | Row::Exact | Row::Deviation)) {
+            // The answer is not whole, and the target may hold the rest back until it knows that we have the start
+            // (Nagle): it is told at once, and silence counts from now on.
+            slot.set(is::OWE_ACK);
+            slot.disarm(Timer::Ack);
+            slot.answer_us = self.now_us;
+            gate = turns::gate(slot, next, self.now_us, self.config.wait);
+        }
+        match gate {
             Gate::Open(row) => {
                 turns::release(slot, self.tally, next, row);
                 true

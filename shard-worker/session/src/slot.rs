@@ -170,7 +170,7 @@ pub(crate) struct Slot {
     pub(crate) data_us: u64,
     /// When the last byte of the last turn was first sent.
     pub(crate) turn_sent_us: u64,
-    /// When the target's last new data (or SYN-ACK) came.
+    /// When the target's last new data (or SYN-ACK) came, or our acknowledgement of it left, if that was later.
     pub(crate) answer_us: u64,
     /// When the target last acknowledged something new, or when something was first outstanding again.
     pub(crate) progress_us: u64,
@@ -443,6 +443,11 @@ impl Slot {
     /// Whether our FIN is outstanding.
     pub(crate) fn fin_outstanding(&self) -> bool {
         self.is(is::FIN_SENT) && !self.is(is::FIN_ACKED)
+    }
+
+    /// Whether answer bytes that came are not acknowledged yet, only so that the acknowledgement may ride on data.
+    pub(crate) fn withholds_ack(&self) -> bool {
+        self.deadline(Timer::Ack) != NEVER && self.rcv_ack == self.rcv_nxt && !self.is(is::HELD_BACK)
     }
 
     /// Payload bytes sent and not acknowledged.

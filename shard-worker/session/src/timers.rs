@@ -127,6 +127,8 @@ impl Table {
             return;
         }
         slot.rcv_ack = slot.ack_upto;
+        // What the target holds back until it knows this (Nagle) can only come from now on.
+        slot.answer_us = now_us;
         if slot.rcv_ack != slot.rcv_nxt {
             slot.ack_upto = slot.rcv_nxt;
             slot.arm(Timer::Ack, now_us + crate::online::distance_us(slot, rtt).max(1_000));

@@ -1,7 +1,7 @@
 //! When turns go out: the table of REPLAY, "Turns", end to end.
 
 use flow::record::flag;
-use session::{Count, Rtt};
+use session::{Config, Count, Rtt};
 
 use crate::kit::*;
 
@@ -56,6 +56,31 @@ fn in_ping_pong_acknowledgements_ride_on_requests() {
     assert_eq!(world.peer().lines, 50);
     assert!(world.count(Count::PureAcks) < 8, "{}", world.count(Count::PureAcks));
     assert_eq!(world.peer().snd_una, world.peer().snd_nxt, "the last one is acknowledged alone");
+}
+
+/// Row 6 waits for silence, and a target with Nagle is silent until it knows that we have the start of its answer.
+#[test]
+fn silence_counts_from_our_acknowledgement() {
+    for (rtt, pause) in [(Rtt::None, 10 * MS), (Rtt::Fixed(20_000), 15 * MS), (Rtt::Fixed(20_000), 25 * MS)] {
+        let mut world = World::with(
+            Config { rtt, ..config() },
+            TargetOptions { nagle: true, ..TargetOptions::default() },
+        );
+        let mut client = Client::new(1);
+        client.opens(&mut world);
+        for _ in 0..10 {
+            client.asks(&mut world, "r", 500);
+            world.run(30 * MS);
+        }
+        world.options.app = App::Lines { writes: 2, delay_us: 100, close_after: 0 };
+        for _ in 0..20 {
+            client.asks(&mut world, "r", 500);
+            world.run(pause);
+        }
+        world.run(SECOND);
+        assert_eq!(world.peer().lines, 30);
+        assert_eq!(world.count(Count::TurnsGuessed), 0, "{rtt:?}, a turn each {pause} us");
+    }
 }
 
 #[test]
