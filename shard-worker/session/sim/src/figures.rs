@@ -24,6 +24,10 @@ named_enum! {
         Requests => "requests captured whole",
         /// Of these, read whole by the target's application.
         Read => "requests read by the target",
+        /// Of the requests, those of flows that were captured whole and whose connections met with nothing but the link.
+        Sound => "of flows without a fault",
+        /// Of these, read whole by the target's application.
+        SoundRead => "of these read by the target",
         /// Payload bytes captured at least once, times copies.
         Bytes => "bytes captured",
         /// Of these, never read by the target's application: dropped under a name, or read by nobody after a reset.
@@ -125,10 +129,13 @@ impl Figures {
         0
     }
 
-    /// Read requests of captured ones, in percent.
-    pub fn fidelity(&self) -> f64 {
-        let requests = self.get(Figure::Requests);
-        if requests == 0 { 100.0 } else { 100.0 * self.get(Figure::Read) as f64 / requests as f64 }
+    /// Read requests of captured ones, in percent; of all, or of flows without a fault.
+    pub fn fidelity(&self, all: bool) -> f64 {
+        let (requests, read) = match all {
+            true => (self.get(Figure::Requests), self.get(Figure::Read)),
+            false => (self.get(Figure::Sound), self.get(Figure::SoundRead)),
+        };
+        if requests == 0 { 100.0 } else { 100.0 * read as f64 / requests as f64 }
     }
 }
 

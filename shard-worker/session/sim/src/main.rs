@@ -294,13 +294,14 @@ impl Worker {
 fn print_row(name: &str, figures: &Figures) {
     let get = |figure| figures.get(figure);
     println!(
-        "{name:<9} {:>6} {:>8} {:>9} {:>8} {:>9} {:>7.3} {:>7} {:>7} {:>5}/{} us",
+        "{name:<9} {:>6} {:>8} {:>9} {:>8} {:>9} {:>7.3} {:>7.3} {:>7} {:>7} {:>5}/{} us",
         get(Figure::Seeds),
         get(Figure::Sessions),
         get(Figure::ToTarget) + get(Figure::ToUs),
         get(Figure::Lost),
         get(Figure::Requests),
-        figures.fidelity(),
+        figures.fidelity(true),
+        figures.fidelity(false),
         figures.counts[Count::TurnsGuessed.index()],
         get(Figure::Early),
         figures.wait_us(500),

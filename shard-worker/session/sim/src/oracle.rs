@@ -18,6 +18,7 @@ use flow::{Endpoint, Inject, Returned, Seq};
 use crate::capture::Had;
 use crate::figures::{Figure, Figures};
 use crate::flows::{self, Flow, HEAD};
+use crate::scenario::Scenario;
 
 /// A broken rule, as a sentence.
 pub(crate) type Broken = String;
@@ -80,7 +81,10 @@ pub(crate) struct Oracle {
     starts: Option<HashMap<[u8; 8], (u32, u32)>>,
     rests_us: u64,
     mtu: u32,
-    pub(crate) equal_answers: bool,
+    /// Turns wait in this world.
+    waits: bool,
+    /// The world is drained under way or has too little of something.
+    scarce: bool,
     /// Requests out of turn, uncounted as yet: (flow, whether its lengths could mislead).
     early: Vec<u32>,
     /// The longest wait of a turn, and whose it was.
@@ -88,7 +92,7 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    pub(crate) fn new(flows: &[Flow], had: Vec<Had>, rests_us: u64, mtu: u16) -> Self {
+    pub(crate) fn new(flows: &[Flow], had: Vec<Had>, scenario: &Scenario, rests_us: u64, mtu: u16) -> Self {
         let known = flows
             .iter()
             .map(|flow| Known { captured_us: vec![u64::MAX; flow.requests.len()], ..Known::default() })
@@ -102,7 +106,8 @@ impl Oracle {
             starts: None,
             rests_us,
             mtu: u32::from(mtu),
-            equal_answers: true,
+            waits: scenario.wait,
+            scarce: scenario.is_scarce(),
             early: Vec::new(),
             longest: (0, String::new()),
         }
@@ -362,16 +367,7 @@ impl Oracle {
                 None if known.connections == 1 => request.read_before.min(flow.greeted()),
                 None => 0,
             };
-            if track.answered < owed {
-                eprintln!(
-                    "EARLY flow {} n {} owed {} answered {} rtt {} len0 {}",
-                    flow.id,
-                    number,
-                    owed,
-                    track.answered,
-                    flow.rtt_us,
-                    flow.requests.iter().filter(|r| r.online.len == 0).count()
-                );
+            if self.waits && track.answered < owed {
                 self.early.push(flow.id);
             } else if asked.is_some() {
                 let could = track.progress_us.max(known.captured_us[number]);
@@ -475,6 +471,10 @@ impl Oracle {
                     let read = times_read(&known.read, range).min(u64::from(flow.copies));
                     self.figures.add(Figure::Requests, copies);
                     self.figures.add(Figure::Read, read);
+                    if had.whole && !known.troubled && !self.scarce {
+                        self.figures.add(Figure::Sound, copies);
+                        self.figures.add(Figure::SoundRead, read);
+                    }
                 }
             }
         }

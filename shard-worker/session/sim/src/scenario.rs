@@ -171,6 +171,8 @@ pub struct Scenario {
     pub(crate) drain: Option<(u64, u64)>,
 }
 
+/// Room for everything that a world has.
+const USUAL: Limits = Limits { sessions: 1024, chunks: 65_536, held_per_session: 4 << 20 };
 const MS: u64 = 1000;
 const SECOND: u64 = 1_000_000;
 
@@ -203,7 +205,7 @@ impl Scenario {
             rtt: dice.weighted(&[(3, Rtt::Measured), (2, Rtt::None), (1, Rtt::Fixed(20_000))]),
             join: dice.weighted(&[(6, Join::Boundary), (1, Join::First), (1, Join::Never)]),
             on_gap: dice.weighted(&[(4, OnGap::Skip), (1, OnGap::Resync), (1, OnGap::Abort)]),
-            limits: Limits { sessions: 1024, chunks: 16_384, held_per_session: 4 << 20 },
+            limits: USUAL,
             times: Times {
                 idle_us: SECOND * dice.between(30, 700),
                 hole_us: dice.weighted(&[(2, Times::default().hole_us), (2, 400 * MS), (1, 3 * SECOND)]),
@@ -239,6 +241,15 @@ impl Scenario {
             successor_us: dice.percent(5).then(|| dice.between(1, 4000) * MS),
             drain: dice.percent(3).then(|| (dice.between(1, 4000) * MS, dice.between(1, 2000) * MS)),
         }
+    }
+
+    /// Whether sessions end before their time, or find no room, by design.
+    pub(crate) fn is_scarce(&self) -> bool {
+        let usual = USUAL;
+        self.drain.is_some()
+            || self.limits.sessions < usual.sessions
+            || self.limits.chunks < usual.chunks
+            || self.limits.held_per_session < usual.held_per_session
     }
 
     fn loss(&mut self, ppm: u32, dice: &mut Dice) {
@@ -301,8 +312,9 @@ impl Scenario {
         }
         if dice.percent(50) {
             self.target.mtu = 1500;
+            let least = if self.v6 { 1280 } else { 576 };
             self.target.shrink =
-                Some((dice.below(self.spread_us), dice.weighted(&[(1, 1400), (1, 1280), (1, 576)])));
+                Some((dice.below(self.spread_us), dice.weighted(&[(1, 1400), (1, 1280), (1, least)])));
         }
     }
 

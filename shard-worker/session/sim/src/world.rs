@@ -204,23 +204,22 @@ fn plan(scenario: &Scenario, config: &Config) -> Vec<Flow> {
     flows
 }
 
-/// Some flows take the four-tuple of an earlier one.
+/// Some flows take the four-tuple of an earlier one; three at most have the same.
 fn reuse(scenario: &Scenario, flows: &mut [Flow]) {
     let mut dice = Dice::new(scenario.seed, 41);
     for i in 1..flows.len() {
-        if !dice.percent(scenario.reuse_percent) {
-            continue;
-        }
         let other = dice.below(i as u64) as usize;
-        let same = |flow: &Flow| flow.client == flows[other].client && flow.server == flows[other].server;
-        if flows[i].mapping != flows[other].mapping || !same(&flows[other]) {
+        if !dice.percent(scenario.reuse_percent) || flows[i].mapping != flows[other].mapping {
             continue;
         }
-        let isn = flows[other]
-            .isn
-            .wrapping_add(flows[other].stream.len() as u32 + 1000 + dice.below(1 << 24) as u32);
-        (flows[i].client, flows[i].copies) = (flows[other].client, flows[other].copies);
-        flows[i].isn = isn;
+        let former = &flows[other];
+        let same = |flow: &&Flow| flow.client == former.client;
+        if flows[..i].iter().filter(same).count() >= 3 {
+            continue;
+        }
+        let isn = former.isn.wrapping_add(former.stream.len() as u32 + 1000 + dice.below(1 << 24) as u32);
+        let (client, copies) = (former.client, former.copies);
+        (flows[i].client, flows[i].copies, flows[i].isn) = (client, copies, isn);
     }
 }
 
@@ -249,8 +248,7 @@ impl<'a> World<'a> {
             config.clone(),
         );
         let rests_us = if scenario.keep { 0 } else { u64::from(REST_S - 1) * 1_000_000 };
-        let mut oracle = Oracle::new(&flows, had, rests_us, config.targets[0].mtu);
-        oracle.equal_answers = scenario.target.answers == crate::scenario::Answers::Equal;
+        let oracle = Oracle::new(&flows, had, scenario, rests_us, config.targets[0].mtu);
         let addresses = config.targets.iter().map(|target| target.endpoint).collect();
         let mut world = World {
             scenario,
@@ -713,7 +711,7 @@ fn judge(
     }
     let counted = count(Count::TurnsGuessed) + count(Count::TurnsUnanswered) + count(Count::TurnsOverlapped);
     let early = balance.early.len() as u64;
-    if scenario.wait && early > counted && count(Count::Duplex) == 0 {
+    if early > counted && count(Count::Duplex) == 0 {
         if scenario.target.answers != crate::scenario::Answers::Equal {
             figures.add(Figure::Coincidences, early - counted);
         } else {
