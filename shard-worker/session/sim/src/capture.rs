@@ -21,6 +21,9 @@ pub(crate) struct Had {
     pub(crate) ranges: Vec<(u32, u32)>,
     /// Everything was captured, from the SYN on, and what was late came before it was given up.
     pub(crate) whole: bool,
+    /// A SYN was captured; a FIN or RST was.
+    pub(crate) syn: bool,
+    pub(crate) end: bool,
     /// Where captured segments begin, in order.
     pub(crate) starts: Vec<u32>,
 }
@@ -60,6 +63,8 @@ pub(crate) fn capture(
             had.whole = false;
             continue;
         }
+        had.syn |= seen.mark == Mark::Syn;
+        had.end |= matches!(seen.mark, Mark::Fin | Mark::Reset);
         let mut shot = Shot { flow: flow.id, seen: *seen, cut: 0 };
         if seen.len > 200 && dice.ppm(spec.cut_ppm) {
             shot.cut = seen.len - 100;

@@ -38,6 +38,8 @@ named_enum! {
         Early => "requests before their answer",
         /// Of these, released by an exact count of bytes, where the target's answers have other lengths than online.
         Coincidences => "of these by coincidence of lengths",
+        /// Flows taken for the continuation of a former one on their four-tuple: neither its end nor their SYN was captured.
+        Confused => "flows taken for a former one",
         /// Requests whose wait was measured.
         Waits => "turns measured",
         /// Simulated time, seconds.

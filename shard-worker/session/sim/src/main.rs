@@ -23,7 +23,7 @@ usage: sim [--seeds N] [--from K] [--seconds S] [--jobs J] [--profile P]
 ";
 
 /// Seeds that one child runs: its tables together take some hundred megabytes at most.
-const SHARE: u64 = 100;
+const SHARE: u64 = 50;
 /// Failures that are printed in full; all are counted.
 const PRINTED: u64 = 20;
 

@@ -27,6 +27,7 @@ pub(crate) type Broken = String;
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     at: u32,
+    flow: u32,
     stream: u32,
     len: u32,
 }
@@ -241,8 +242,6 @@ impl Oracle {
     /// Bytes at a place of a connection are those of the stream.
     fn same(&self, flows: &[Flow], id: usize, at: u32, bytes: &[u8]) -> Result<(), Broken> {
         let track = &self.tracks[id];
-        let Some(flow) = track.flow else { return Ok(()) };
-        let stream = &flows[flow as usize].stream;
         let first = track.pieces.partition_point(|piece| piece.at + piece.len <= at);
         let mut done = 0;
         for piece in &track.pieces[first..] {
@@ -252,7 +251,7 @@ impl Oracle {
             let skip = (at + done as u32) - piece.at;
             let n = ((piece.len - skip) as usize).min(bytes.len() - done);
             let from = (piece.stream + skip) as usize;
-            if stream[from..from + n] != bytes[done..done + n] {
+            if flows[piece.flow as usize].stream[from..from + n] != bytes[done..done + n] {
                 return Err(format!("{}: other bytes at {}", track.client, at + done as u32));
             }
             done += n;
@@ -265,35 +264,52 @@ impl Oracle {
 
     /// Bytes that leave for the first time on their connection: whose are they?
     fn fresh(&mut self, now_us: u64, flows: &[Flow], id: usize, bytes: &[u8]) -> Result<(), Broken> {
-        let track = &self.tracks[id];
-        let client = track.client;
-        let (flow, from) = match (track.flow, track.pieces.last().copied()) {
-            (Some(flow), Some(last)) => {
-                let next = last.stream + last.len;
-                let from = self.next_in(&flows[flow as usize], next, bytes);
-                (
-                    flow,
-                    from.ok_or_else(|| format!("{client}: bytes that do not follow {next} of flow {flow}"))?,
-                )
-            }
-            _ => self
+        let last = self.tracks[id].pieces.last().copied();
+        let follows = last.and_then(|last| {
+            let from = self.next_in(&flows[last.flow as usize], last.stream + last.len, bytes)?;
+            Some((last.flow, from))
+        });
+        let (flow, from) = match (follows, last) {
+            (Some(place), _) => place,
+            (None, None) => self
                 .whose(flows, bytes)
-                .ok_or_else(|| format!("{client}: bytes that no client has written"))?,
+                .ok_or_else(|| format!("{}: bytes that no client has written", self.tracks[id].client))?,
+            (None, Some(last)) => self.confused(flows, &last, bytes).ok_or_else(|| {
+                let next = last.stream + last.len;
+                format!("{}: bytes that do not follow {next} of flow {}", self.tracks[id].client, last.flow)
+            })?,
         };
         let track = &mut self.tracks[id];
-        if track.flow.is_none() {
+        if track.flow != Some(flow) {
             track.flow = Some(flow);
             let known = &mut self.known[flow as usize];
             known.connections += 1;
             known.troubled |= track.troubled;
         }
         match track.pieces.last_mut() {
-            Some(last) if last.stream + last.len == from => last.len += bytes.len() as u32,
-            _ => track.pieces.push(Piece { at: track.sent, stream: from, len: bytes.len() as u32 }),
+            Some(last) if last.flow == flow && last.stream + last.len == from => {
+                last.len += bytes.len() as u32;
+            }
+            _ => track.pieces.push(Piece { at: track.sent, flow, stream: from, len: bytes.len() as u32 }),
         }
         track.sent += bytes.len() as u32;
         self.requests(now_us, &flows[flow as usize], id, from, from + bytes.len() as u32);
         Ok(())
+    }
+
+    /// The four-tuple has come back, and neither the former flow's end nor the new one's SYN was captured: nobody can
+    /// tell them apart when their numbers are near one another. Counted, never silent.
+    fn confused(&mut self, flows: &[Flow], last: &Piece, bytes: &[u8]) -> Option<(u32, u32)> {
+        let former = &flows[last.flow as usize];
+        let (flow, from) = self.whose(flows, bytes)?;
+        let same =
+            flows[flow as usize].client == former.client && flows[flow as usize].server == former.server;
+        let unseen = !self.had[flow as usize].syn && !self.had[last.flow as usize].end;
+        if !(same && unseen && flow > last.flow) {
+            return None;
+        }
+        self.figures.add(Figure::Confused, 1);
+        Some((flow, from))
     }
 
     /// Where in the stream bytes stand that are expected at `next` or, past a hole, later.
@@ -435,13 +451,12 @@ impl Oracle {
     /// What the applications have read of each flow, as stream ranges.
     fn settle(&mut self) {
         for track in &self.tracks {
-            let Some(flow) = track.flow else { continue };
             for piece in &track.pieces {
                 if piece.at >= track.read {
                     break;
                 }
                 let n = piece.len.min(track.read - piece.at);
-                self.known[flow as usize].read.push((piece.stream, piece.stream + n));
+                self.known[piece.flow as usize].read.push((piece.stream, piece.stream + n));
             }
         }
     }
