@@ -61,5 +61,5 @@ mod wide;
 
 pub use config::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, TargetConfig, Times};
 pub use histogram::Histogram;
-pub use table::{BURST, BURST_BYTES, Sink, Table};
+pub use table::{BURST, BURST_BYTES, Held, Sink, Table};
 pub use tally::{Count, Dropped, Health, Tally};

@@ -378,9 +378,7 @@ impl Table {
             let mut buffer = [0; ROOM];
             while ready.len > 0 {
                 let n = stash::read(self.slots.get(id), &self.chunks, &mut ready, &mut buffer);
-                if !self.has_room(n)
-                    || self.append(now_us, id, gate, ready.time_us, &buffer[..n]).is_err()
-                {
+                if !self.has_room(n) || self.append(now_us, id, gate, ready.time_us, &buffer[..n]).is_err() {
                     self.overflow(now_us, id, self.slots.get(id).online_next);
                     return;
                 }

@@ -83,8 +83,7 @@ fn entries<'c>(slot: &'c Slot, chunks: &'c Chunks) -> impl Iterator<Item = (Entr
 
 /// Every byte of every entry (for checks).
 pub(crate) fn bytes<'c>(slot: &'c Slot, chunks: &'c Chunks) -> impl Iterator<Item = &'c [u8]> + 'c {
-    entries(slot, chunks)
-        .flat_map(|(entry, place)| slot.stash.slices(chunks, place, entry.len as usize))
+    entries(slot, chunks).flat_map(|(entry, place)| slot.stash.slices(chunks, place, entry.len as usize))
 }
 
 /// Entries with bytes that are still ahead.

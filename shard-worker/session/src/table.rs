@@ -4,7 +4,8 @@
 //!
 //! What happens between two calls of [`Table::settle`] is one transaction: a table made on the arena of one that died in
 //! between finds everything as it was at the last `settle`. The caller ends it before the undo log is full, which
-//! [`Table::admits`] and [`Table::is_full`] tell, and before it lets anybody see what was emitted ([`Table::seal`]).
+//! [`Table::admits`] and [`Table::is_full`] tell, and before it lets anybody see what was emitted ([`Table::seal`], then
+//! [`Table::conclude`]).
 //!
 //! | file | this table's |
 //! |---|---|
@@ -30,10 +31,10 @@ use crate::index::Index;
 use crate::numbering::LastNumbers;
 use crate::ready::Ready;
 use crate::slot::{NEVER, NONE, Phase, Slot, is};
-use crate::undo::{ITEM_IMAGES, SESSION_IMAGES, Slots};
 use crate::strangers::Strangers;
 use crate::tally::{Count, Tally};
 use crate::targets::Targets;
+use crate::undo::{ITEM_IMAGES, SESSION_IMAGES, Slots};
 use crate::wheel::Wheel;
 
 /// Records one [`Table::pump`] emits at most.
@@ -177,16 +178,26 @@ impl Table {
         !self.slots.has_room(ITEM_IMAGES)
     }
 
+    /// Whether the open transaction has touched anything.
+    pub fn has_changed(&self) -> bool {
+        !self.slots.is_untouched()
+    }
+
     /// Makes the slots ready for the end of the transaction: the last thing before the caller's point of no return.
     pub fn seal(&mut self) {
         self.slots.seal();
     }
 
-    /// Ends the transaction: what happened has happened.
-    pub fn settle(&mut self) {
-        self.slots.seal();
+    /// The transaction has happened: the first thing after what it emitted can be seen.
+    pub fn conclude(&mut self) {
         self.slots.forget();
         self.chunks.settle();
+    }
+
+    /// Ends a transaction that nobody else has a part in.
+    pub fn settle(&mut self) {
+        self.seal();
+        self.conclude();
     }
 
     /// Takes one captured segment, see [`Table::admits`].
@@ -285,7 +296,8 @@ impl Table {
     /// A copy of the arena's bytes, from which another table can be made: for tests, and for looking at a table from
     /// outside.
     pub fn image(&self) -> Vec<u8> {
-        [self.header.as_bytes(), &self.slots.log_bytes(), self.slots.as_bytes(), self.chunks.as_bytes()].concat()
+        [self.header.as_bytes(), &self.slots.log_bytes(), self.slots.as_bytes(), self.chunks.as_bytes()]
+            .concat()
     }
 
     /// Time never goes back, not even across a restart.

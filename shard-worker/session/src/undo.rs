@@ -131,6 +131,11 @@ impl Slots {
         slot.seal();
     }
 
+    /// Whether the open transaction has touched none.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.count == 0
+    }
+
     /// Whether `n` more slots can be touched before the transaction has to end. Those that are in the log already do not
     /// count, so a log with room for every slot is never full.
     pub(crate) fn has_room(&self, n: u32) -> bool {

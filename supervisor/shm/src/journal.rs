@@ -69,7 +69,9 @@ pub enum Item {
     Captured(u64),
     /// The record at this position of the shard's return ring.
     Returned(u64),
-    /// A session, by its number in the shard's table: its timers, or what it sends.
+    /// Timers and sending: some session of the shard, which its table knows.
+    Sessions,
+    /// The session with this number in the shard's table.
     Session(u32),
 }
 
@@ -83,6 +85,7 @@ impl Item {
             // Rings count bytes: 2^56 of them are two centuries of 10 MB/s.
             Self::Captured(position) => 1 << KIND_SHIFT | position,
             Self::Returned(position) => 2 << KIND_SHIFT | position,
+            Self::Sessions => 4 << KIND_SHIFT,
             Self::Session(id) => 3 << KIND_SHIFT | u64::from(id),
         }
     }
@@ -93,6 +96,7 @@ impl Item {
         match word >> KIND_SHIFT {
             1 => Self::Captured(rest),
             2 => Self::Returned(rest),
+            4 => Self::Sessions,
             3 => u32::try_from(rest).map_or(Self::Nothing, Self::Session),
             _ => Self::Nothing,
         }
@@ -162,11 +166,12 @@ impl Journal {
         self.len = 0;
     }
 
-    /// Ends the commit: nothing of the record is needed any more.
+    /// Ends the commit: nothing of the record is needed any more, and nothing is worked on.
     pub fn done(&mut self) {
         compiler_fence(SeqCst);
         self.record.committed.store(0, Release);
         compiler_fence(SeqCst);
+        self.record.at.store(Item::Nothing.to_word(), Relaxed);
         self.repeated = false;
     }
 
@@ -251,7 +256,8 @@ mod tests {
     impl Scene {
         fn new(tag: &str) -> Self {
             let name = format!("journal-{tag}-{}", std::process::id());
-            let spec = Spec { shards: 2, capture_ring: 4096, inject_ring: 4096, return_ring: 4096, arena: 4096 };
+            let spec =
+                Spec { shards: 2, capture_ring: 4096, inject_ring: 4096, return_ring: 4096, arena: 4096 };
             Self { region: Region::create(&name, &spec, b"{}", 1).unwrap(), name }
         }
 
@@ -324,7 +330,13 @@ mod tests {
     fn an_item_is_named_in_one_word() {
         let scene = Scene::new("item");
         let journal = scene.region.journal(SHARD);
-        for item in [Item::Captured(1 << 50), Item::Returned(64), Item::Session(u32::MAX), Item::Nothing] {
+        for item in [
+            Item::Captured(1 << 50),
+            Item::Returned(64),
+            Item::Sessions,
+            Item::Session(u32::MAX),
+            Item::Nothing,
+        ] {
             journal.at(item);
             assert_eq!(scene.region.item(SHARD), item);
             scene.region.leave_out(SHARD, item);

@@ -4,7 +4,7 @@
 use flow::record::{SackBlock, flag, kind, opt};
 use flow::{Captured, Inject, Returned, Seq, TcpFields};
 use proptest::prelude::*;
-use session::{Count, Clients, Config, Join, OnGap, Rtt, Sink, Table, Times};
+use session::{Clients, Config, Count, Join, OnGap, Rtt, Sink, Table, Times};
 
 use crate::kit::*;
 

@@ -244,7 +244,9 @@ impl Batch<'_> {
 
     /// The head that freeing the first `n` records leaves.
     pub fn head_after(&self, n: usize) -> u64 {
-        n.min(self.count).checked_sub(1).map_or(self.consumer.released, |last| self.consumer.batch[last].end())
+        n.min(self.count)
+            .checked_sub(1)
+            .map_or(self.consumer.released, |last| self.consumer.batch[last].end())
     }
 
     /// Frees all records of the batch, seen or not.

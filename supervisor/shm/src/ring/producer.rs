@@ -124,6 +124,11 @@ impl Producer {
         true
     }
 
+    /// Whether anything was committed that is not published.
+    pub const fn is_staged(&self) -> bool {
+        self.staged != self.published
+    }
+
     /// Up to where [`Producer::publish`] will have published: the tail to be.
     pub const fn staged(&self) -> u64 {
         self.staged
