@@ -70,8 +70,8 @@ impl Taken<'_> {
         Some((Item::Returned(position), header))
     }
 
-    /// The next captured segment with its payload, and its name; `None` inside for a record whose lengths disagree.
-    pub(crate) fn next_captured(&self) -> Option<(Item, Option<(Captured, &[u8])>)> {
+    /// The next captured segment, and its name; `None` inside for a record whose lengths disagree.
+    pub(crate) fn next_captured(&self) -> Option<(Item, Option<Segment<'_>>)> {
         let position = self.captured.position(self.captured_done)?;
         Some((Item::Captured(position), self.captured.get(self.captured_done).and_then(Captured::split)))
     }
@@ -113,6 +113,9 @@ impl Taken<'_> {
         self.returned.free_first(self.returned_done);
     }
 }
+
+/// A captured segment and its payload.
+type Segment<'i> = (Captured, &'i [u8]);
 
 /// See [`Taken::find`].
 pub(crate) enum Found {

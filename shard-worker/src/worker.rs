@@ -174,13 +174,12 @@ impl Worker {
         let more = shard.pump(now_us);
         let had_input = taken.is_some();
         let sent = shard.commit(now_us, taken.as_mut(), false);
-        drop(taken);
         if let Phase::Abandoning { pumped, .. } = phase {
             *pumped = all_given_up && !more;
         }
+        shard.note_faults(inbox.faults());
         if had_input || due || sent {
             shard.publisher.add(WorkerCount::Batches, 1);
-            shard.note_faults(inbox.faults());
             Step::Worked
         } else if more {
             Step::Blocked

@@ -251,7 +251,6 @@ impl World {
             },
             server: if op.extra & 8 == 0 { server } else { client },
             mapping: u16::from(op.which >> 2),
-            ring: op.flags,
             ..Captured::default()
         });
     }
