@@ -479,6 +479,8 @@ impl<'a> World<'a> {
     /// The worker is gone; another takes over its arena.
     fn succeed(&mut self) {
         self.trace(|| "a successor takes the table over".to_owned());
+        // What was captured at this instant is not captured again here, so it must have happened.
+        self.table.settle();
         let image = self.table.image();
         let place = arena(image.len() as u64);
         place[..image.len()].copy_from_slice(&image);
