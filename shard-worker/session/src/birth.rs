@@ -7,7 +7,7 @@ use flow::{Captured, Drop, Endpoint, Seq};
 
 use crate::config::Clients;
 use crate::numbering;
-use crate::slot::{NONE, Phase, Recovery, Slot, Timer, is, try_bit};
+use crate::slot::{NONE, Phase, Recovery, Timer, is, try_bit};
 use crate::table::Table;
 use crate::tally::Count;
 
@@ -86,7 +86,7 @@ impl Table {
         let id = self.free.pop().expect("one was free a moment ago, and choosing frees only");
         let tcp = &segment.tcp;
         let slot = self.slots.get_mut(id);
-        *slot = Slot::empty();
+        slot.reset();
         slot.client = segment.client;
         slot.server = segment.server;
         slot.mapping = segment.mapping;

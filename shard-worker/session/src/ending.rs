@@ -335,7 +335,7 @@ impl Table {
         let failure = slot.failure.checked_sub(1).and_then(|index| Count::ALL.get(index as usize));
         self.tally.one(failure.copied().unwrap_or(Count::SessionsCompleted));
         let waiter = slot.waiter;
-        *slot = Slot::empty();
+        slot.reset();
         self.wheel.disarm(id);
         self.free.push(id);
         self.tally.open -= 1;

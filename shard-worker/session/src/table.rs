@@ -374,7 +374,7 @@ impl Table {
                 self.free.push(id);
                 continue;
             }
-            let sound = slot.is_sealed()
+            let sound = slot.is_intact()
                 && self.is_sound(&slot)
                 && !condemned(&Held { id, slot: &slot })
                 && slot.held.mark(&self.chunks, &mut used)

@@ -64,8 +64,6 @@ pub(crate) struct Slots {
     images: &'static mut [Image],
     /// Images in the log, our copy.
     count: usize,
-    /// Which slots are in it: one bit each.
-    imaged: Box<[u64]>,
 }
 
 impl Slots {
@@ -77,8 +75,7 @@ impl Slots {
         images: &'static mut [Image],
         committed: bool,
     ) -> Self {
-        let imaged = vec![0; slots.len().div_ceil(64)].into_boxed_slice();
-        let mut slots = Self { slots, head, images, count: 0, imaged };
+        let mut slots = Self { slots, head, images, count: 0 };
         if !committed {
             slots.roll_back();
         }
@@ -107,21 +104,25 @@ impl Slots {
     /// A slot for writing: what it was is in the log first.
     #[inline]
     pub(crate) fn get_mut(&mut self, id: u32) -> &mut Slot {
-        let bit = 1 << (id % 64);
-        if self.imaged[id as usize / 64] & bit == 0 {
+        if self.slots[id as usize].is_sealed() {
             self.note(id);
         }
         &mut self.slots[id as usize]
     }
 
+    #[inline(never)]
     fn note(&mut self, id: u32) {
         assert!(self.count < self.images.len(), "a transaction ends before its undo log is full");
-        self.images[self.count] = Image { id, reserved: 0, slot: self.slots[id as usize] };
+        let slot = &mut self.slots[id as usize];
+        let image = &mut self.images[self.count];
+        // Not as one value, which would be copied twice.
+        image.id = id;
+        image.slot.clone_from(slot);
         self.count += 1;
         compiler_fence(SeqCst);
         self.head.count.store(self.count as u64, Release);
         compiler_fence(SeqCst);
-        self.imaged[id as usize / 64] |= 1 << (id % 64);
+        slot.unseal();
     }
 
     /// Changes a slot outside of any transaction: while a table is rebuilt, which can be repeated.
@@ -154,9 +155,6 @@ impl Slots {
         compiler_fence(SeqCst);
         self.head.count.store(0, Release);
         compiler_fence(SeqCst);
-        for image in &self.images[..self.count] {
-            self.imaged[image.id as usize / 64] = 0;
-        }
         self.count = 0;
     }
 
