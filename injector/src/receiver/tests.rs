@@ -172,6 +172,37 @@ fn a_restarted_intercept_begins_a_new_stream() {
     assert_eq!(rig.count(ReturnCount::Duplicates), 0);
 }
 
+/// What stands in the region as our place may have been damaged with the predecessor.
+#[test]
+fn a_place_that_no_intercept_ever_gave_is_not_believed() {
+    let mut rig = Rig::new(|plan| plan.shards = 1);
+    let (mut end, _) = rig.greet(7, 1 << 40);
+    send(&mut end, 1 << 40..=1 << 40);
+    rig.take(1);
+    drop(end);
+    let (mut end, last) = rig.greet(7, 1);
+    assert_eq!(last, Some(Position { epoch: 7, last: 1 << 40 }));
+    send(&mut end, 1..=3);
+    assert_eq!(rig.take(3), [1, 2, 3]);
+    assert_eq!(rig.count(ReturnCount::Duplicates), 0);
+}
+
+/// The shards are told how long nothing can have come back.
+#[test]
+fn the_region_says_until_when_an_intercept_was_missing() {
+    let rig = Rig::new(|_| {});
+    let deaf_ms = || rig.region.control().deaf_ms();
+    let (end, _) = rig.greet(7, 1);
+    until(|| rig.count(ReturnCount::Connected) == 1);
+    let before = deaf_ms();
+    assert!(before > 0, "it was missing at first");
+    std::thread::sleep(Duration::from_millis(3 * BEAT_MS));
+    assert_eq!(deaf_ms(), before);
+    drop(end);
+    until(|| deaf_ms() > before);
+    let (_end, _) = rig.greet(7, 1);
+}
+
 #[test]
 fn a_restarted_injector_goes_on_where_its_predecessor_was() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
