@@ -186,6 +186,7 @@ impl Worker {
             return Step::Blocked;
         }
         let Self { inbox, outbox, table, publisher, control, injector, phase, known, .. } = self;
+        table.was_deaf(control.deaf_ms() * 1_000);
         let abandoning = matches!(phase, Phase::Abandoning { .. });
         // After giving up, no input is taken any more: what is left in the rings stays there, and counts as such.
         let taken = (!abandoning).then(|| inbox.take()).filter(|taken| !taken.is_empty());

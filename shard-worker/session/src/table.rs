@@ -63,6 +63,8 @@ pub struct Table {
     /// IPv4 and IPv6.
     pub(crate) pools: [Option<Pool>; 2],
     pub(crate) draining: bool,
+    /// Until then no answer could come back, whatever the targets did.
+    pub(crate) deaf_us: u64,
     /// Where the search for the oldest backlogs goes on.
     pub(crate) hand: u32,
     /// Challenges in the present second (RFC 5961, section 7).
@@ -104,6 +106,7 @@ impl Table {
             targets: Targets::new(config.targets.len(), config.pace, config.seeds.isn),
             pools,
             draining: false,
+            deaf_us: 0,
             hand: 0,
             challenges: (0, 0),
             config,
@@ -148,6 +151,11 @@ impl Table {
     /// When [`Table::tick`] should run next.
     pub fn next_deadline_us(&self) -> Option<u64> {
         self.wheel.next_deadline_us()
+    }
+
+    /// Until this time the way back was not whole: silence of a target up to then is not held against it.
+    pub const fn was_deaf(&mut self, until_us: u64) {
+        self.deaf_us = until_us;
     }
 
     /// No new sessions from now on.

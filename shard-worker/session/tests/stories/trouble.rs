@@ -56,6 +56,28 @@ fn a_dark_target_is_not_stormed() {
     assert_eq!(world.table.tally().in_flight, 0);
 }
 
+/// The way back is cut for three minutes: the target takes what it is sent, and nobody can know. No session dies of it, and
+/// everything is delivered once the way is whole again.
+#[test]
+fn who_hears_nothing_because_it_is_deaf_does_not_time_out() {
+    let mut config = roomy();
+    config.times.dead_us = 10 * SECOND;
+    let mut world = World::with(config, TargetOptions::default());
+    let mut clients = Vec::new();
+    arrive(&mut world, &mut clients, 50);
+    world.options.dead = true;
+    clients.iter_mut().for_each(|client| client.sends(&mut world, b"r1 10\n"));
+    for _ in 0..180 {
+        world.table.was_deaf(world.now_us + SECOND);
+        world.run(SECOND);
+    }
+    assert_eq!(world.count(Count::FailedTimedOut), 0);
+    world.options.dead = false;
+    world.run(9 * SECOND);
+    world.assert_delivered_but(Drop::TimedOut, 0);
+    assert_eq!(world.table.tally().in_flight, 0);
+}
+
 /// Behind the breaker nothing is kept longer than for any other dark target.
 #[test]
 fn who_waits_for_a_sick_target_does_not_wait_for_ever() {
