@@ -39,9 +39,9 @@ pub(crate) type Instruction = (u16, u8, u8, u32);
 /// Packets described in words; the rest are only counted.
 const EXAMPLES: usize = 10;
 /// Bytes of a packet that are looked at: Ethernet, IP and TCP headers.
-const SNAP: u32 = 96;
+pub(crate) const SNAP: u32 = 96;
 /// The header that a packet socket with offloads puts before the frame.
-const VNET: usize = 10;
+pub(crate) const VNET: usize = 10;
 
 impl Outside {
     /// Posts a witness at every host of a network whose only target is this one.
@@ -96,7 +96,7 @@ fn answers(host: &Host, target: Ipv4Addr) -> io::Result<Post> {
     Ok(Post { place: format!("received by {}", host.ns.name()), fd })
 }
 
-fn v4(ip: IpAddr) -> io::Result<Ipv4Addr> {
+pub(crate) fn v4(ip: IpAddr) -> io::Result<Ipv4Addr> {
     match ip {
         IpAddr::V4(v4) => Ok(v4),
         IpAddr::V6(_) => Err(io::Error::other("this witness watches a target of IPv4")),
@@ -118,7 +118,7 @@ const IPV6: u32 = 0x86dd;
 const TCP: u32 = 6;
 
 /// Frames of which the source is not `own`, nor the destination `allowed`.
-fn foreign_sources(own: Ipv4Addr, allowed: Option<(Ipv4Addr, u16)>) -> Vec<Instruction> {
+pub(crate) fn foreign_sources(own: Ipv4Addr, allowed: Option<(Ipv4Addr, u16)>) -> Vec<Instruction> {
     // Without an allowed destination no port is 65536.
     let (to, port) = allowed.map_or((own, 1 << 16), |(to, port)| (to, u32::from(port)));
     vec![
