@@ -41,6 +41,8 @@ struct Census {
 /// Flips between two looks at the clock and at the processes.
 const BURST: u64 = 64;
 const LOOK: Duration = Duration::from_millis(50);
+/// Between two questions to the supervisor.
+const QUESTION: Duration = Duration::from_secs(1);
 /// Half of the flips in a ring go where its records are, half of those in an arena to its begin, where the slots are.
 const NEAR: u64 = 16 * 1024;
 const ARENA_BEGIN: u64 = 4 << 20;
@@ -67,7 +69,7 @@ pub(crate) fn campaign(
     let mut census = Census::new(run.pid());
     let (begin, mut done) = (Instant::now(), 0);
     let all = until.saturating_duration_since(begin).as_secs_f64();
-    let mut next_look = begin;
+    let (mut next_look, mut next_question) = (begin, begin);
     while done < flips && !run.has_ended() {
         let due = (begin.elapsed().as_secs_f64() / all * flips as f64) as u64;
         while done < due.min(flips) {
@@ -79,6 +81,11 @@ pub(crate) fn campaign(
         if Instant::now() >= next_look {
             next_look = Instant::now() + LOOK;
             census.take();
+        }
+        if Instant::now() >= next_question {
+            next_question = Instant::now() + QUESTION;
+            // It reads every counter of every role.
+            run.stats().context("the supervisor is asked for its figures")?;
         }
         std::thread::sleep(Duration::from_millis(1));
     }

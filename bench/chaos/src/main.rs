@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::Parser as _;
 use lab::user::become_root_in_user_namespace;
-use lab::{Instance, Outside, wait};
+use lab::{Instance, Outside, process, wait};
 use nix::sys::resource::{Resource, setrlimit};
 
 use args::{Args, Kind};
@@ -166,6 +166,6 @@ fn judge_end(verdict: &mut Verdict, run: Instance, blind: bool) {
 
 fn memory(watch: &Watch, intercept: &Instance) -> Vec<(String, u64)> {
     let mut all = watch.book().private_bytes();
-    all.extend(watch::private_bytes(intercept.pid()).map(|bytes| ("intercept".to_owned(), bytes)));
+    all.extend(process::private_bytes(intercept.pid()).map(|bytes| ("intercept".to_owned(), bytes)));
     all
 }

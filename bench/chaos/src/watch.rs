@@ -212,8 +212,10 @@ impl Book {
 
     /// Private memory of every role by name, bytes: what a leak would be in. The region's pages are not in it.
     pub(crate) fn private_bytes(&self) -> Vec<(String, u64)> {
-        let roles = self.places.iter().filter_map(|p| Some((p.process.to_string(), private_bytes(p.pid?)?)));
-        let supervisor = private_bytes(self.supervisor).map(|bytes| ("supervisor".to_owned(), bytes));
+        let roles =
+            self.places.iter().filter_map(|p| Some((p.process.to_string(), process::private_bytes(p.pid?)?)));
+        let supervisor =
+            process::private_bytes(self.supervisor).map(|bytes| ("supervisor".to_owned(), bytes));
         roles.chain(supervisor).collect()
     }
 
@@ -328,11 +330,4 @@ fn children(pid: u32) -> Vec<u32> {
         // A kernel without this file.
         Err(_) => process::all().into_iter().filter(|p| p.parent == pid).map(|p| p.pid).collect(),
     }
-}
-
-/// Resident anonymous memory of a process (proc_pid_status(5)).
-pub(crate) fn private_bytes(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    Some(kib.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
 }
