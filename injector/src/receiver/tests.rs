@@ -160,6 +160,33 @@ fn a_lost_connection_goes_on_where_it_was_and_nothing_comes_twice() {
 }
 
 #[test]
+fn resets_in_mid_frame_lose_nothing_and_nothing_comes_twice_or_astray() {
+    let mut rig = Rig::new(|plan| plan.shards = 3);
+    let (rounds, records) = (20, 60);
+    let mut next = 1;
+    for round in 0..=rounds {
+        let mut end = rig.accept();
+        let last = end.hello().expect("a dialer greets").last;
+        let wanted = last.map_or(1, |place| place.last + 1);
+        assert!(wanted >= next, "round {round}: it asks for {wanted} after {next}");
+        next = wanted;
+        end.say(|out| out.welcome(&Welcome { software: "test".into(), epoch: 7, next }));
+        for position in next..next + records {
+            let header = Returned { position, client: client(position), ..Returned::default() };
+            assert!(end.try_record(&header));
+        }
+        if round == rounds {
+            end.push_out();
+            let mut positions = rig.take((next + records - 1) as usize);
+            positions.sort_unstable();
+            assert!(positions.into_iter().eq(1..next + records));
+            return;
+        }
+        end.reset_after(round as usize * 997 % 2_500);
+    }
+}
+
+#[test]
 fn a_restarted_intercept_begins_a_new_stream() {
     let mut rig = Rig::new(|plan| plan.shards = 1);
     let (mut end, _) = rig.greet(7, 1);
