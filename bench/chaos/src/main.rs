@@ -126,6 +126,10 @@ fn faults(
     Verdict::table(watch.book().tallies());
     verdict.load(&report);
     settle(stage);
+    println!(
+        "starts     {} successors, each judged against its predecessor's process",
+        watch.book().starts()
+    );
     for broken in watch.book().broken() {
         verdict.broken(broken.clone());
     }

@@ -39,6 +39,7 @@ pub(crate) struct Book {
     /// The supervisor died at this time, and not every role has handled a packet since.
     headless_us: Option<u64>,
     tallies: Vec<Tally>,
+    starts: u64,
     /// Rules that were broken, as sentences.
     broken: Vec<String>,
 }
@@ -100,6 +101,7 @@ impl Watch {
             link: None,
             headless_us: None,
             tallies: Kind::ALL.into_iter().map(tally).collect(),
+            starts: 0,
             broken: Vec::new(),
         };
         book.find_pids();
@@ -206,6 +208,11 @@ impl Book {
         &self.tallies
     }
 
+    /// Successors that were seen to start.
+    pub(crate) const fn starts(&self) -> u64 {
+        self.starts
+    }
+
     pub(crate) fn broken(&self) -> &[String] {
         &self.broken
     }
@@ -269,6 +276,7 @@ impl Book {
                 None => self.broken.push(format!("{process}: died, and nobody killed it (start {epoch})")),
             }
             (place.epoch, place.pid) = (epoch, None);
+            self.starts += 1;
             return true;
         }
         if let Some(Down { at_us, kind, reborn: Some(before) }) = place.down
