@@ -1,7 +1,8 @@
 //! Random bytes of the region are flipped under load: what a crashed or hostile process of the same user could have
 //! written. Who reads foreign bytes (capturer, injector, supervisor) must not die of them, nothing may hang for good or
 //! leave for anybody but the target, and fresh flows must be replayed afterwards. A shard worker whose own arena was hit
-//! may die and be started again.
+//! may die and be started again. Now and then capturer or injector is killed, so that their successors have to begin with
+//! what stands there.
 //!
 //! Left out are header and plan, which are written once and read at a start, and the control words: a flipped halt word is
 //! an order to halt.
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lab::{Fidelity, Instance};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use shm::{Link, Part, Region};
 use topology::Process;
 
@@ -36,6 +39,8 @@ struct Census {
     supervisor: u32,
     pids: BTreeMap<String, u32>,
     replaced: BTreeMap<String, u64>,
+    /// Deaths that we asked for.
+    killed: BTreeMap<String, u64>,
 }
 
 /// Flips between two looks at the clock and at the processes.
@@ -43,6 +48,8 @@ const BURST: u64 = 64;
 const LOOK: Duration = Duration::from_millis(50);
 /// Between two questions to the supervisor.
 const QUESTION: Duration = Duration::from_secs(1);
+/// Between two kills: less than 20 a minute, which would end the run.
+const KILL: Duration = Duration::from_secs(6);
 /// Half of the flips in a ring go where its records are, half of those in an arena to its begin, where the slots are.
 const NEAR: u64 = 16 * 1024;
 const ARENA_BEGIN: u64 = 4 << 20;
@@ -69,7 +76,7 @@ pub(crate) fn campaign(
     let mut census = Census::new(run.pid());
     let (begin, mut done) = (Instant::now(), 0);
     let all = until.saturating_duration_since(begin).as_secs_f64();
-    let (mut next_look, mut next_question) = (begin, begin);
+    let (mut next_look, mut next_question, mut next_kill) = (begin, begin, begin + KILL);
     while done < flips && !run.has_ended() {
         let due = (begin.elapsed().as_secs_f64() / all * flips as f64) as u64;
         while done < due.min(flips) {
@@ -87,6 +94,11 @@ pub(crate) fn campaign(
             // It reads every counter of every role.
             run.stats().context("the supervisor is asked for its figures")?;
         }
+        if Instant::now() >= next_kill {
+            next_kill = Instant::now() + KILL;
+            let role = victim.random.of(&[Process::Capturer, Process::Injector]);
+            census.kill(role.map_or("", Process::kind))?;
+        }
         std::thread::sleep(Duration::from_millis(1));
     }
     let calm = Instant::now() + CALM;
@@ -99,10 +111,18 @@ pub(crate) fn campaign(
     if run.has_ended() {
         verdict.broken(format!("the run ended after {done} flips: {}", run.stderr()));
     }
-    let replaced: Vec<String> = census.replaced.iter().map(|(role, n)| format!("{role} {n}")).collect();
-    println!("restarts   {}", if replaced.is_empty() { "none".to_owned() } else { replaced.join(", ") });
+    let words = |of: &BTreeMap<String, u64>| {
+        let words: Vec<String> = of.iter().map(|(role, n)| format!("{role} {n}")).collect();
+        if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+    };
+    println!("restarts   {}; of them killed by us: {}", words(&census.replaced), words(&census.killed));
     for (role, n) in census.replaced.iter().filter(|(role, _)| !role.starts_with("shard")) {
-        verdict.broken(format!("{role}, which only reads foreign bytes, died {n} times"));
+        let asked_for = census.killed.get(role).copied().unwrap_or(0);
+        if *n > asked_for {
+            verdict.broken(format!(
+                "{role}, which only reads foreign bytes, died {n} times, killed {asked_for}"
+            ));
+        }
     }
     Ok(())
 }
@@ -190,9 +210,19 @@ const fn name(part: &Part) -> &'static str {
 
 impl Census {
     fn new(supervisor: u32) -> Self {
-        let mut census = Self { supervisor, pids: BTreeMap::new(), replaced: BTreeMap::new() };
+        let (pids, replaced, killed) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut census = Self { supervisor, pids, replaced, killed };
         census.take();
         census
+    }
+
+    fn kill(&mut self, role: &str) -> Result<()> {
+        self.take();
+        if let Some(pid) = self.pids.get(role) {
+            kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).context("killing a role")?;
+            *self.killed.entry(role.to_owned()).or_default() += 1;
+        }
+        Ok(())
     }
 
     fn take(&mut self) {
