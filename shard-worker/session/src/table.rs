@@ -18,6 +18,7 @@ use zerocopy::IntoBytes;
 use crate::arena::{self, Arena, Header, Slots};
 use crate::chunks::Chunks;
 use crate::config::{Clients, Config};
+use crate::congestion::RTO_MOST_US;
 use crate::endpoints::Pool;
 use crate::index::Index;
 use crate::numbering::LastNumbers;
@@ -153,9 +154,14 @@ impl Table {
         self.wheel.next_deadline_us()
     }
 
-    /// Until this time the way back was not whole: silence of a target up to then is not held against it.
+    /// Until this time, 0 for never, the way back was not whole: silence of a target up to then is not held against it.
     pub const fn was_deaf(&mut self, until_us: u64) {
         self.deaf_us = until_us;
+    }
+
+    /// Until when the one on a four-tuple may have to wait for the way back, and for its own next retransmission then.
+    pub(crate) const fn hears_again_us(&self) -> u64 {
+        if self.deaf_us == 0 { 0 } else { self.deaf_us + RTO_MOST_US }
     }
 
     /// No new sessions from now on.

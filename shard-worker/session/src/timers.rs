@@ -140,10 +140,12 @@ impl Table {
     /// Something has lasted too long.
     fn end_due(&mut self, now_us: u64, id: u32) {
         let times = self.config.times;
+        let queue_until_us = self.hears_again_us() + times.queue_us;
         let slot = self.slots.get_mut(id);
         match slot.phase() {
             Phase::Free | Phase::Resetting => {}
             Phase::Lingering => self.finish(now_us, id, Drop::TargetClosed),
+            Phase::Queued if now_us < queue_until_us => slot.arm(Timer::End, queue_until_us),
             Phase::Queued => {
                 // The older session on the four-tuple does not come to an end: it has to.
                 if let Some(holder) = self.holder_of(id) {
