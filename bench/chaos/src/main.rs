@@ -137,7 +137,7 @@ fn faults(
     drop(watch);
     verdict.fidelity(stage, &blind);
     judge_end(verdict, run, args.faults.contains(&Kind::Supervisor));
-    verdict.memory(&before, &after);
+    verdict.memory(&before, &after, args.keep_clients);
     Ok(())
 }
 
