@@ -7,7 +7,7 @@
 //! | `preflight`, `host` | what is checked before anything starts; facts about this machine |
 //! | `supervise` | the loop: deaths, orders, signals, figures |
 //! | `spawn`, `role`, `member` | starting a role; being one; one process over its life |
-//! | `backoff`, `hang`, `lost`, `drain` | how soon again; alive or hung; what a death costs; the ordered end |
+//! | `backoff`, `hang`, `aftermath`, `drain` | how soon again; alive or hung; what a death costs; the ordered end |
 //! | `control`, `ctl`, `place` | the control socket, its clients, where it is |
 //! | `collect`, `stats` | counters and /proc → the figures |
 //! | `live`, `summary`, `metrics`, `terminal`, `words` | the figures for people and for Prometheus |
@@ -15,6 +15,7 @@
 //! | `demo` | `demo` |
 //! | `key`, `logging`, `procfs`, `signals` | keys, log lines, /proc, Ctrl-C |
 
+mod aftermath;
 mod backoff;
 mod cli;
 mod collect;
@@ -28,7 +29,6 @@ mod intercepting;
 mod key;
 mod live;
 mod logging;
-mod lost;
 mod member;
 mod metrics;
 mod place;

@@ -17,10 +17,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shm::{Link, Region, RoleState};
 use topology::{Plan, wiring};
 
+use crate::aftermath::Aftermath;
 use crate::collect::{Collector, Sample};
 use crate::control::Server;
 use crate::live;
-use crate::lost::Morgue;
 use crate::member::Member;
 use crate::metrics::Board;
 use crate::signals::Signals;
@@ -51,7 +51,7 @@ pub(crate) struct Supervisor {
     members: Vec<Member>,
     /// The rings that each member reads.
     inputs: Vec<Vec<Link>>,
-    morgue: Morgue,
+    aftermath: Aftermath,
     collector: Collector,
     phase: Phase,
     events: Vec<String>,
@@ -110,7 +110,7 @@ impl Supervisor {
         let processes = wiring::processes(&plan);
         let inputs = processes.iter().map(|process| wiring::inputs(&plan, *process)).collect();
         let members = processes.into_iter().map(Member::new).collect();
-        let morgue = Morgue::new(region);
+        let aftermath = Aftermath::new(region);
         let collector = Collector::new(region, plan.clone(), Instant::now());
         Self {
             region,
@@ -124,7 +124,7 @@ impl Supervisor {
             board,
             members,
             inputs,
-            morgue,
+            aftermath,
             collector,
             phase: Phase::Running,
             events: Vec::new(),

@@ -136,6 +136,9 @@ impl Rig {
             server: self.target.address,
             ..Captured::default()
         };
+        if !self.table.admits(self.now_us, &segment, payload.len(), 1_000_000, 1_000) {
+            self.table.settle();
+        }
         self.table.captured(self.now_us, &segment, payload, 1_000_000, 1_000);
         client.seq += payload.len() as u32 + u32::from(flags & (flag::SYN | flag::FIN) != 0);
         self.settle();
@@ -145,6 +148,7 @@ impl Rig {
     fn settle(&mut self) {
         loop {
             while self.table.pump(self.now_us, &mut self.target) {}
+            self.table.settle();
             if self.target.answers.is_empty() {
                 break;
             }

@@ -1,6 +1,6 @@
 //! One session as plain data: what must survive a restart of the worker stands here and nowhere else. No pointers;
 //! links are slot or chunk numbers with [`NONE`]. All of it is written by the functions of this crate only, through
-//! `Slots::get_mut`, so that an undo log can be put there.
+//! `Slots::get_mut`, which keeps the undo log.
 //!
 //! | phase | entered when | left when |
 //! |---|---|---|
@@ -309,7 +309,8 @@ pub(crate) struct Slot {
     pub(crate) anchor_target: Wide,
     /// `rcv_nxt`, its high half.
     pub(crate) rcv_high: u16,
-    pub(crate) reserved: [u8; 4],
+    /// See [`Slot::seal`].
+    check: u32,
 }
 
 impl Slot {
@@ -326,6 +327,36 @@ impl Slot {
         slot.tail_piece = Place::NOWHERE;
         slot.cursor = Place::NOWHERE;
         slot
+    }
+
+    /// Puts the checksum in place: at the end of each transaction that touched the slot.
+    pub(crate) fn seal(&mut self) {
+        self.check = self.checksum();
+    }
+
+    /// Whether the slot is as a transaction left it. A slot of zeros is, like the memory that an arena begins with.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.check == self.checksum()
+    }
+
+    /// Fletcher's sums over the words, four lanes side by side so that they go through vector registers; the checksum's own
+    /// place counts as zero.
+    fn checksum(&self) -> u32 {
+        const LANES: usize = 4;
+        let mut sums = [[0u32; LANES]; 2];
+        let words: &[[u32; LANES]; size_of::<Slot>() / (4 * LANES)] = zerocopy::transmute_ref!(self);
+        for (place, lanes) in words.iter().enumerate() {
+            let mut lanes = *lanes;
+            if place == words.len() - 1 {
+                lanes[LANES - 1] = 0;
+            }
+            for lane in 0..LANES {
+                sums[0][lane] = sums[0][lane].wrapping_add(lanes[lane]);
+                sums[1][lane] = sums[1][lane].wrapping_add(sums[0][lane]);
+            }
+        }
+        let mix = |hash: u32, sum: &u32| (hash.rotate_left(5) ^ sum).wrapping_mul(0x9e37_79b1);
+        sums.iter().flatten().fold(0, mix)
     }
 
     pub(crate) fn phase(&self) -> Phase {

@@ -9,16 +9,23 @@ use crate::table::{DUE, Table};
 use crate::tally::Count;
 use crate::target::{alive_pause_us, awaits_answer};
 use crate::targets::SILENT_TRIES;
+use crate::undo::SESSION_IMAGES;
 
 impl Table {
     pub(crate) fn run_timers(&mut self, now_us: u64) {
         let mut due = std::mem::take(&mut self.due);
-        due.clear();
-        self.wheel.expire(now_us, DUE, &mut due);
-        for &id in &due {
+        if due.is_empty() {
+            self.wheel.expire(now_us, DUE, &mut due);
+        }
+        let mut done = 0;
+        while done < due.len() && self.slots.has_room(SESSION_IMAGES) {
+            let id = due[done];
+            self.at(id);
             self.run_deadlines(now_us, id);
             self.rearm(id);
+            done += 1;
         }
+        due.drain(..done);
         self.due = due;
     }
 

@@ -17,11 +17,11 @@ pub(crate) const STORIES: &[Story] = &[
     ("the_capturer_is_killed_under_load", 90, the_capturer_is_killed_under_load),
     ("the_injector_is_killed_under_load", 90, the_injector_is_killed_under_load),
     ("a_killed_injector_repeats_one_batch_at_most", 90, a_killed_injector_repeats_one_batch_at_most),
-    ("a_shard_worker_is_killed_under_load", 90, a_shard_worker_is_killed_under_load),
+    ("the_shard_workers_are_killed_under_load", 90, the_shard_workers_are_killed_under_load),
     (
-        "a_shard_worker_is_killed_under_short_connections",
+        "the_shard_workers_are_killed_under_short_connections",
         90,
-        a_shard_worker_is_killed_under_short_connections,
+        the_shard_workers_are_killed_under_short_connections,
     ),
     ("intercept_is_restarted_under_load", 90, intercept_is_restarted_under_load),
     ("the_return_channel_is_cut_for_ten_seconds", 120, the_return_channel_is_cut_for_ten_seconds),
@@ -53,26 +53,37 @@ fn more(load: &RunningLoad, requests: u64) -> Result<u64> {
 }
 
 fn the_capturer_is_killed_under_load() -> Result<()> {
-    // The kernel goes on filling the ring that the supervisor holds open: nothing is lost.
-    nothing_is_lost_when_killed("capturer")
+    // The kernel goes on filling the ring that the supervisor holds open.
+    nothing_is_lost_when_killed(&[("capturer", 0)], Mode::KeepAlive)
 }
 
 fn the_injector_is_killed_under_load() -> Result<()> {
     // Its cursor moves after the send: at most one batch is repeated, which TCP ignores.
-    nothing_is_lost_when_killed("injector")
+    nothing_is_lost_when_killed(&[("injector", 0)], Mode::KeepAlive)
 }
 
-fn nothing_is_lost_when_killed(role: &str) -> Result<()> {
+fn the_shard_workers_are_killed_under_load() -> Result<()> {
+    // Their sessions stand in the region, as the last whole batch left them.
+    nothing_is_lost_when_killed(&[("shard-worker", 1), ("shard-worker", 0)], Mode::KeepAlive)
+}
+
+fn the_shard_workers_are_killed_under_short_connections() -> Result<()> {
+    nothing_is_lost_when_killed(&[("shard-worker", 0), ("shard-worker", 1)], Mode::ClientCloses)
+}
+
+/// Each is killed twice.
+fn nothing_is_lost_when_killed(roles: &[(&str, u64)], mode: Mode) -> Result<()> {
     let stage = Stage::new()?;
     let _intercept = stage.intercept()?;
     let run = stage.run(&["--shards", "2"])?;
-    let load = stage.start(Load { rate: Some(1_000.0), ..stage.load(50_000) })?;
-    more(&load, 500)?;
-    for _ in 0..2 {
-        step(format!("kill the {role}"));
-        let old = run.kill_role(role, 0)?;
-        run.wait_restarted(role, 0, old, SETTLE)?;
-        more(&load, 700)?;
+    let rate = if mode == Mode::KeepAlive { 1_000.0 } else { 500.0 };
+    let load = stage.start(Load { rate: Some(rate), mode, ..stage.load(50_000) })?;
+    more(&load, 300)?;
+    for &(role, index) in roles.iter().chain(roles) {
+        step(format!("kill {role} {index}"));
+        let old = run.kill_role(role, index)?;
+        run.wait_restarted(role, index, old, SETTLE)?;
+        more(&load, 500)?;
     }
     let report = answered(load.stop()?)?;
     stage.all_replayed(run, &report, 1)?;
@@ -106,38 +117,6 @@ fn a_killed_injector_repeats_one_batch_at_most() -> Result<()> {
     ensure!(counted <= frames, "{counted} segments were counted, {frames} frames left");
     ensure!(frames - counted <= kills * 2 * BATCH, "{counted} segments were counted, {frames} frames left");
     Ok(())
-}
-
-fn a_shard_worker_is_killed_under_load() -> Result<()> {
-    let stage = Stage::new()?;
-    let _intercept = stage.intercept()?;
-    let run = stage.run(&["--shards", "2"])?;
-    let load = stage.start(Load { rate: Some(1_000.0), ..stage.load(50_000) })?;
-    more(&load, 500)?;
-    step("kill shard worker 1");
-    let old = run.kill_role("shard-worker", 1)?;
-    run.wait_restarted("shard-worker", 1, old, SETTLE)?;
-    // Its connections are joined again, each at its next request; twenty connections have one within 20 ms.
-    let recovered = more(&load, 500)?;
-    more(&load, 1_500)?;
-    let report = answered(load.stop()?)?;
-    arrived_after(&stage, run, recovered..report.sent)
-}
-
-fn a_shard_worker_is_killed_under_short_connections() -> Result<()> {
-    let stage = Stage::new()?;
-    let _intercept = stage.intercept()?;
-    let run = stage.run(&["--shards", "2"])?;
-    let load = Load { mode: Mode::ClientCloses, rate: Some(500.0), ..stage.load(50_000) };
-    let load = stage.start(load)?;
-    more(&load, 300)?;
-    step("kill shard worker 0");
-    let old = run.kill_role("shard-worker", 0)?;
-    run.wait_restarted("shard-worker", 0, old, SETTLE)?;
-    let recovered = more(&load, 200)?;
-    more(&load, 700)?;
-    let report = answered(load.stop()?)?;
-    arrived_after(&stage, run, recovered..report.sent)
 }
 
 /// Every request of `ids` arrived once, none before them twice, and the ledger adds up.
