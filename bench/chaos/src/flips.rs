@@ -182,7 +182,7 @@ impl Victim {
 }
 
 /// How often each kind is hit: rings and arenas, then indices, then the rest.
-const KINDS: [&str; 12] = [
+const KINDS: [&str; 13] = [
     "ring",
     "ring",
     "ring",
@@ -195,6 +195,7 @@ const KINDS: [&str; 12] = [
     "heartbeat",
     "doorbell",
     "counters",
+    "journal",
 ];
 
 const fn name(part: &Part) -> &'static str {
@@ -202,6 +203,7 @@ const fn name(part: &Part) -> &'static str {
         Part::Heartbeat => "heartbeat",
         Part::Doorbell => "doorbell",
         Part::Counters => "counters",
+        Part::Journal => "journal",
         Part::Indices(_) => "indices",
         Part::Ring(_) => "ring",
         Part::Arena(_) => "arena",

@@ -102,6 +102,8 @@ pub enum Part {
     Doorbell,
     /// Of any role.
     Counters,
+    /// Of any role.
+    Journal,
     /// Head and tail of a ring.
     Indices(Link),
     /// A ring's bytes.
@@ -222,6 +224,7 @@ impl Layout {
                 (Part::Heartbeat, span(self.heartbeat(role), size_of::<Heartbeat>() as u64)),
                 (Part::Doorbell, span(self.doorbell(role), size_of::<Doorbell>() as u64)),
                 (Part::Counters, span(self.counters(role), size_of::<Block>() as u64)),
+                (Part::Journal, span(self.journal(role), size_of::<Record>() as u64)),
             ]
         });
         let links = shards().flat_map(|k| [Link::Capture(k), Link::Inject(k), Link::Returns(k)]);
