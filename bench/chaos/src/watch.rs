@@ -76,6 +76,8 @@ pub(crate) struct Tally {
     pub(crate) recovery: Histogram,
 }
 
+/// Time for a process to take a signal.
+const SECOND_FAULT: Duration = Duration::from_millis(5);
 /// Between looks while all is well, and while somebody is down.
 const CALM: Duration = Duration::from_millis(1);
 const TENSE: Duration = Duration::from_micros(200);
@@ -160,9 +162,18 @@ impl Book {
     pub(crate) fn strike(&mut self, kind: Kind, process: Process, signal: Signal) -> Result<u32> {
         let place = self.places.iter_mut().find(|p| p.process == process).context("no such role")?;
         let pid = place.pid.context("it has no process")?;
+        let send = |signal| {
+            kill(Pid::from_raw(pid.cast_signed()), signal)
+                .with_context(|| format!("signalling {process}, pid {pid}"))
+        };
+        if signal == Signal::SIGSEGV {
+            // Rust's runtime takes the first for a possible stack overflow: it puts the default action back and returns, to
+            // let the faulting instruction fault again. There is none, so the second one is the fault.
+            send(signal)?;
+            std::thread::sleep(SECOND_FAULT);
+        }
         let at_us = monotonic_us();
-        kill(Pid::from_raw(pid.cast_signed()), signal)
-            .with_context(|| format!("signalling {process}, pid {pid}"))?;
+        send(signal)?;
         place.down = Some(Down { at_us, kind, reborn: None });
         place.last_death_us = at_us;
         self.tally(kind).faults += 1;
