@@ -37,6 +37,7 @@ const BLIND_WAITS: u32 = 64;
 /// # Errors
 /// Only at the beginning: sockets that are not what they should be. Later nothing ends it, every fault is counted.
 pub fn run(region: &'static Region, plan: &Plan, sockets: Vec<CaptureSocket>) -> Result<(), RoleError> {
+    boot(region.heartbeat(Role::Capturer));
     let dispatcher = Dispatcher::new(region, plan);
     let position = |ring: u16| dispatcher.position(ring);
     let source: Box<dyn Source> = match plan.capture.engine {
@@ -59,6 +60,15 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Vec<CaptureSocket>) ->
     }
     .run();
     Ok(())
+}
+
+/// A killed predecessor's last word may be that input is pending, which makes who is only booting look hung. The epoch says
+/// how often this role was started.
+fn boot(heartbeat: &Heartbeat) {
+    heartbeat.set_pending(false);
+    heartbeat.set_state(RoleState::Starting);
+    heartbeat.set_epoch(heartbeat.epoch() + 1);
+    heartbeat.beat(shm::monotonic_ms());
 }
 
 struct Capturer {

@@ -163,6 +163,7 @@ impl Worker {
             shard.commit(now_us, None, false);
             return Step::Blocked;
         }
+        shard.table.was_deaf(control.deaf_ms() * 1_000);
         let abandoning = matches!(phase, Phase::Abandoning { .. });
         // After giving up, no input is taken any more: what is left in the rings stays there, and counts as such.
         let mut taken = (!abandoning).then(|| inbox.take()).filter(|taken| !taken.is_empty());

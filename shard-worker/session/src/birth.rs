@@ -145,8 +145,10 @@ impl Table {
             let address = self.config.targets[target as usize].endpoint;
             let Some(holder) = self.find_replayed(client, &address) else { return Ok(Choice::Free(*client)) };
             let slot = self.slots.get(holder);
-            if slot.client == *client && slot.is(is::DETACHED) {
-                let (waiting, phase) = (slot.waiter, slot.phase());
+            let (waiting, phase) = (slot.waiter, slot.phase());
+            // While nothing can come back the older ones cannot end, and are not to be blamed for it.
+            let deaf = waiting != NONE && now_us < self.hears_again_us();
+            if slot.client == *client && slot.is(is::DETACHED) && !deaf {
                 if waiting != NONE {
                     // Only the newest waits.
                     self.fail(now_us, waiting, Drop::Superseded, Count::FailedSuperseded);

@@ -26,6 +26,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::arena::{self, Arena, Header};
 use crate::chunks::Chunks;
 use crate::config::{Clients, Config};
+use crate::congestion::RTO_MOST_US;
 use crate::endpoints::Pool;
 use crate::index::Index;
 use crate::numbering::LastNumbers;
@@ -92,6 +93,8 @@ pub struct Table {
     /// IPv4 and IPv6.
     pub(crate) pools: [Option<Pool>; 2],
     pub(crate) draining: bool,
+    /// Until then no answer could come back, whatever the targets did.
+    pub(crate) deaf_us: u64,
     /// Sessions before this one were given up.
     abandoned: u32,
     /// Where the search for the oldest backlogs goes on.
@@ -148,6 +151,7 @@ impl Table {
             targets: Targets::new(config.targets.len(), config.pace, config.seeds.isn),
             pools,
             draining: false,
+            deaf_us: 0,
             abandoned: 0,
             hand: 0,
             challenges: (0, 0),
@@ -249,6 +253,16 @@ impl Table {
     /// When [`Table::tick`] should run next.
     pub fn next_deadline_us(&self) -> Option<u64> {
         if self.due.is_empty() { self.wheel.next_deadline_us() } else { Some(self.header.clock_us) }
+    }
+
+    /// Until this time, 0 for never, the way back was not whole: silence of a target up to then is not held against it.
+    pub const fn was_deaf(&mut self, until_us: u64) {
+        self.deaf_us = until_us;
+    }
+
+    /// Until when the one on a four-tuple may have to wait for the way back, and for its own next retransmission then.
+    pub(crate) const fn hears_again_us(&self) -> u64 {
+        if self.deaf_us == 0 { 0 } else { self.deaf_us + RTO_MOST_US }
     }
 
     /// No new sessions from now on.

@@ -58,11 +58,13 @@ impl Table {
     }
 
     fn retransmission_due(&mut self, now_us: u64, id: u32) {
-        let dead_us = self.config.times.dead_us;
+        let (dead_us, deaf_us) = (self.config.times.dead_us, self.deaf_us);
         let v4 = self.config.targets[self.slots.get(id).target as usize].endpoint.addr.is_v4();
         let slot = self.slots.get_mut(id);
         match slot.phase() {
-            Phase::Opening | Phase::Open if now_us.saturating_sub(slot.progress_us) >= dead_us => {
+            Phase::Opening | Phase::Open
+                if now_us.saturating_sub(slot.progress_us.max(deaf_us)) >= dead_us =>
+            {
                 self.part(now_us, id, Drop::TimedOut, Count::FailedTimedOut);
             }
             // It waited for its turn.
@@ -101,7 +103,7 @@ impl Table {
         if slot.phase() != Phase::Open || slot.unsent() == 0 {
             return;
         }
-        if now_us.saturating_sub(slot.progress_us) >= idle_us {
+        if now_us.saturating_sub(slot.progress_us.max(self.deaf_us)) >= idle_us {
             self.part(now_us, id, Drop::TimedOut, Count::FailedTimedOut);
             return;
         }
@@ -145,10 +147,12 @@ impl Table {
     /// Something has lasted too long.
     fn end_due(&mut self, now_us: u64, id: u32) {
         let times = self.config.times;
+        let queue_until_us = self.hears_again_us() + times.queue_us;
         let slot = self.slots.get_mut(id);
         match slot.phase() {
             Phase::Free | Phase::Resetting => {}
             Phase::Lingering => self.finish(now_us, id, Drop::TargetClosed),
+            Phase::Queued if now_us < queue_until_us => slot.arm(Timer::End, queue_until_us),
             Phase::Queued => {
                 // The older session on the four-tuple does not come to an end: it has to.
                 if let Some(holder) = self.holder_of(id) {

@@ -92,6 +92,26 @@ pub enum Link {
     Returns(u16),
 }
 
+/// What stands at a place of the region; without what is written once, and without the orders in the control words.
+#[cfg(feature = "scribble")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Of any role.
+    Heartbeat,
+    /// Of any role.
+    Doorbell,
+    /// Of any role.
+    Counters,
+    /// Of any role.
+    Journal,
+    /// Head and tail of a ring.
+    Indices(Link),
+    /// A ring's bytes.
+    Ring(Link),
+    /// A shard's arena.
+    Arena(u16),
+}
+
 impl Spec {
     /// Why no region can have these sizes, if so.
     fn check(&self) -> Result<(), String> {
@@ -191,6 +211,30 @@ impl Layout {
             .iter()
             .flat_map(|fact| fact.to_le_bytes())
             .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    }
+
+    /// Everything that roles write while they work, part by part.
+    #[cfg(feature = "scribble")]
+    pub(crate) fn parts(&self) -> Vec<(Part, std::ops::Range<u64>)> {
+        let span = |at: u64, bytes: u64| at..at + bytes;
+        let roles = [Role::Capturer, Role::Injector, Role::Receiver].into_iter();
+        let shards = || 0..self.spec.shards;
+        let of_roles = roles.chain(shards().map(Role::Shard)).flat_map(|role| {
+            [
+                (Part::Heartbeat, span(self.heartbeat(role), size_of::<Heartbeat>() as u64)),
+                (Part::Doorbell, span(self.doorbell(role), size_of::<Doorbell>() as u64)),
+                (Part::Counters, span(self.counters(role), size_of::<Block>() as u64)),
+                (Part::Journal, span(self.journal(role), size_of::<Record>() as u64)),
+            ]
+        });
+        let links = shards().flat_map(|k| [Link::Capture(k), Link::Inject(k), Link::Returns(k)]);
+        let of_links = links.flat_map(|link| {
+            let (at, bytes) = self.ring(link);
+            let indices = span(self.ring_indices(link), size_of::<Indices>() as u64);
+            [(Part::Indices(link), indices), (Part::Ring(link), span(at, bytes.into()))]
+        });
+        let arenas = shards().map(|k| (Part::Arena(k), span(self.arena(k), self.spec.arena)));
+        of_roles.chain(of_links).chain(arenas).collect()
     }
 
     pub(crate) const fn control(&self) -> u64 {

@@ -56,6 +56,9 @@ mod sys;
 pub use doorbell::Doorbell;
 pub use ring::{Batch, Consumer, Producer};
 
+#[cfg(all(feature = "scribble", not(loom)))]
+pub use layout::Part;
+
 #[cfg(not(loom))]
 pub use {
     clock::{monotonic_ms, monotonic_ns, monotonic_us},

@@ -278,6 +278,12 @@ impl Region {
         unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), self.spec().arena as usize) }
     }
 
+    /// Where everything stands that roles write while they work, for who would damage it: bytes from the file's begin.
+    #[cfg(feature = "scribble")]
+    pub fn parts(&self) -> Vec<(crate::Part, std::ops::Range<u64>)> {
+        self.layout.parts()
+    }
+
     fn header(&self) -> &'static Header {
         // SAFETY: Header is made of atomics and stands at the region's begin.
         unsafe { self.view(0) }
