@@ -64,6 +64,14 @@ pub enum OpenError {
         /// What is wrong with it.
         source: io::Error,
     },
+    /// One that was kept over a restart is not what it should be.
+    #[error("the kept capture socket {place} cannot be used: {source}")]
+    Kept {
+        /// Which, counted from 0.
+        place: usize,
+        /// What is wrong with it.
+        source: io::Error,
+    },
     /// Not as many sockets as the plan asks for.
     #[error(
         "{got} capture sockets were handed down instead of {wanted}. Roles are started by `tcptwin run`, not by hand"

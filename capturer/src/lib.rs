@@ -38,5 +38,5 @@ mod vlan;
 pub use count::Count;
 pub use error::{OpenError, RoleError};
 pub use interfaces::Interface;
-pub use open::{CaptureSocket, inherit, open};
+pub use open::{CaptureSocket, begin_anew, inherit, names, open, take_over};
 pub use role::run;

@@ -2,20 +2,21 @@
 //! while capturers come and go; a capturer takes them over by number.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::sys::socket::{setsockopt, sockopt};
+use shm::{Region, Role};
 use topology::Plan;
 use topology::plan::CaptureEngine;
 
-use crate::count::MAX_RINGS;
+use crate::count::{MAX_RINGS, POSITIONS};
 use crate::error::OpenError;
 use crate::filter::Frames;
 use crate::interfaces::{self, Interface};
 use crate::live::RINGS;
 use crate::online::filter;
 use crate::packet_ring::{RingSpec, open_socket};
-use crate::sys::{Begin, PacketSocket, link_type};
+use crate::sys::{Begin, Bound, PacketSocket, RingMemory, link_type};
 
 /// Slots of the ring for small frames: everything up to an Ethernet frame of 1,500 bytes, and a little more.
 const SMALL_SLOT_BYTES: u32 = 2_048;
@@ -87,6 +88,67 @@ pub fn inherit(plan: &Plan, numbers: &[RawFd]) -> Result<Vec<CaptureSocket>, Ope
         Err(source) => Err(OpenError::Inherited { number, source }),
     };
     numbers.iter().map(adopt).collect()
+}
+
+/// What the sockets of a plan are called where somebody keeps them for the next start: number and sizes, so that one of
+/// other sizes is never taken for ours. Empty for the simple engine, whose sockets keep next to nothing.
+pub fn names(plan: &Plan) -> Vec<String> {
+    if plan.capture.engine == CaptureEngine::Simple {
+        return vec![];
+    }
+    let specs = ring_specs(plan);
+    let name = |(i, spec): (usize, &RingSpec)| format!("capture-{i}-{}x{}", spec.slot_bytes(), spec.slots());
+    let all = interface_names(plan).len() * RINGS;
+    specs.iter().cycle().take(all).enumerate().map(name).collect()
+}
+
+/// Takes over ring sockets that outlived their supervisor, in the order of [`names`]. Each must be what [`open`] would make
+/// for this plan: bound where it says, with this filter, and a ring of this size.
+///
+/// # Errors
+/// Which is not, by its place; all of them are closed then.
+pub fn take_over(plan: &Plan, sockets: Vec<OwnedFd>) -> Result<Vec<CaptureSocket>, OpenError> {
+    let (existing, names, specs) = (interfaces::interfaces(), interface_names(plan), ring_specs(plan));
+    let wanted = names.len() * RINGS;
+    if sockets.len() != wanted || plan.capture.engine == CaptureEngine::Simple {
+        return Err(OpenError::Sockets { wanted, got: sockets.len() });
+    }
+    let small = specs[0].packet_bytes();
+    let mut taken = vec![];
+    for (i, socket) in sockets.into_iter().map(PacketSocket::from).enumerate() {
+        let failed = |source| OpenError::Kept { place: i, source };
+        let wrong = |why: &str| failed(io::Error::other(why));
+        let (bound, spec) = (&names[i / RINGS], specs[i % RINGS]);
+        let bound = match bound {
+            None => Bound::Any,
+            Some(name) => Bound::Interface(known(&existing, name)?.index),
+        };
+        let frames = [Frames::UpTo(small), Frames::Above(small)][i % RINGS];
+        if !socket.is_ring_of_packets().map_err(failed)? {
+            return Err(wrong("it is no packet ring"));
+        }
+        if socket.bound().map_err(failed)? != bound {
+            return Err(wrong("it listens on another interface"));
+        }
+        if socket.filter().map_err(failed)? != filter(plan, 0, frames).program() {
+            return Err(wrong("its filter is another plan's"));
+        }
+        // The kernel refuses to map anything but the whole ring.
+        RingMemory::map(&socket, spec).map_err(|_| wrong("its ring is of another size"))?;
+        taken.push(CaptureSocket(socket));
+    }
+    Ok(taken)
+}
+
+/// The sockets are new ones, the region is not: frame numbers go on, at the first slot of each ring. Called by the
+/// supervisor before the first capturer of a region that it adopted.
+pub fn begin_anew(region: &Region, plan: &Plan) {
+    let counters = region.counters(Role::Capturer);
+    let last = (0..MAX_RINGS).map(|ring| counters.get(POSITIONS + ring)).max().unwrap_or(0);
+    for (ring, spec) in ring_specs(plan).iter().cycle().take(interface_names(plan).len() * RINGS).enumerate()
+    {
+        counters.set(POSITIONS + ring, last.next_multiple_of(spec.slots().into()));
+    }
 }
 
 /// The interfaces of a plan in the order of their sockets; `None` is all of them together.

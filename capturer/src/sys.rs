@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use libc::{sockaddr_ll, tpacket2_hdr};
 
-use crate::filter::Instruction;
+use crate::filter::{Instruction, MAX_INSTRUCTIONS};
 use crate::packet_ring::RingSpec;
 
 /// Bytes in front of a packet in its slot: header, address, padding, for SOCK_DGRAM without reserve (`tpacket_rcv`).
@@ -170,6 +170,29 @@ impl PacketSocket {
             0 => Bound::Any,
             index => u32::try_from(index).map_or(Bound::Gone, Bound::Interface),
         })
+    }
+
+    /// The filter as the kernel holds it (SO_GET_FILTER of socket(7), which answers in instructions, not bytes); empty
+    /// when there is none.
+    pub fn filter(&self) -> io::Result<Vec<Instruction>> {
+        let none = libc::sock_filter { code: 0, jt: 0, jf: 0, k: 0 };
+        let mut program = vec![none; MAX_INSTRUCTIONS];
+        let mut len = MAX_INSTRUCTIONS as libc::socklen_t;
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+        // SAFETY: the kernel writes `len` instructions at most, and `program` has that many.
+        check(unsafe {
+            libc::getsockopt(self.fd.as_raw_fd(), level, name, program.as_mut_ptr().cast(), &raw mut len)
+        })?;
+        program.truncate(len as usize);
+        Ok(program.iter().map(|i| Instruction { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect())
+    }
+
+    /// Whether its frames come in the ring form of version 2 and begin at the network header.
+    pub fn is_ring_of_packets(&self) -> io::Result<bool> {
+        let (mut version, mut kind): (c_int, c_int) = (0, 0);
+        self.get(libc::SOL_PACKET, libc::PACKET_VERSION, &mut version)?;
+        self.get(libc::SOL_SOCKET, libc::SO_TYPE, &mut kind)?;
+        Ok(version == libc::tpacket_versions::TPACKET_V2 as c_int && kind == libc::SOCK_DGRAM)
     }
 
     /// Frames that passed the filter, and those of them that found no slot, since the last call.

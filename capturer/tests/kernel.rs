@@ -12,7 +12,7 @@ mod rings;
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use capturer::sys::{Begin, PacketSocket};
@@ -260,6 +260,55 @@ fn a_successor_goes_on_where_the_predecessor_stopped() {
     }
     assert_eq!(rig.count(Count::Segments), rig.seen.len() as u64, "each was counted once");
     assert_eq!(rig.count(Count::KernelDrops), 0);
+}
+
+#[test]
+fn new_sockets_for_an_old_region_are_read_from_their_first_slot() {
+    let Some(ns) = namespace() else { return };
+    let mut rig = Rig::start(ns, &plan(MAPPING));
+    let first = talk(&rig.ns, V4, b"seen by the first", b"ok");
+    rig.until("the first bytes are there", |rig| rig.stream(first).fins > 0);
+    rig.halt();
+    let highest = rig.seen.iter().map(|(head, _)| head.frame).max().unwrap();
+    let before = rig.seen.len();
+    rig.renew();
+    let second = talk(&rig.ns, V4, b"seen by its successor", b"ok");
+    rig.until("the next are there", |rig| rig.stream(second).fins > 0);
+    rig.stop();
+    assert_eq!(rig.stream(second).bytes, b"seen by its successor");
+    assert!(rig.seen[before..].iter().all(|(head, _)| head.frame > highest), "numbers never go back");
+}
+
+#[test]
+fn kept_sockets_are_taken_over_by_the_same_plan_only() {
+    let Some(ns) = namespace() else { return };
+    let fds = |sockets: Vec<capturer::CaptureSocket>| -> Vec<OwnedFd> {
+        sockets.into_iter().map(|socket| OwnedFd::from(PacketSocket::from(socket))).collect()
+    };
+    ns.enter(move || {
+        let ours = plan(MAPPING);
+        let kept = || fds(capturer::open(&ours).unwrap());
+        assert_eq!(capturer::names(&ours).len(), 2);
+        assert_eq!(capturer::take_over(&ours, kept()).unwrap().len(), 2);
+        let refused = |plan: &topology::Plan, kept, part: &str| {
+            let said = capturer::take_over(plan, kept).unwrap_err().to_string();
+            assert!(said.contains(part), "{said}");
+        };
+        refused(&plan(&["8081-10.0.3.2:8080"]), kept(), "its filter is another plan's");
+        let mut any = plan(MAPPING);
+        any.capture.interfaces = vec![];
+        refused(&any, kept(), "it listens on another interface");
+        let mut large = plan(MAPPING);
+        large.capture.buffer_bytes *= 2;
+        refused(&large, kept(), "its ring is of another size");
+        assert_ne!(capturer::names(&large), capturer::names(&ours));
+        let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        assert!(capturer::take_over(&ours, vec![file(), file()]).is_err());
+        refused(&ours, vec![file()], "1 capture sockets");
+        let mut swapped = kept();
+        swapped.reverse();
+        refused(&ours, swapped, "its filter is another plan's");
+    });
 }
 
 #[test]

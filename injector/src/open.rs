@@ -83,6 +83,20 @@ impl Sockets {
         (self.v4.as_ref().map(AsRawFd::as_raw_fd), self.v6.as_ref().map(AsRawFd::as_raw_fd))
     }
 
+    /// Takes over sockets that outlived their supervisor; `None` when they are not those that the plan's targets need.
+    pub fn take_over(plan: &Plan, v4: Option<OwnedFd>, v6: Option<OwnedFd>) -> Option<Self> {
+        let fits = |socket: &Option<OwnedFd>, v4: bool| match socket {
+            None => plan.targets.iter().all(|t| t.addr.is_ipv4() != v4),
+            Some(socket) => sys::check_raw(socket.as_fd(), v4).is_ok(),
+        };
+        (fits(&v4, true) && fits(&v6, false)).then_some(Self { v4, v6 })
+    }
+
+    /// Each socket with the family's name, IPv4 first.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, &OwnedFd)> {
+        self.v4.iter().map(|fd| ("v4", fd)).chain(self.v6.iter().map(|fd| ("v6", fd)))
+    }
+
     /// Takes over descriptors inherited by number. Each is checked to be a raw socket of its family.
     pub fn inherit(v4: Option<RawFd>, v6: Option<RawFd>) -> Result<Self, OpenError> {
         let adopt = |number: Option<RawFd>, v4: bool| {
@@ -138,6 +152,18 @@ mod tests {
     fn a_missing_capability_says_what_to_type() {
         let said = OpenError::new(true, io::Error::from_raw_os_error(libc::EPERM)).to_string();
         assert!(said.contains("needs CAP_NET_RAW") && said.contains("sudo setcap"), "{said}");
+    }
+
+    #[test]
+    fn kept_sockets_must_be_those_of_the_plan() {
+        let plan = crate::testing::plan(&["10.0.0.1:80"]);
+        let file = || Some(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+        assert!(Sockets::take_over(&plan, None, None).is_none(), "one is missing");
+        assert!(Sockets::take_over(&plan, file(), None).is_none(), "one is a file");
+        match open(&plan) {
+            Ok(sockets) => assert!(Sockets::take_over(&plan, sockets.v4, None).is_some()),
+            Err(error) => eprintln!("SKIPPED: {error}"),
+        }
     }
 
     #[test]

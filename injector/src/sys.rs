@@ -64,14 +64,20 @@ pub(crate) fn adopt_raw(number: RawFd, v4: bool) -> io::Result<OwnedFd> {
     }
     // SAFETY: just seen to be open, and used only within this function, where nothing closes it.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-    let family = nix::sys::socket::getsockname::<SockaddrStorage>(number)?.family();
-    let wanted = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    if getsockopt(&borrowed, sockopt::SockType)? != SockType::Raw || family != Some(wanted) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a raw socket of that family"));
-    }
+    check_raw(borrowed, v4)?;
     // SAFETY: the number is open, and by the contract of the role's command line it is handed to this process to own;
     // nothing else in the process knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Whether a descriptor is a raw socket of that family.
+pub(crate) fn check_raw(fd: BorrowedFd<'_>, v4: bool) -> io::Result<()> {
+    let family = nix::sys::socket::getsockname::<SockaddrStorage>(fd.as_raw_fd())?.family();
+    let wanted = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    if getsockopt(&fd, sockopt::SockType)? != SockType::Raw || family != Some(wanted) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a raw socket of that family"));
+    }
+    Ok(())
 }
 
 /// MTU of the route of a connected socket, bytes (`IP_MTU` of ip(7), `IPV6_MTU` of ipv6(7)).

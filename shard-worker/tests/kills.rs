@@ -108,7 +108,7 @@ impl Drop for Worker {
 fn the_worker() {
     let Ok(name) = std::env::var(NAME) else { return };
     let region = Region::attach(&name).unwrap();
-    let plan = Plan::from_bytes(region.plan_bytes()).unwrap();
+    let plan = Plan::from_bytes(&region.plan_bytes()).unwrap();
     shard_worker::run(region, &plan, 0).unwrap();
 }
 

@@ -19,7 +19,7 @@ pub(crate) struct Backoff {
     deaths: VecDeque<Instant>,
 }
 
-/// Deaths within [`SHORT`] that are answered quickly.
+/// Deaths within [`SHORT`] that are answered at once.
 const QUICK: usize = 5;
 /// Deaths within [`LONG`] that are answered at all.
 const ENOUGH: usize = 20;
@@ -31,8 +31,8 @@ const LONG: Duration = Duration::from_secs(60);
 const CAP: Duration = Duration::from_secs(10);
 
 impl Backoff {
-    /// Counts a death and says what to do. Pauses: 0, 10 ms, then 100 ms, then (more than five in ten seconds) doubling
-    /// from 200 ms to 10 s. More than twenty in a minute are the last straw; the doubling pauses count against it, so a
+    /// Counts a death and says what to do. Up to five in ten seconds cost no pause; with more it doubles from 100 ms to
+    /// 10 s. More than twenty in a minute are the last straw; the doubling pauses count against it, so a
     /// role that never comes up is given up once the pauses of a minute have shown that time does not heal it.
     pub(crate) fn died(&mut self, now: Instant) -> Verdict {
         self.deaths.push_back(now);
@@ -43,11 +43,9 @@ impl Backoff {
         let in_short = self.deaths.iter().filter(|death| now.duration_since(**death) <= SHORT).count();
         match (in_short, in_long) {
             (_, long) if long > ENOUGH => Verdict::Stop,
-            (0 | 1, _) => Verdict::Restart(Duration::ZERO),
-            (2, _) => Verdict::Restart(Duration::from_millis(10)),
-            (short, _) if short <= QUICK => Verdict::Restart(Duration::from_millis(100)),
+            (short, _) if short <= QUICK => Verdict::Restart(Duration::ZERO),
             (short, _) => {
-                let doublings = (short - QUICK).min(6) as u32;
+                let doublings = (short - QUICK - 1).min(7) as u32;
                 Verdict::Restart((Duration::from_millis(100) * 2u32.pow(doublings)).min(CAP))
             }
         }
@@ -68,7 +66,7 @@ mod tests {
                 Verdict::Stop => panic!("too early"),
             })
             .collect();
-        assert_eq!(pauses, [0, 10, 100, 100, 100, 200, 400, 800]);
+        assert_eq!(pauses, [0, 0, 0, 0, 0, 100, 200, 400]);
         assert_eq!(backoff.died(start + Duration::from_secs(50)), Verdict::Restart(Duration::ZERO));
     }
 

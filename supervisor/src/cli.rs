@@ -46,6 +46,11 @@ pub(crate) enum Action {
     Demo(DemoArgs),
     /// Be a role of an instance (started by the supervisor only).
     Role(RoleArgs),
+    /// Say whether this program could go on with an instance (asked by a running supervisor).
+    Handover {
+        /// Its name.
+        name: String,
+    },
     /// Text that was asked for (`--help`, `--version`), to stdout.
     Print(StyledStr),
 }
@@ -63,6 +68,8 @@ pub(crate) enum Order {
     Percent(u32),
     /// Copies, thousandths.
     Copies(u32),
+    /// Go on as the program that stands at the instance's path now.
+    Upgrade,
 }
 
 /// Reads the command line of this process.
@@ -92,6 +99,7 @@ fn read_from(
         "ctl" => Ok(Action::Ctl { name: name(matches)?, order: order(matches)? }),
         "keygen" => Ok(Action::Keygen { file: text(matches, "file") }),
         "demo" => Ok(Action::Demo(DemoArgs::from_arg_matches(matches).map_err(|error| sentence(&error))?)),
+        "handover" => Ok(Action::Handover { name: name(matches)? }),
         "role" => Ok(Action::Role(RoleArgs::from_matches(matches)?)),
         other => unreachable!("clap accepts only the commands it was given, not {other}"),
     }
@@ -136,6 +144,7 @@ fn command() -> clap::Command {
                 .subcommand(clap::Command::new("pause").about("Start no new session; what is captured meanwhile is counted as `paused`"))
                 .subcommand(clap::Command::new("resume").about("Go on after `pause`"))
                 .subcommand(clap::Command::new("stop").about("Drain and end, as Ctrl-C does"))
+                .subcommand(clap::Command::new("upgrade").about("Go on as the program that stands at the instance's path now, with all sessions; drain when it cannot take them over"))
                 .subcommand(clap::Command::new("percent").about("Share of new flows to replay").arg(number("PERCENT")))
                 .subcommand(clap::Command::new("copies").about("Copies of each new flow").arg(number("N"))),
         ))
@@ -149,6 +158,7 @@ fn command() -> clap::Command {
             DemoArgs::augment_args(clap::Command::new("demo"))
                 .about("Show the whole on this machine alone, in network namespaces of its own"),
         )
+        .subcommand(named(clap::Command::new("handover").hide(true)))
         .subcommand(RoleArgs::command())
 }
 
@@ -221,6 +231,7 @@ fn order(matches: &ArgMatches) -> Result<Order, Refusal> {
         "pause" => Order::Pause,
         "resume" => Order::Resume,
         "stop" => Order::Stop,
+        "upgrade" => Order::Upgrade,
         "percent" => Order::Percent(number(planner::percent_ppm)?),
         "copies" => Order::Copies(number(planner::copies_milli)?),
         other => unreachable!("clap accepts only the commands it was given, not {other}"),

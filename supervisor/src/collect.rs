@@ -17,8 +17,8 @@ use topology::{Plan, wiring};
 use crate::member::Member;
 use crate::procfs;
 use crate::stats::{
-    Amount, Capture, Control, Inject, Intercept, Latency, Ledger, Quantiles, Returned, RoleStats, Sessions,
-    Stats, Target, Turns,
+    Amount, Capture, Control, Inject, Intercept, Latency, Ledger, Quantiles, RecoveryTime, Returned,
+    RoleStats, Sessions, Stats, Target, Turns,
 };
 
 /// One look at everything.
@@ -64,6 +64,7 @@ impl Collector {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: (self.age().as_secs_f64() * 1e3).round() / 1e3,
             state: state.to_owned(),
+            epoch: self.region.epoch(),
             roles: self.roles(members),
             capture: Capture {
                 frames: self.capturer(capturer::Count::Frames),
@@ -112,6 +113,7 @@ impl Collector {
             restarts: 0,
             cpu_s: own.map_or(0.0, |look| look.cpu.as_secs_f64()),
             rss_bytes: own.map_or(0, |look| look.rss_bytes),
+            recovery_us: RecoveryTime::default(),
         });
         roles
     }
@@ -134,6 +136,7 @@ impl Collector {
             restarts: member.restarts,
             cpu_s: member.cpu().as_secs_f64(),
             rss_bytes: member.rss_bytes(),
+            recovery_us: RecoveryTime { last: member.recovery.last_us, worst: member.recovery.worst_us },
         }
     }
 

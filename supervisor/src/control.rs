@@ -5,7 +5,7 @@
 //! there, writes what fits. Clients, their input and their time are bounded; those beyond are closed and forgotten.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, RawFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -38,6 +38,8 @@ pub(crate) enum Request {
         /// Thousandths.
         milli: u32,
     },
+    /// Go on as the program that stands at the path of this one now.
+    Upgrade,
 }
 
 /// What comes back.
@@ -89,6 +91,17 @@ impl Server {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
         Ok(Self { listener: Some(listener), path, clients: Vec::new() })
+    }
+
+    /// The one that the image before listened with.
+    pub(crate) fn inherit(dir: &Path, name: &str, number: RawFd) -> io::Result<Self> {
+        let listener = UnixListener::from(shm::inherit(number)?);
+        Ok(Self { listener: Some(listener), path: dir.join(format!("{name}.sock")), clients: Vec::new() })
+    }
+
+    /// The listening socket, for the next image.
+    pub(crate) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(UnixListener::as_fd)
     }
 
     /// One that nobody can reach: stands in while the real one is at work.

@@ -7,7 +7,7 @@
 //!
 //! | seen | judged |
 //! |---|---|
-//! | stopped (T, t) | hung at once |
+//! | stopped (T, t), and this from a beat and a half of silence on | hung at once |
 //! | used more than 200 ms of CPU since the suspicion, without a beat | hung: it spins |
 //! | asleep (S, D) at each look for 250 ms, without any CPU time | hung: it waits for what does not come |
 //! | runnable (R), hardly any CPU time | starved: given up to 5 s |
@@ -71,6 +71,9 @@ struct Suspicion {
     asleep_since: Option<(Instant, Duration)>,
 }
 
+/// Silence at which it is looked whether somebody stopped it: more than an idle role ever leaves between two beats. Being
+/// stopped is no matter of degree, so nothing is waited for.
+const NOTICE_MS: u64 = 150;
 /// Silence that makes suspect while input is pending.
 const SUSPECT_MS: u64 = 250;
 /// Silence that makes suspect in any case: ten beats.
@@ -95,12 +98,19 @@ impl Watchdog {
         look: impl FnOnce() -> Option<(char, Duration)>,
     ) -> Option<Hung> {
         let silent = sample.now_ms.saturating_sub(sample.beat_ms);
-        if silent < if sample.pending { SUSPECT_MS } else { SILENT_MS } {
+        if silent < NOTICE_MS {
             self.suspicion = None;
             return None;
         }
         // Gone from /proc: it is dead, and the reaper's business.
         let (state, cpu) = look()?;
+        if matches!(state, 'T' | 't') {
+            return Some(Hung::Stopped);
+        }
+        if silent < if sample.pending { SUSPECT_MS } else { SILENT_MS } {
+            self.suspicion = None;
+            return None;
+        }
         let same = self.suspicion.as_ref().is_some_and(|suspicion| suspicion.beat_ms == sample.beat_ms);
         if !same {
             self.suspicion = Some(Suspicion { beat_ms: sample.beat_ms, since: now, cpu, asleep_since: None });
@@ -108,7 +118,6 @@ impl Watchdog {
         let suspicion = self.suspicion.as_mut().expect("set just above");
         let used = cpu.saturating_sub(suspicion.cpu);
         match state {
-            'T' | 't' => return Some(Hung::Stopped),
             _ if used > SPIN => return Some(Hung::Spins),
             'S' | 'D' | 'I' => {
                 let (since, before) = *suspicion.asleep_since.get_or_insert((now, cpu));
@@ -165,10 +174,16 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_stopped_while_idle_is_found_by_its_silence() {
+    fn one_that_was_stopped_is_found_whether_it_had_work_or_not() {
         let mut watchdog = Watchdog::default();
-        let idle = Sample { pending: false, beat_ms: 1_000, now_ms: 1_000 + SILENT_MS };
-        assert_eq!(watchdog.judge(Instant::now(), idle, || Some(('T', Duration::ZERO))), Some(Hung::Stopped));
+        let now = Instant::now();
+        for pending in [false, true] {
+            let at = |silent| Sample { pending, beat_ms: 1_000, now_ms: 1_000 + silent };
+            let stopped = || Some(('T', Duration::ZERO));
+            assert_eq!(watchdog.judge(now, at(NOTICE_MS - 1), || panic!("it has just beaten")), None);
+            assert_eq!(watchdog.judge(now, at(NOTICE_MS), stopped), Some(Hung::Stopped));
+            assert_eq!(watchdog.judge(now, at(NOTICE_MS), || Some(('S', Duration::ZERO))), None);
+        }
     }
 
     #[test]
@@ -181,7 +196,7 @@ mod tests {
         let beat = Sample { beat_ms: 1_310, now_ms: 1_320, ..late };
         assert_eq!(watchdog.judge(now + ASLEEP, beat, || panic!("not a suspect")), None);
         let idle = Sample { pending: false, now_ms: 1_900, ..late };
-        assert_eq!(watchdog.judge(now + ASLEEP, idle, || panic!("not a suspect")), None);
+        assert_eq!(watchdog.judge(now + ASLEEP, idle, asleep), None);
         // Suspected anew, its time begins anew.
         let again = Sample { now_ms: 9_000, ..late };
         assert_eq!(watchdog.judge(now + ASLEEP * 2, again, asleep), None);

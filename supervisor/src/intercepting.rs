@@ -140,12 +140,14 @@ impl Desk {
                 self.stop.store(true, Relaxed);
                 Reply::Ok(Value::String("stopping".to_owned()))
             }
-            Request::Pause | Request::Resume | Request::Percent { .. } | Request::Copies { .. } => {
-                Reply::Error(format!(
-                    "{} is an intercept, which only knows `stop`. Ask the run instead: tcptwin ctl --name NAME ...",
-                    self.name
-                ))
-            }
+            Request::Pause
+            | Request::Resume
+            | Request::Percent { .. }
+            | Request::Copies { .. }
+            | Request::Upgrade => Reply::Error(format!(
+                "{} is an intercept, which only knows `stop`. Ask the run instead: tcptwin ctl --name NAME ...",
+                self.name
+            )),
         }
     }
 

@@ -4,8 +4,11 @@
 //! |---|---|
 //! | `cli` | the command line and its errors |
 //! | `run` | `run`, from the options to the last line |
+//! | `adopt`, `upgrade` | going on with what a dead supervisor left; going on as another image of the program |
+//! | `service` | systemd |
 //! | `preflight`, `host` | what is checked before anything starts; facts about this machine |
 //! | `supervise` | the loop: deaths, orders, signals, figures |
+//! | `sockets` | what outlives the roles |
 //! | `spawn`, `role`, `member` | starting a role; being one; one process over its life |
 //! | `backoff`, `hang`, `aftermath`, `drain` | how soon again; alive or hung; what a death costs; the ordered end |
 //! | `control`, `ctl`, `place` | the control socket, its clients, where it is |
@@ -15,6 +18,7 @@
 //! | `demo` | `demo` |
 //! | `key`, `logging`, `procfs`, `signals` | keys, log lines, /proc, Ctrl-C |
 
+mod adopt;
 mod aftermath;
 mod backoff;
 mod cli;
@@ -36,12 +40,17 @@ mod preflight;
 mod procfs;
 mod role;
 mod run;
+mod service;
 mod signals;
+mod sockets;
 mod spawn;
 mod stats;
 mod summary;
 mod supervise;
 mod terminal;
+#[cfg(test)]
+mod testing;
+mod upgrade;
 mod words;
 
 use std::process::ExitCode;
@@ -50,6 +59,9 @@ use cli::Action;
 use topology::Refusal;
 
 fn main() -> ExitCode {
+    if let Some(before) = upgrade::Handover::received() {
+        return exit(before.and_then(run::resume));
+    }
     let done = match cli::read() {
         Ok(Action::Role(args)) => return role::be(&args),
         Ok(Action::Demo(args)) => return demo::run(&args),
@@ -59,9 +71,17 @@ fn main() -> ExitCode {
         Ok(Action::Stats { name, json }) => ctl::stats(&name, json),
         Ok(Action::Top { name }) => ctl::top(&name),
         Ok(Action::Ctl { name, order }) => ctl::ctl(&name, order),
+        Ok(Action::Handover { name }) => {
+            println!("{}", upgrade::answer(&name));
+            Ok(ExitCode::SUCCESS)
+        }
         Ok(Action::Keygen { file }) => key::make(&file).map(|()| ExitCode::SUCCESS),
         Err(refusal) => Err(refusal.into()),
     };
+    exit(done)
+}
+
+fn exit(done: anyhow::Result<ExitCode>) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {

@@ -1,7 +1,7 @@
 //! One process of the pipeline over its whole life: started, alive, dead, started again, finished.
 
 use std::cell::Cell;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -13,6 +13,7 @@ use crate::backoff::Backoff;
 use crate::hang::{Hung, Watchdog};
 use crate::procfs;
 use crate::spawn::Started;
+use crate::upgrade::Heir;
 
 /// One process of the pipeline.
 pub(crate) struct Member {
@@ -26,11 +27,26 @@ pub(crate) struct Member {
     hung: bool,
     /// Its deaths.
     pub(crate) backoff: Backoff,
+    /// It is being replaced on purpose: its death is no fault.
+    pub(crate) leaving: bool,
+    /// How long it was away.
+    pub(crate) recovery: Recovery,
     life: Life,
     /// CPU time of its dead predecessors.
     cpu_before: Duration,
     /// Resident memory at the last look at a living one: the dead have none.
     rss_bytes: Cell<u64>,
+}
+
+/// From a death to a successor that runs, microseconds; 0 before the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Recovery {
+    /// The last one.
+    pub(crate) last_us: u64,
+    /// The longest.
+    pub(crate) worst_us: u64,
+    /// When the last death was seen, until the successor runs.
+    dead_us: Option<u64>,
 }
 
 enum Life {
@@ -62,9 +78,43 @@ impl Member {
             watchdog: Watchdog::default(),
             hung: false,
             backoff: Backoff::default(),
+            leaving: false,
+            recovery: Recovery::default(),
             life: Life::Due(Instant::now()),
             cpu_before: Duration::ZERO,
             rss_bytes: Cell::new(0),
+        }
+    }
+
+    /// As the image before this one had it: alive still, or to be started now.
+    ///
+    /// # Errors
+    /// The descriptor that tells of its death is none.
+    pub(crate) fn inherited(process: Process, heir: Heir) -> std::io::Result<Self> {
+        let (last_us, worst_us) = heir.recovery_us;
+        let mut member = Self {
+            restarts: heir.restarts,
+            cpu_before: Duration::from_nanos(heir.cpu_before_ns),
+            recovery: Recovery { last_us, worst_us, dead_us: None },
+            ..Self::new(process)
+        };
+        if let Some((pid, alive)) = heir.alive {
+            member.life = Life::Alive(Started { pid, alive: shm::inherit(alive)? });
+        }
+        Ok(member)
+    }
+
+    /// For the next image.
+    pub(crate) fn heir(&self) -> Heir {
+        let alive = match &self.life {
+            Life::Alive(started) => Some((started.pid, started.alive.as_raw_fd())),
+            _ => None,
+        };
+        Heir {
+            alive,
+            restarts: self.restarts,
+            cpu_before_ns: self.cpu_before.as_nanos() as u64,
+            recovery_us: (self.recovery.last_us, self.recovery.worst_us),
         }
     }
 
@@ -111,7 +161,7 @@ impl Member {
     /// Its process id, while it has one.
     pub(crate) fn pid(&self) -> Option<u32> {
         match &self.life {
-            Life::Alive(started) => Some(started.child.id()),
+            Life::Alive(started) => Some(started.pid),
             _ => None,
         }
     }
@@ -180,6 +230,42 @@ impl Member {
 
     fn buried(&mut self, death: Death) -> Death {
         self.life = Life::Finished;
+        self.recovery.dead_us = Some(shm::monotonic_us());
         death
+    }
+}
+
+impl Recovery {
+    /// The role says that it runs since `running_us`; a predecessor may have said it.
+    pub(crate) fn runs(&mut self, running_us: u64) {
+        if let Some(dead_us) = self.dead_us.filter(|dead_us| running_us > *dead_us) {
+            self.dead_us = None;
+            self.last_us = running_us - dead_us;
+            self.worst_us = self.worst_us.max(self.last_us);
+        }
+    }
+
+    /// Whether a death is not made good yet.
+    pub(crate) const fn is_due(&self) -> bool {
+        self.dead_us.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recovery_ends_with_the_successors_word_not_the_predecessors() {
+        let mut recovery = Recovery { dead_us: Some(1_000), ..Recovery::default() };
+        recovery.runs(900);
+        assert!(recovery.is_due());
+        recovery.runs(6_000);
+        assert_eq!((recovery.last_us, recovery.worst_us, recovery.is_due()), (5_000, 5_000, false));
+        recovery.dead_us = Some(10_000);
+        recovery.runs(12_000);
+        assert_eq!((recovery.last_us, recovery.worst_us), (2_000, 5_000));
+        recovery.runs(90_000);
+        assert_eq!(recovery.last_us, 2_000, "only after a death");
     }
 }

@@ -152,6 +152,11 @@ fn feed(stats: &Stats) {
         // Counters are whole numbers in this facade; a second is too coarse for CPU time.
         counter!("tcptwin_role_cpu_milliseconds_total", labels()).absolute((role.cpu_s * 1e3) as u64);
         gauge!("tcptwin_role_resident_bytes", labels()).set(role.rss_bytes as f64);
+        for (which, us) in [("last", role.recovery_us.last), ("worst", role.recovery_us.worst)] {
+            let mut labels = labels();
+            labels.push(Label::new("which", which));
+            gauge!("tcptwin_role_recovery_microseconds", labels).set(us as f64);
+        }
     }
     feed_ledger(stats, &instance, &with);
     for target in &stats.targets {
@@ -252,6 +257,7 @@ mod tests {
             index: 1,
             pid: 7,
             cpu_s: 1.25,
+            recovery_us: crate::stats::RecoveryTime { last: 4_000, worst: 9_000 },
             ..RoleStats::default()
         });
         stats.ledger.delivered.payload_bytes = 1 << 60;
@@ -272,6 +278,7 @@ mod tests {
             "tcptwin_shard_worker_flows_total{instance_name=\"web\",index=\"1\"} 5",
             "tcptwin_shard_worker_open{instance_name=\"web\",index=\"1\"} 4",
             "tcptwin_role_cpu_milliseconds_total{instance_name=\"web\",role=\"shard-worker\",index=\"1\"} 1250",
+            "tcptwin_role_recovery_microseconds{instance_name=\"web\",role=\"shard-worker\",index=\"1\",which=\"worst\"} 9000",
             "tcptwin_state{instance_name=\"web\",state=\"running\"} 1",
         ] {
             assert!(text.lines().any(|have| have == line), "{line} is not in:\n{text}");

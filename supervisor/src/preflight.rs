@@ -2,23 +2,26 @@
 //! one in which a person can mend things: rights first, then this host, then the network, then the other end.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use injector::DialError;
 use injector::{RouteFacts, route_to};
 use returns::RefusedCode;
-use shm::{Leftover, LockFile, Region};
+use shm::LockFile;
 use topology::guard::{self, Taken};
 use topology::plan::Clients;
 use topology::{Key, Options, Plan, Refusal};
 
+use crate::adopt::{self, Found};
 use crate::{place, procfs};
 
 /// What the checks found.
 pub(crate) struct Ready {
     /// The plan, with the MTU of each route and the client range that the intercepts agreed to.
     pub(crate) plan: Plan,
+    /// What a dead instance of this name left; untouched so far.
+    pub(crate) found: Found,
     /// One instance a name; every role inherits it.
     pub(crate) lock: LockFile,
     /// Where lock and control socket are.
@@ -27,6 +30,8 @@ pub(crate) struct Ready {
     pub(crate) notes: Vec<String>,
 }
 
+/// How long the roles of a dead supervisor may take to die.
+const DYING_TIME: Duration = Duration::from_secs(2);
 /// How long an intercept has to answer, over three tries.
 const DIAL_TIME: Duration = Duration::from_millis(1500);
 /// Ranges tried at most, when intercepts refuse the chosen one and name another.
@@ -39,16 +44,20 @@ const RANGE_TRIES: usize = 8;
 pub(crate) fn check(mut plan: Plan, options: &Options) -> Result<Ready, Refusal> {
     rights(&plan)?;
     let directory = place::directory().map_err(Refusal::preflight)?;
-    let lock =
-        LockFile::acquire(&plan.name, &directory).map_err(|error| Refusal::preflight(error.to_string()))?;
+    let lock = lock(&plan.name, &directory)?;
     let mut notes = Vec::new();
-    leftover(&mut plan, &mut notes)?;
+    let found = adopt::look(&mut plan, &mut notes)?;
     interfaces(&plan)?;
     let routes = routes(&mut plan, options.has(Key::Lab))?;
     let taken = taken(&plan, &routes);
     guard::client_ranges(&plan, &taken)?;
-    intercepts(&mut plan, &taken, &mut notes)?;
-    Ok(Ready { plan, lock, directory, notes })
+    match found {
+        // Sessions wait: the receiver dials by itself, as after any outage, and an intercept that is away right now is no
+        // reason to give them up.
+        Found::Adopt(_) => {}
+        Found::Nothing | Found::Remove => intercepts(&mut plan, &taken, &mut notes)?,
+    }
+    Ok(Ready { plan, found, lock, directory, notes })
 }
 
 fn rights(plan: &Plan) -> Result<(), Refusal> {
@@ -66,30 +75,22 @@ fn rights(plan: &Plan) -> Result<(), Refusal> {
     )))
 }
 
-/// The lock is held, so a region of this name is a dead instance's. Its number is taken over with its name: to the
-/// intercepts this is the same instance come back, and its client range is not taken by a stranger.
-fn leftover(plan: &mut Plan, notes: &mut Vec<String>) -> Result<(), Refusal> {
-    let refused = |error: shm::RegionError| Refusal::preflight(error.to_string());
-    let name = plan.name.as_str();
-    match Region::leftover(name).map_err(refused)? {
-        Leftover::None => {}
-        Leftover::Ours { instance, boot_id_matches, .. } => {
-            Region::remove(name).map_err(refused)?;
-            notes.push(format!(
-                "a dead instance named {name} had left its shared region behind; it was removed"
-            ));
-            if boot_id_matches && instance != 0 {
-                plan.instance = instance;
+/// Roles die with their supervisor, but not in the same instant: a lock whose owner is dead is waited for.
+fn lock(name: &str, directory: &Path) -> Result<LockFile, Refusal> {
+    let until = Instant::now() + DYING_TIME;
+    loop {
+        match LockFile::acquire(name, directory) {
+            Ok(lock) => return Ok(lock),
+            Err(error) => {
+                let owner = error.held_by().and_then(procfs::look);
+                let dying = error.held_by().is_some() && owner.is_none_or(|owner| owner.state == 'Z');
+                if !dying || Instant::now() >= until {
+                    return Err(Refusal::preflight(error.to_string()));
+                }
+                std::thread::sleep(Duration::from_millis(2));
             }
         }
-        Leftover::Foreign { why } => {
-            return Err(Refusal::preflight(format!(
-                "{} stands where the shared region belongs, and {why}. Remove it by hand, or use another --name",
-                shm::path(name).display()
-            )));
-        }
     }
-    Ok(())
 }
 
 fn interfaces(plan: &Plan) -> Result<(), Refusal> {

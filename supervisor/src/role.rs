@@ -111,7 +111,7 @@ fn live(args: &RoleArgs) -> anyhow::Result<()> {
         );
     }
     abort_on_panic();
-    let plan = Plan::from_bytes(region.plan_bytes())
+    let plan = Plan::from_bytes(&region.plan_bytes())
         .context("the plan in the region is not readable by this program")?;
     match args.process {
         Process::Capturer => {

@@ -1,28 +1,39 @@
 //! `tcptwin run`, from the options to the last line: plan, checks, region, sockets, roles, end. Nothing is started before
 //! all checks passed, and whatever way it ends, region, rules and socket go.
 
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
-use shm::Region;
+use shm::{LockFile, Region};
 use topology::plan::{CaptureEngine, Clients};
 use topology::{Key, Options, Plan, Refusal, plan_from, planner, wiring};
 
+use crate::adopt::{self, Found};
 use crate::control::Server;
 use crate::preflight::{self, Ready};
+use crate::service::Service;
 use crate::signals::Signals;
-use crate::spawn::Sockets;
-use crate::supervise::{Ended, Supervisor};
+use crate::sockets::{Kept, Sockets};
+use crate::supervise::{Ended, House, Setup, Supervisor};
 use crate::terminal::Terminal;
+use crate::upgrade::{self, Handover};
 use crate::{host, key, logging, metrics, summary};
 
-/// Removes the region's file at the end, whatever the end is.
-struct Tidy(String);
+/// Removes the region's file at the end, whatever the end is. Sessions of a run before this one are not given up before
+/// this one works.
+struct Tidy {
+    name: String,
+    armed: bool,
+}
 
 impl Drop for Tidy {
     fn drop(&mut self) {
-        if let Err(error) = Region::remove(&self.0) {
+        if self.armed
+            && let Err(error) = Region::remove(&self.name)
+        {
             tracing::warn!("{error}");
         }
     }
@@ -33,35 +44,28 @@ impl Drop for Tidy {
 /// # Errors
 /// A [`Refusal`] before the start; anything else is a failure while running.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let started_us = shm::monotonic_us();
     let (quiet, json) = (options.has(Key::Quiet), options.has(Key::Json));
     logging::start("supervisor", logging::level(quiet));
+    let kept = Service::kept();
     let facts = host::facts(key::of_options(options)?)?;
     let plan = plan_from(options, &facts)?;
-    let exporter = planner::metrics_addr(options)?;
-    let Ready { plan, lock, directory, notes } = preflight::check(plan, options)?;
+    let metrics = planner::metrics_addr(options)?;
+    let Ready { plan, found, lock, directory, notes } = preflight::check(plan, options)?;
+    let service = Service::of_environment();
 
     // From here on things are made, in an order in which each can still be refused without leaving any behind.
-    let inject = injector::open(&plan).map_err(|error| Refusal::preflight(error.to_string()))?;
-    let capture = capturer::open(&plan).map_err(|error| Refusal::preflight(error.to_string()))?;
-    let board = match exporter {
+    let (sockets, renewed) = sockets(&plan, found, kept, &service)?;
+    let board = match metrics.map(exporter) {
         None => None,
-        Some(at) => {
-            let board: metrics::Board = Arc::new(Mutex::new(None));
-            metrics::serve_board(at, Arc::clone(&board)).map_err(|error| {
-                let why = crate::words::of_io(&error);
-                Refusal::preflight(format!(
-                    "--metrics {at}: listening there failed ({why}). Choose another address or port"
-                ))
-            })?;
-            Some(board)
-        }
+        Some(Ok(board)) => Some(board),
+        Some(Err(sentence)) => return Err(Refusal::preflight(sentence).into()),
     };
-    let spec = wiring::region_spec(&plan, session::Table::arena_bytes);
-    let region = Region::create(&plan.name, &spec, &plan.to_bytes(), plan.instance)
-        .map_err(|error| Refusal::preflight(error.to_string()))?;
-    let tidy = Tidy(plan.name.clone());
-    region.control().set_percent_ppm(plan.percent_ppm);
-    region.control().set_copies_milli(plan.copies_milli);
+    let region = region(&plan, found)?;
+    let tidy = Tidy { name: plan.name.clone(), armed: !matches!(found, Found::Adopt(_)) };
+    for (name, socket) in sockets.named(&plan).iter().filter(|_| renewed.is_some()) {
+        service.keep(name, *socket);
+    }
     let (rules, rules_note) = match injector::NoTrack::install(&plan) {
         Ok(rules) => (Some(rules), None),
         Err(note) => (None, Some(note.to_string())),
@@ -79,19 +83,93 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             terminal.line(line);
         }
     }
-    let name = plan.name.clone();
-    let supervisor = Supervisor::new(
+    let program = std::env::current_exe().context("asking for the path of this program failed")?;
+    let house =
+        House { directory, program, quiet, json, metrics, lock: lock.as_fd().as_raw_fd(), started_us };
+    let renewed = renewed == Some(Renewed::OldRegion);
+    let setup = Setup {
         region,
         plan,
-        Sockets { capture, inject },
+        sockets,
+        renewed,
         server,
         signals,
         terminal,
-        !quiet && !json,
-        quiet,
+        service,
         board,
-    );
-    let Ended { sample, failure, terminal } = supervisor.run();
+        house,
+        before: None,
+    };
+    finish(setup, Made { rules, tidy, lock })
+}
+
+/// Goes on where the image before this one stopped.
+///
+/// # Errors
+/// What it handed over cannot be taken over, which ends the run; or a failure while running.
+pub(crate) fn resume(before: Handover) -> anyhow::Result<ExitCode> {
+    logging::start("supervisor", logging::level(before.quiet));
+    let signals = Signals::listen()?;
+    upgrade::listens_again();
+    let lock = LockFile::inherit(&before.name, &before.directory, before.lock)?;
+    let region = Region::attach(&before.name)?;
+    let plan = adopt::usable_plan(region).map_err(|why| anyhow::anyhow!("{}: {why}", before.name))?;
+    let tidy = Tidy { name: plan.name.clone(), armed: false };
+    let kept = before.sockets.iter().map(|(name, fd)| Ok((name.clone(), shm::inherit(*fd)?)));
+    let kept = kept.collect::<std::io::Result<Vec<_>>>().context("taking over the sockets failed")?;
+    let service = Service::of_environment();
+    let (sockets, renewed) = sockets(&plan, Found::Adopt(region), kept, &service)?;
+    for (name, socket) in sockets.named(&plan).iter().filter(|_| renewed.is_some()) {
+        service.keep(name, *socket);
+    }
+    let rules = injector::NoTrack::install(&plan).map_err(|note| tracing::info!("{note}")).ok();
+    let server = Server::inherit(&before.directory, &plan.name, before.listener)
+        .context("taking over the control socket failed")?;
+    let board = before.metrics.and_then(|at| {
+        exporter(at).map_err(|sentence| tracing::warn!("{sentence}. The run goes on without")).ok()
+    });
+    let house = House {
+        directory: before.directory.clone(),
+        program: before.program.clone(),
+        quiet: before.quiet,
+        json: before.json,
+        metrics: before.metrics,
+        lock: lock.as_fd().as_raw_fd(),
+        started_us: before.started_us,
+    };
+    let setup = Setup {
+        region,
+        plan,
+        sockets,
+        renewed: renewed.is_some(),
+        server,
+        signals,
+        terminal: Terminal::new(),
+        service,
+        board,
+        house,
+        before: Some(before),
+    };
+    finish(setup, Made { rules, tidy, lock })
+}
+
+/// What was made outside this process; it goes in this order.
+struct Made {
+    rules: Option<injector::NoTrack>,
+    tidy: Tidy,
+    lock: LockFile,
+}
+
+/// The loop, and the last line.
+fn finish(setup: Setup, mut made: Made) -> anyhow::Result<ExitCode> {
+    let (plan, json) = (setup.plan.clone(), setup.house.json);
+    let supervisor = Supervisor::new(setup)?;
+    made.tidy.armed = true;
+    let Ended { sample, failure, terminal, service, sockets } = supervisor.run();
+    for (name, _) in sockets.named(&plan) {
+        service.forget(&name);
+    }
+    let Made { rules, tidy, lock } = made;
     drop(rules);
     drop(tidy);
     drop(lock);
@@ -110,8 +188,76 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     match failure {
         None => Ok(ExitCode::SUCCESS),
-        Some(why) => anyhow::bail!("the run {name} was stopped: {why}"),
+        Some(why) => anyhow::bail!("the run {} was stopped: {why}", plan.name),
     }
+}
+
+/// Sockets that were opened now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Renewed {
+    /// For a region made now.
+    NewRegion,
+    /// For one in which frame numbers of others stand.
+    OldRegion,
+}
+
+/// Those that were kept, where they are of use; else new ones.
+fn sockets(
+    plan: &Plan,
+    found: Found,
+    mut kept: Vec<Kept>,
+    service: &Service,
+) -> Result<(Sockets, Option<Renewed>), Refusal> {
+    let names: Vec<String> = kept.iter().map(|(name, _)| name.clone()).collect();
+    let renewed = match found {
+        Found::Adopt(_) if kept.is_empty() => Renewed::OldRegion,
+        Found::Adopt(_) => match Sockets::take_over(plan, &mut kept) {
+            Ok(sockets) => {
+                kept.iter().for_each(|(name, _)| service.forget(name));
+                return Ok((sockets, None));
+            }
+            Err(why) => {
+                tracing::warn!("capture begins anew, with a gap: {why}");
+                Renewed::OldRegion
+            }
+        },
+        Found::Nothing | Found::Remove => {
+            if !kept.is_empty() {
+                let count = crate::words::counted(kept.len() as u64, "kept descriptor");
+                tracing::warn!("{count} closed: the run that they belonged to does not go on");
+            }
+            Renewed::NewRegion
+        }
+    };
+    names.iter().for_each(|name| service.forget(name));
+    Ok((Sockets::open(plan)?, Some(renewed)))
+}
+
+/// The leftover in our hands, or a new region.
+fn region(plan: &Plan, found: Found) -> Result<&'static Region, Refusal> {
+    let refused = |error: shm::RegionError| Refusal::preflight(error.to_string());
+    if let Found::Adopt(region) = found {
+        adopt::take(region, plan).map_err(refused)?;
+        return Ok(region);
+    }
+    if let Found::Remove = found {
+        Region::remove(&plan.name).map_err(refused)?;
+    }
+    let spec = wiring::region_spec(plan, session::Table::arena_bytes);
+    let region = Region::create(&plan.name, &spec, &plan.to_bytes(), plan.instance).map_err(refused)?;
+    region.control().set_percent_ppm(plan.percent_ppm);
+    region.control().set_copies_milli(plan.copies_milli);
+    Ok(region)
+}
+
+/// Serves the figures from now on.
+fn exporter(at: SocketAddr) -> Result<metrics::Board, String> {
+    let board: metrics::Board = Arc::new(Mutex::new(None));
+    metrics::serve_board(at, Arc::clone(&board)).map_err(|error| {
+        let why = crate::words::of_io(&error);
+        format!("--metrics {at}: listening there failed ({why}). Choose another address or port")
+    })?;
+    Ok(board)
 }
 
 /// The first two lines: what is replayed where, and by what.

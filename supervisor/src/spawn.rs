@@ -5,30 +5,22 @@
 //! own: its sockets, the instance's lock, and the writing end of a pipe that nobody writes to. The pipe closes when the
 //! role dies, however it dies, and wakes the supervisor's poll.
 
-use std::io::PipeReader;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::Context as _;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use topology::{Plan, Process, wiring};
 
 use crate::logging;
-
-/// The sockets that outlive the roles: the kernel goes on capturing while a capturer is replaced.
-pub(crate) struct Sockets {
-    /// Of the capturer.
-    pub(crate) capture: Vec<capturer::CaptureSocket>,
-    /// Of the injector.
-    pub(crate) inject: injector::Sockets,
-}
+use crate::sockets::Sockets;
 
 /// A role that was started.
 pub(crate) struct Started {
     /// The process; to be reaped.
-    pub(crate) child: Child,
+    pub(crate) pid: u32,
     /// Becomes readable (end of file) when the process is gone.
-    pub(crate) alive: PipeReader,
+    pub(crate) alive: OwnedFd,
 }
 
 /// Variables that a role may see.
@@ -75,7 +67,7 @@ pub(crate) fn start(
     let child = child.with_context(|| {
         format!("starting {process} failed; are the limits on processes (ulimit -u) or memory reached?")
     })?;
-    Ok(Started { child, alive: reader })
+    Ok(Started { pid: child.id(), alive: reader.into() })
 }
 
 /// The descriptors of a role, in the order in which it takes them over; `None` where it has no such socket.

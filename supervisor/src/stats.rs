@@ -19,6 +19,9 @@ pub(crate) struct Stats {
     pub(crate) uptime_s: f64,
     /// `starting`, `running`, `paused`, `draining`, `stopped`.
     pub(crate) state: String,
+    /// How many supervisors had its sessions in hand, one after the other; 1 unless one died.
+    #[serde(default)]
+    pub(crate) epoch: u64,
     /// Its processes, the supervisor last.
     pub(crate) roles: Vec<RoleStats>,
     /// Capture.
@@ -67,6 +70,18 @@ pub(crate) struct RoleStats {
     pub(crate) cpu_s: f64,
     /// Resident memory.
     pub(crate) rss_bytes: u64,
+    /// How long it was away when it was started again.
+    #[serde(default)]
+    pub(crate) recovery_us: RecoveryTime,
+}
+
+/// From a death, as the supervisor sees it, to a successor that runs: microseconds; 0 before the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RecoveryTime {
+    /// The last one.
+    pub(crate) last: u64,
+    /// The longest of this supervisor's time.
+    pub(crate) worst: u64,
 }
 
 /// Capture.

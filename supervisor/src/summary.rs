@@ -151,7 +151,11 @@ fn roles(roles: &[RoleStats], uptime_s: f64) -> Vec<String> {
             let name =
                 if several(&role.role) { format!("{} {}", role.role, role.index) } else { role.role.clone() };
             let restarts = if role.restarts > 0 {
-                format!("   restarted {}", counted(role.restarts, "time"))
+                let away = match role.recovery_us.worst {
+                    0 => String::new(),
+                    us => format!(", away {} ms at most", words::ms(us)),
+                };
+                format!("   restarted {}{away}", counted(role.restarts, "time"))
             } else {
                 String::new()
             };

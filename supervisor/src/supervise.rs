@@ -5,14 +5,20 @@
 //! |---|---|
 //! | `watch` | deaths, restarts, hangs |
 //! | `orders` | what the control socket asks for |
+//! | `rolling` | another image of the program: into it, and role by role after it |
 //! | `ending` | the ordered end |
 
 mod ending;
 mod orders;
+mod rolling;
 mod watch;
 
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shm::{Link, Region, RoleState};
 use topology::{Plan, wiring};
@@ -23,37 +29,82 @@ use crate::control::Server;
 use crate::live;
 use crate::member::Member;
 use crate::metrics::Board;
+use crate::service::Service;
 use crate::signals::Signals;
-use crate::spawn::Sockets;
+use crate::sockets::Sockets;
 use crate::terminal::{self, Terminal};
-use crate::{drain, words};
+use crate::upgrade::Handover;
+use crate::{drain, hang, words};
+use rolling::Rolling;
 
 /// What the loop works with.
-pub(crate) struct Supervisor {
+pub(crate) struct Setup {
     /// The shared region.
     pub(crate) region: &'static Region,
     /// What runs.
     pub(crate) plan: Plan,
     /// Sockets of the roles.
     pub(crate) sockets: Sockets,
+    /// The capture sockets are new ones and the region is not.
+    pub(crate) renewed: bool,
     /// The control socket.
     pub(crate) server: Server,
     /// Ctrl-C.
     pub(crate) signals: Signals,
     /// The view.
     pub(crate) terminal: Terminal,
-    /// Lines of figures are wanted.
-    pub(crate) live: bool,
-    /// Roles log warnings only.
-    pub(crate) quiet: bool,
+    /// The service manager.
+    pub(crate) service: Service,
     /// Where the exporter looks, if there is one.
     pub(crate) board: Option<Board>,
+    /// What else a next image must know.
+    pub(crate) house: House,
+    /// What the image before this one left.
+    pub(crate) before: Option<Handover>,
+}
+
+/// What stays the same from image to image of one process.
+#[derive(Clone, Debug)]
+pub(crate) struct House {
+    /// Where lock and control socket are.
+    pub(crate) directory: PathBuf,
+    /// Where the program was started from; the file may be another one by now.
+    pub(crate) program: PathBuf,
+    /// Roles log warnings only, and there is no view.
+    pub(crate) quiet: bool,
+    /// The summary is JSON, and there is no view.
+    pub(crate) json: bool,
+    /// Where the exporter listens.
+    pub(crate) metrics: Option<SocketAddr>,
+    /// Descriptor of the lock.
+    pub(crate) lock: RawFd,
+    /// When the run started, CLOCK_MONOTONIC microseconds.
+    pub(crate) started_us: u64,
+}
+
+/// The loop and what it knows.
+pub(crate) struct Supervisor {
+    region: &'static Region,
+    plan: Plan,
+    sockets: Sockets,
+    renewed: bool,
+    server: Server,
+    signals: Signals,
+    terminal: Terminal,
+    service: Service,
+    board: Option<Board>,
+    house: House,
+    /// Lines of figures are wanted.
+    live: bool,
     members: Vec<Member>,
     /// The rings that each member reads.
     inputs: Vec<Vec<Link>>,
     aftermath: Aftermath,
     collector: Collector,
     phase: Phase,
+    rolling: Option<Rolling>,
+    /// The program at our path was found fit: it is executed once the person who asked has the answer.
+    upgrade: bool,
     events: Vec<String>,
     failure: Option<String>,
     was_running: bool,
@@ -78,12 +129,16 @@ pub(crate) struct Ended {
     pub(crate) failure: Option<String>,
     /// The view, for the last lines.
     pub(crate) terminal: Terminal,
+    /// The service manager, for the last words.
+    pub(crate) service: Service,
+    /// The sockets, of which it may keep copies.
+    pub(crate) sockets: Sockets,
 }
 
 /// Between looks at heartbeats: a hung role is found within 250 to 350 ms.
 const TICK: Duration = Duration::from_millis(100);
-/// The same while draining, where each stage waits for the one before.
-const DRAIN_TICK: Duration = Duration::from_millis(10);
+/// The same where each step waits for the one before: while draining, and while roles are replaced.
+const SHORT_TICK: Duration = Duration::from_millis(10);
 /// Between lines of a terminal's view.
 const LINE: Duration = Duration::from_secs(1);
 /// Between lines where nobody watches: a log file holds a day of them.
@@ -94,43 +149,63 @@ const LINK_TIME: Duration = Duration::from_secs(3);
 const LINES_A_HEADING: u32 = 20;
 
 impl Supervisor {
-    /// A supervisor of a region that it has just made; no role is started yet.
-    #[allow(clippy::too_many_arguments, reason = "each is made elsewhere and handed over once")]
-    pub(crate) fn new(
-        region: &'static Region,
-        plan: Plan,
-        sockets: Sockets,
-        server: Server,
-        signals: Signals,
-        terminal: Terminal,
-        live: bool,
-        quiet: bool,
-        board: Option<Board>,
-    ) -> Self {
-        let processes = wiring::processes(&plan);
-        let inputs = processes.iter().map(|process| wiring::inputs(&plan, *process)).collect();
-        let members = processes.into_iter().map(Member::new).collect();
-        let aftermath = Aftermath::new(region);
-        let collector = Collector::new(region, plan.clone(), Instant::now());
-        Self {
+    /// A supervisor; no role is started by it yet.
+    ///
+    /// # Errors
+    /// A process of the image before cannot be taken over.
+    pub(crate) fn new(setup: Setup) -> anyhow::Result<Self> {
+        let Setup {
             region,
             plan,
             sockets,
+            renewed,
             server,
             signals,
             terminal,
-            live,
-            quiet,
+            service,
             board,
+            house,
+            before,
+        } = setup;
+        let processes = wiring::processes(&plan);
+        let inputs = processes.iter().map(|process| wiring::inputs(&plan, *process)).collect();
+        let members = match &before {
+            None => processes.into_iter().map(Member::new).collect(),
+            Some(before) if before.members.len() == processes.len() => processes
+                .into_iter()
+                .zip(&before.members)
+                .map(|(process, heir)| Member::inherited(process, *heir))
+                .collect::<std::io::Result<_>>()
+                .context("taking over a role of the image before failed")?,
+            Some(_) => anyhow::bail!("the image before had other roles than the plan in the region"),
+        };
+        let aftermath = Aftermath::new(region);
+        let age = Duration::from_micros(shm::monotonic_us().saturating_sub(house.started_us));
+        let now = Instant::now();
+        let collector = Collector::new(region, plan.clone(), now.checked_sub(age).unwrap_or(now));
+        Ok(Self {
+            region,
+            plan,
+            sockets,
+            renewed,
+            server,
+            signals,
+            terminal,
+            service,
+            board,
+            live: !house.quiet && !house.json,
+            house,
             members,
             inputs,
             aftermath,
             collector,
             phase: Phase::Running,
+            was_running: before.is_some(),
+            rolling: before.map(|before| Rolling::begin(before.from)),
+            upgrade: false,
             events: Vec::new(),
             failure: None,
-            was_running: false,
-        }
+        })
     }
 
     /// Runs until the end. Must be called by the main thread ([`crate::spawn`]).
@@ -143,11 +218,13 @@ impl Supervisor {
         loop {
             self.wait();
             let now = Instant::now();
-            self.answer(now);
             self.reap(now);
             self.start_due(now);
+            self.answer(now);
             self.watch(now);
+            self.roll(now);
             self.end_if_asked(now);
+            self.report(now);
             if let Phase::Draining(drain) = self.phase {
                 self.phase = self.advance(drain, now);
             }
@@ -170,12 +247,19 @@ impl Supervisor {
         }
         let sample = self.sample();
         self.publish(sample.clone());
-        Ended { sample, failure: self.failure, terminal: self.terminal }
+        Ended {
+            sample,
+            failure: self.failure,
+            terminal: self.terminal,
+            service: self.service,
+            sockets: self.sockets,
+        }
     }
 
     /// Sleeps until something happens or the next tick.
     fn wait(&mut self) {
-        let tick = if matches!(self.phase, Phase::Running) { TICK } else { DRAIN_TICK };
+        let calm = matches!(self.phase, Phase::Running) && self.rolling.is_none();
+        let tick = if calm { TICK } else { SHORT_TICK };
         let now = Instant::now();
         let due =
             self.members.iter().filter_map(Member::due).map(|at| at.saturating_duration_since(now)).min();
@@ -201,6 +285,25 @@ impl Supervisor {
         let mut server = std::mem::replace(&mut self.server, Server::closed());
         server.serve(now, |request| self.reply(request, now));
         self.server = server;
+    }
+
+    /// Tells the service manager that the loop turns, and how things are.
+    fn report(&mut self, now: Instant) {
+        if !self.service.is_there() {
+            return;
+        }
+        if matches!(self.phase, Phase::Running) && self.is_up() {
+            self.service.ready();
+        }
+        let (region, members) = (self.region, &self.members);
+        self.service.alive(now, || {
+            let now_ms = shm::monotonic_ms();
+            // A role that pauses before its next start is cared for; one that neither works nor dies is not.
+            members.iter().all(|member| {
+                let silent = now_ms.saturating_sub(region.heartbeat(member.process.role()).last_ms());
+                !member.is_alive() || silent <= 2 * hang::PATIENCE_MS
+            })
+        });
     }
 
     /// Something happened that a person should know: in the view, and in the log unless both are the same terminal.
@@ -245,6 +348,12 @@ impl Supervisor {
     fn show(&mut self, before: &Sample, elapsed: Duration, lines: &mut u32) -> Sample {
         let now = self.sample();
         let events = std::mem::take(&mut self.events);
+        self.service.status(format!(
+            "{}, {}, {} delivered",
+            now.stats.state,
+            words::counted(now.stats.sessions.open, "open session"),
+            words::bytes(now.stats.ledger.delivered.payload_bytes)
+        ));
         if !self.live {
             return now;
         }

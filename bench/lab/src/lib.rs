@@ -15,6 +15,7 @@
 //! | `load` | a load of requests on a schedule |
 //! | `real` | real nginx, redis, curl, wrk, redis-benchmark |
 //! | `twin` | the built `tcptwin` as processes: start, stats, kill a role, stop, ledger |
+//! | `manager` | a service manager that keeps descriptors over a restart |
 //! | `story` | a test runner: one story at a time, bounded in time, none skipped silently |
 //! | `process`, `wait`, `scratch` | what /proc says, waiting with a limit, directories of one's own |
 //! | `histogram`, `digest`, `clock`, `head` | latencies, body digests, monotonic time, HTTP heads |
@@ -26,6 +27,7 @@ pub mod histogram;
 pub mod http;
 pub mod impair;
 pub mod load;
+pub mod manager;
 pub mod namespace;
 pub mod netlink;
 pub mod network;
@@ -45,6 +47,7 @@ pub mod witness;
 pub use histogram::Histogram;
 pub use http::{HttpOptions, HttpService};
 pub use load::{Load, LoadReport, Mode};
+pub use manager::Manager;
 pub use namespace::Namespace;
 pub use network::{Answers, Host, Network};
 pub use outside::Outside;

@@ -1,17 +1,20 @@
-//! The only unsafe code of this crate: the closure that runs between fork and exec of a child, and packet sockets.
+//! The only unsafe code of this crate: the closures that run between fork and exec of a child, packet sockets, and
+//! descriptors that come in messages.
 //!
-//! Called by `namespace` when it spawns a process, by `wire` and by `outside`. What must hold: nothing in the closure allocates or
-//! takes a lock, because the forked child has only one thread of the parent's.
+//! Called by `namespace` when it spawns a process, by `wire`, `outside` and `manager`. What must hold: nothing in the closures
+//! allocates or takes a lock, because the forked child has only one thread of the parent's.
 #![allow(unsafe_code)]
 
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, socket,
+};
 use nix::unistd::getppid;
 
 use crate::outside::Instruction;
@@ -31,6 +34,50 @@ pub(crate) fn die_with_parent(command: &mut Command) {
             Ok(())
         });
     }
+}
+
+/// Gives the child these descriptors from number 3 on, in this order.
+pub(crate) fn hand_down(command: &mut Command, fds: Vec<OwnedFd>) {
+    // SAFETY: dup2, fcntl and close are plain system calls, safe between fork and exec; the vector was allocated before.
+    unsafe {
+        command.pre_exec(move || {
+            // First out of the way of their own targets, then into place; dup2 clears close-on-exec.
+            for (i, fd) in fds.iter().enumerate() {
+                check(libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD, ASIDE + i as libc::c_int))?;
+            }
+            for i in 0..fds.len() as libc::c_int {
+                check(libc::dup2(ASIDE + i, FIRST + i))?;
+                check(libc::close(ASIDE + i))?;
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Where a service's descriptors begin.
+const FIRST: libc::c_int = 3;
+/// Above all that this process has open when it starts a service.
+const ASIDE: libc::c_int = 900;
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// One message of a datagram socket, with the descriptors that came with it.
+pub(crate) fn receive_with_descriptors(socket: RawFd) -> io::Result<(String, Vec<OwnedFd>)> {
+    let mut text = [0; 4096];
+    let mut room = nix::cmsg_space!([RawFd; 16]);
+    let mut parts = [IoSliceMut::new(&mut text)];
+    let message = recvmsg::<()>(socket, &mut parts, Some(&mut room), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut fds = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = control {
+            // SAFETY: the kernel has just opened them for this process, and nobody else knows them.
+            fds.extend(numbers.into_iter().map(|number| unsafe { OwnedFd::from_raw_fd(number) }));
+        }
+    }
+    let bytes = message.bytes;
+    Ok((String::from_utf8_lossy(&text[..bytes]).into_owned(), fds))
 }
 
 /// A packet socket for whole frames of one device of the calling thread's namespace, each behind its offload header

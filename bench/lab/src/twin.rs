@@ -101,6 +101,17 @@ impl Twin {
 
     /// Starts an instance without waiting for it. `--name` and `--key` in `args` replace the lab's own.
     pub fn begin(&self, kind: Kind, host: &Host, args: &[&str]) -> anyhow::Result<Instance> {
+        self.begin_with(kind, host, args, |command| command)
+    }
+
+    /// The same with the command changed by `dress`; standard streams are the lab's.
+    pub(crate) fn begin_with(
+        &self,
+        kind: Kind,
+        host: &Host,
+        args: &[&str],
+        dress: impl FnOnce(Command) -> Command,
+    ) -> anyhow::Result<Instance> {
         let name = match args.iter().position(|a| *a == "--name").and_then(|at| args.get(at + 1)) {
             Some(given) => (*given).to_owned(),
             None => format!("lab{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed)),
@@ -116,10 +127,9 @@ impl Twin {
         }
         let files = Scratch::new("tcptwin")?;
         let mut command = Command::new(&self.binary);
+        command.args(&words).env("XDG_RUNTIME_DIR", self.runtime.path()).env("NO_COLOR", "1");
+        let mut command = dress(command);
         command
-            .args(&words)
-            .env("XDG_RUNTIME_DIR", self.runtime.path())
-            .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(File::create(files.file("out"))?)
             .stderr(File::create(files.file("err"))?);
@@ -196,6 +206,11 @@ impl Instance {
 
     /// Kills (SIGKILL) one role, found by its name and index in `stats --json`, and returns its old process id.
     pub fn kill_role(&self, role: &str, index: u64) -> anyhow::Result<u32> {
+        self.signal_role(role, index, Signal::SIGKILL)
+    }
+
+    /// Sends one role, found likewise, a signal, and returns its process id.
+    pub fn signal_role(&self, role: &str, index: u64, signal: Signal) -> anyhow::Result<u32> {
         let stats = self.stats()?;
         let found = stats.roles()?.into_iter().find(|r| r.role == role && r.index == index);
         let pid = found.with_context(|| format!("stats name no role {role} {index}"))?.pid;
@@ -203,8 +218,20 @@ impl Instance {
             process::descends_from(pid, self.pid),
             "pid {pid} of {role} {index} is no child of this instance"
         );
-        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL)?;
+        kill(Pid::from_raw(pid.cast_signed()), signal)?;
         Ok(pid)
+    }
+
+    /// Gives it an order through the command line, and returns what the order printed.
+    pub fn ctl(&self, order: &[&str]) -> anyhow::Result<String> {
+        let done = Command::new(&self.binary)
+            .args(["ctl", "--name", &self.name])
+            .args(order)
+            .env("XDG_RUNTIME_DIR", &self.runtime)
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(done.status.success(), "ctl {order:?}: {}", String::from_utf8_lossy(&done.stderr).trim());
+        Ok(String::from_utf8_lossy(&done.stdout).trim().to_owned())
     }
 
     /// Waits until a role that was killed runs again with another process id.

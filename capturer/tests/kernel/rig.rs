@@ -126,6 +126,15 @@ impl Rig {
         self.run();
     }
 
+    /// The sockets went with their supervisor; the next one opens new ones for the region that it adopts.
+    pub(crate) fn renew(&mut self) {
+        let opening = self.plan.clone();
+        let sockets = self.ns.enter(move || capturer::open(&opening).unwrap());
+        self.sockets = sockets.into_iter().map(PacketSocket::from).collect();
+        capturer::begin_anew(self.views.remove(0), &self.plan);
+        self.succeed();
+    }
+
     pub(crate) fn wait_for_end(&mut self) {
         if let Some(role) = self.role.take() {
             role.join().unwrap().unwrap();

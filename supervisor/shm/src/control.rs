@@ -14,6 +14,7 @@ pub struct Control {
     percent_ppm: AtomicU32,
     copies_milli: AtomicU32,
     deaf_ms: AtomicU64,
+    failed: AtomicU32,
 }
 
 impl Control {
@@ -25,6 +26,16 @@ impl Control {
     /// See [`Control::halt`].
     pub fn set_halt(&self, on: bool) {
         self.halt.store(u32::from(on), Relaxed);
+    }
+
+    /// The supervisor stopped the run because of a fault. Not to be gone on with by a successor that nobody told so.
+    pub fn failed(&self) -> bool {
+        self.failed.load(Relaxed) != 0
+    }
+
+    /// See [`Control::failed`].
+    pub fn set_failed(&self, on: bool) {
+        self.failed.store(u32::from(on), Relaxed);
     }
 
     /// No new sessions are begun; those that exist go on.

@@ -92,15 +92,21 @@ impl Header {
         }
     }
 
+    pub(crate) fn plan_len(&self) -> u64 {
+        self.plan_len.load(Relaxed)
+    }
+
+    pub(crate) fn set_plan_len(&self, bytes: usize) {
+        self.plan_len.store(bytes as u64, Relaxed);
+    }
+
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Relaxed)
     }
 
     /// One supervisor at a time owns the region (see `lock`), so this needs no atomic addition.
-    pub(crate) fn advance_epoch(&self) -> u64 {
-        let epoch = self.epoch.load(Relaxed) + 1;
-        self.epoch.store(epoch, Relaxed);
-        epoch
+    pub(crate) fn advance_epoch(&self) {
+        self.epoch.store(self.epoch.load(Relaxed) + 1, Relaxed);
     }
 }
 

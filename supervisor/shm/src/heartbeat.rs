@@ -4,6 +4,7 @@
 //! The words are independent and guard no other memory, so Relaxed is enough, except for the state: who reads `Done`
 //! also wants to see the counters written before it.
 
+use crate::clock::monotonic_us;
 use crate::sync::{
     AtomicU32, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
@@ -31,6 +32,7 @@ pub struct Heartbeat {
     epoch: AtomicU64,
     pending: AtomicU32,
     state: AtomicU32,
+    running_us: AtomicU64,
 }
 
 impl Heartbeat {
@@ -66,7 +68,16 @@ impl Heartbeat {
 
     /// What the role does now. Release; pairs with the Acquire in [`Heartbeat::state`].
     pub fn set_state(&self, state: RoleState) {
+        if state == RoleState::Running {
+            self.running_us.store(monotonic_us(), Relaxed);
+        }
         self.state.store(state as u32, Release);
+    }
+
+    /// When the role, or its last predecessor, said that it is `Running`, CLOCK_MONOTONIC microseconds; 0 before the
+    /// first.
+    pub fn running_us(&self) -> u64 {
+        self.running_us.load(Relaxed)
     }
 
     /// What the role said last; a word that is no state reads as `Starting`. Acquire; pairs with the Release in
@@ -100,6 +111,17 @@ mod tests {
         heartbeat.set_pending(true);
         heartbeat.set_epoch(3);
         assert_eq!((heartbeat.pending(), heartbeat.last_ms(), heartbeat.epoch()), (true, 17, 3));
+    }
+
+    #[test]
+    fn the_time_of_the_last_start_stays_through_other_states() {
+        let heartbeat = Heartbeat::default();
+        let before = monotonic_us();
+        heartbeat.set_state(RoleState::Running);
+        let running = heartbeat.running_us();
+        assert!((before..=monotonic_us()).contains(&running));
+        heartbeat.set_state(RoleState::Starting);
+        assert_eq!(heartbeat.running_us(), running);
     }
 
     #[test]

@@ -6,11 +6,13 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use crate::sys::inherit;
 
 /// Why the lock was not got.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +92,25 @@ impl LockFile {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{pid}"))
             .map_err(|source| os("writing", source))?;
+        Ok(Self { file, path })
+    }
+
+    /// Takes the lock over from the image of this process that acquired it and handed its descriptor down.
+    pub fn inherit(name: &str, dir: &Path, number: RawFd) -> Result<Self, LockError> {
+        let path = dir.join(format!("{name}.lock"));
+        let os = |what, source: io::Error| LockError::Os { what, path: path.clone(), source };
+        let file = File::from(inherit(number).map_err(|source| os("taking over", source))?);
+        let same = |file: &File| {
+            let (ours, there) = (file.metadata()?, path.metadata()?);
+            Ok((ours.dev(), ours.ino()) == (there.dev(), there.ino()))
+        };
+        if !same(&file).map_err(|source| os("looking at", source))? {
+            return Err(os("taking over", io::Error::other("the descriptor is of another file")));
+        }
+        // The same open file description has it already; another's lock would be in the way.
+        file.try_lock().map_err(|error| os("locking", error.into()))?;
+        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))
+            .map_err(|errno| os("making inheritable", errno.into()))?;
         Ok(Self { file, path })
     }
 

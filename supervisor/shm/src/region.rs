@@ -18,12 +18,13 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use shared_memory::{Shmem, ShmemConf, ShmemError};
 
+use crate::clock::monotonic_ms;
 use crate::control::Control;
 use crate::counters::{Block, Counters};
 use crate::doorbell::Doorbell;
 use crate::error::RegionError;
 use crate::header::{Header, boot_id};
-use crate::heartbeat::Heartbeat;
+use crate::heartbeat::{Heartbeat, RoleState};
 use crate::journal::{Item, Journal, Record};
 use crate::layout::{Layout, Link, PAGE, PLAN_BYTES, Role, Spec};
 use crate::leftover::{self, Leftover};
@@ -39,7 +40,6 @@ const DIRECTORY: &str = "/dev/shm";
 pub struct Region {
     base: NonNull<u8>,
     layout: Layout,
-    plan_len: usize,
     instance: u64,
     taken: Taken,
 }
@@ -107,13 +107,8 @@ impl Region {
             return Err(error.unwrap_or_else(|| no_room(free.unwrap_or(0))));
         }
         let base = leak(mapping);
-        // SAFETY: the plan's section is mapped, nobody else knows the region before the header is written, and the length
-        // was checked against the section above.
-        unsafe {
-            let section = base.as_ptr().add(layout.plan() as usize);
-            std::ptr::copy_nonoverlapping(plan.as_ptr(), section, plan.len());
-        }
-        let region = Self::new(base, layout, plan.len(), instance);
+        let region = Self::new(base, layout, instance);
+        region.write_plan(plan);
         region.header().write(&layout, instance, boot_id(), plan.len());
         Ok(region)
     }
@@ -138,7 +133,7 @@ impl Region {
         let words = unsafe { base.cast::<Header>().as_ref() }.words();
         // Again, from what is mapped now: its instance may have been replaced in between.
         let layout = words.layout(mapped_bytes).map_err(|why| RegionError::Mismatch { path, why })?;
-        Ok(Self::new(base, layout, words.plan_len as usize, words.instance))
+        Ok(Self::new(base, layout, words.instance))
     }
 
     /// Removes the file of a region; who has it mapped keeps it. No such file is success.
@@ -161,7 +156,7 @@ impl Region {
         leftover::inspect(&checked_path(name)?)
     }
 
-    fn new(base: NonNull<u8>, layout: Layout, plan_len: usize, instance: u64) -> &'static Self {
+    fn new(base: NonNull<u8>, layout: Layout, instance: u64) -> &'static Self {
         let flags = |count: usize| (0..count).map(|_| AtomicBool::new(false)).collect::<Box<[_]>>();
         let taken = Taken {
             producers: flags(layout.link_count()),
@@ -170,7 +165,7 @@ impl Region {
             journals: flags(layout.role_count()),
             arenas: flags(layout.spec().shards.into()),
         };
-        Box::leak(Box::new(Self { base, layout, plan_len, instance, taken }))
+        Box::leak(Box::new(Self { base, layout, instance, taken }))
     }
 
     /// Its sizes.
@@ -183,10 +178,43 @@ impl Region {
         self.layout.bytes()
     }
 
-    /// The plan, as given to [`Region::create`].
-    pub fn plan_bytes(&self) -> &'static [u8] {
-        // SAFETY: the section is mapped for good, `plan_len` was checked against it, and nobody writes it after `create`.
-        unsafe { std::slice::from_raw_parts(self.at(self.layout.plan()).as_ptr(), self.plan_len) }
+    /// The plan, as given to [`Region::create`] or [`Region::adopt`] last.
+    pub fn plan_bytes(&self) -> Vec<u8> {
+        let len = usize::try_from(self.header().plan_len()).unwrap_or(usize::MAX).min(PLAN_BYTES);
+        let mut plan = vec![0; len];
+        // SAFETY: the section is mapped for good and at least PLAN_BYTES long; it is written only while no role lives
+        // (`adopt`), and no reference into it is ever made.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.at(self.layout.plan()).as_ptr(), plan.as_mut_ptr(), len);
+        }
+        plan
+    }
+
+    /// A supervisor that holds the instance's lock, so that no role lives, takes over what a dead one left: the plan is
+    /// replaced, the epoch moves, and what the dead one had ordered or its roles had said of themselves is forgotten.
+    /// Sessions, rings, counters and whether the run is paused stay.
+    pub fn adopt(&self, plan: &[u8]) -> Result<(), RegionError> {
+        if plan.len() > PLAN_BYTES {
+            return Err(RegionError::PlanTooLarge { bytes: plan.len(), limit: PLAN_BYTES });
+        }
+        self.header().advance_epoch();
+        let control = self.control();
+        control.set_halt(false);
+        control.set_draining(false);
+        let shards = (0..self.spec().shards).map(Role::Shard);
+        for role in [Role::Capturer, Role::Injector, Role::Receiver].into_iter().chain(shards) {
+            let heartbeat = self.heartbeat(role);
+            heartbeat.set_state(RoleState::Starting);
+            heartbeat.set_pending(false);
+            heartbeat.beat(monotonic_ms());
+        }
+        if self.plan_bytes() != plan {
+            // Killed in between, it leaves a plan of no bytes, which no program takes for one.
+            self.header().set_plan_len(0);
+            self.write_plan(plan);
+            self.header().set_plan_len(plan.len());
+        }
+        Ok(())
     }
 
     /// The instance's number, as given to [`Region::create`].
@@ -197,11 +225,6 @@ impl Region {
     /// How often a supervisor took this region over, its creator included.
     pub fn epoch(&self) -> u64 {
         self.header().epoch()
-    }
-
-    /// A supervisor that holds the instance's lock takes the region over; returns the new epoch.
-    pub fn advance_epoch(&self) -> u64 {
-        self.header().advance_epoch()
     }
 
     /// The control words.
@@ -282,6 +305,13 @@ impl Region {
     #[cfg(feature = "scribble")]
     pub fn parts(&self) -> Vec<(crate::Part, std::ops::Range<u64>)> {
         self.layout.parts()
+    }
+
+    fn write_plan(&self, plan: &[u8]) {
+        // SAFETY: the section is mapped, callers checked the length against it, and no reference into it exists.
+        unsafe {
+            std::ptr::copy_nonoverlapping(plan.as_ptr(), self.at(self.layout.plan()).as_ptr(), plan.len());
+        }
     }
 
     fn header(&self) -> &'static Header {

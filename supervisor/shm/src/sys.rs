@@ -1,7 +1,9 @@
-//! The few system calls that no safe crate offers: futex on a shared word, and the timer slack of a thread.
+//! The few system calls that no safe crate offers: futex on a shared word, the timer slack of a thread, and descriptors
+//! that another image of the program left open.
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
@@ -30,6 +32,17 @@ pub fn set_fine_timers() -> io::Result<()> {
     // SAFETY: PR_SET_TIMERSLACK takes one unsigned long by value and touches no memory of ours.
     let rc = unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes over a descriptor that was handed down by number, close-on-exec from now on. The caller passes each number once,
+/// and only such as were made to be handed down.
+pub fn inherit(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; an unused number is answered with EBADF.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just seen to be open, and by the contract above nobody else in this process owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 #[cfg(test)]

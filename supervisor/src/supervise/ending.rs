@@ -26,6 +26,7 @@ impl Supervisor {
     pub(super) fn begin_drain(&mut self, now: Instant) {
         if matches!(self.phase, Phase::Running) {
             self.region.control().set_draining(true);
+            self.service.stopping();
             self.ring_all();
             // The last look at their memory: the summary comes when they are gone.
             let _ = self.sample();
@@ -42,7 +43,10 @@ impl Supervisor {
     /// Stops replaying safely, because of a fault.
     pub(super) fn fail(&mut self, now: Instant, why: String) {
         tracing::error!("{why}");
+        self.service.stopping();
+        self.service.status(why.clone());
         self.failure.get_or_insert(why);
+        self.region.control().set_failed(true);
         self.region.control().set_draining(true);
         self.phase = Phase::Draining(drain::Drain::at_once(now));
     }

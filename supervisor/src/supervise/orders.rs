@@ -22,6 +22,7 @@ impl Supervisor {
             Request::Stop => Order::Stop,
             Request::Percent { ppm } => Order::Percent(ppm),
             Request::Copies { milli } => Order::Copies(milli),
+            Request::Upgrade => Order::Upgrade,
         };
         if !matches!(self.phase, Phase::Running) {
             return Reply::Error(format!("the instance {} is ending already", self.plan.name));
@@ -41,6 +42,7 @@ impl Supervisor {
                 self.begin_drain(now);
                 said(format!("draining, at most {} s", self.plan.replay.drain_ms.div_ceil(1000)))
             }
+            Order::Upgrade => self.prepare_upgrade(now),
             Order::Percent(ppm) if (1..=1_000_000).contains(&ppm) => {
                 control.set_percent_ppm(ppm);
                 self.event(format!("{} % of new flows by ctl", f64::from(ppm) / 1e4));

@@ -62,6 +62,10 @@ impl Supervisor {
             _ => String::new(),
         };
         let member = &mut self.members[position];
+        if std::mem::take(&mut member.leaving) {
+            member.restarts += 1;
+            return member.start_at(now);
+        }
         match member.backoff.died(now) {
             Verdict::Restart(pause) => {
                 member.restarts += 1;
@@ -109,7 +113,11 @@ impl Supervisor {
                 continue;
             }
             let process = self.members[position].process;
-            match spawn::start(process, &self.plan, self.region.epoch(), &self.sockets, self.quiet) {
+            if process == Process::Capturer && std::mem::take(&mut self.renewed) {
+                // Nobody else writes the capturer's counters now.
+                capturer::begin_anew(self.region, &self.plan);
+            }
+            match spawn::start(process, &self.plan, self.region.epoch(), &self.sockets, self.house.quiet) {
                 Ok(started) => {
                     // A fresh role has not beaten yet: its time begins now.
                     self.region.heartbeat(process.role()).beat(shm::monotonic_ms());
@@ -128,8 +136,9 @@ impl Supervisor {
         let now_ms = shm::monotonic_ms();
         let region = self.region;
         for (member, inputs) in self.members.iter_mut().zip(&self.inputs) {
-            let Some(pid) = member.pid() else { continue };
             let heartbeat = region.heartbeat(member.process.role());
+            member.recovery.runs(heartbeat.running_us());
+            let Some(pid) = member.pid() else { continue };
             let pending = heartbeat.pending() || inputs.iter().any(|link| region.link_depth(*link) > 0);
             let sample = hang::Sample { pending, beat_ms: heartbeat.last_ms(), now_ms };
             let look = || Some((procfs::look(pid)?.state, procfs::cpu_exact(pid)?));

@@ -132,11 +132,11 @@ fn paused_traffic_is_counted_as_paused() -> Result<()> {
     let first = stage.send(Load { mode: Mode::ClientCloses, ..stage.load(200) })?;
     stage.wait_for_target(1)?;
     step("pause");
-    ctl(&stage, &run.name, &["pause"])?;
+    run.ctl(&["pause"])?;
     let second = stage.send(Load { mode: Mode::ClientCloses, first_id: 1_000, ..stage.load(200) })?;
     step("resume");
     run.wait_quiet(SETTLE)?;
-    ctl(&stage, &run.name, &["resume"])?;
+    run.ctl(&["resume"])?;
     let third = stage.send(Load { mode: Mode::ClientCloses, first_id: 2_000, ..stage.load(200) })?;
     stage.wait_for(2_000..2_200)?;
     let stats = crate::stage::end(run)?;
@@ -147,15 +147,5 @@ fn paused_traffic_is_counted_as_paused() -> Result<()> {
     );
     ensure!(stats.dropped("paused") == second.request_bytes, "{}", stats.ledger());
     ensure!(stats.delivered() == first.request_bytes + third.request_bytes, "{}", stats.ledger());
-    Ok(())
-}
-
-fn ctl(stage: &Stage, name: &str, order: &[&str]) -> Result<()> {
-    let done = std::process::Command::new(env!("CARGO_BIN_EXE_tcptwin"))
-        .args(["ctl", "--name", name])
-        .args(order)
-        .env("XDG_RUNTIME_DIR", stage.twin.runtime())
-        .output()?;
-    ensure!(done.status.success(), "ctl {order:?}: {}", String::from_utf8_lossy(&done.stderr));
     Ok(())
 }

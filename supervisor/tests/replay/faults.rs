@@ -46,7 +46,8 @@ impl Stage {
     }
 }
 
-fn more(load: &RunningLoad, requests: u64) -> Result<u64> {
+/// Waits until the load has sent so many requests more; returns how many those are in all.
+pub(crate) fn more(load: &RunningLoad, requests: u64) -> Result<u64> {
     let goal = load.progress.sent.load(Relaxed) + requests;
     wait::until(&format!("{requests} requests more"), SETTLE, || load.progress.sent.load(Relaxed) >= goal)?;
     Ok(load.progress.sent.load(Relaxed))

@@ -14,6 +14,7 @@
 //! | `amount` | copies and percent |
 //! | `modes` | `any`, loopback, `--tun`, kept clients, the simple engine, a key |
 //! | `faults` | what dies and comes back under load |
+//! | `surviving` | the supervisor dies, is upgraded, or gives up |
 //! | `ending` | names, drain, and what is left behind |
 
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ mod http;
 mod joining;
 mod modes;
 mod stage;
+mod surviving;
 
 fn main() -> ExitCode {
     let groups = [
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         amount::STORIES,
         modes::STORIES,
         faults::STORIES,
+        surviving::STORIES,
         ending::STORIES,
     ];
     lab::story::run_all(&groups.concat())

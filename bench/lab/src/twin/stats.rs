@@ -29,6 +29,17 @@ pub struct RoleStats {
     pub restarts: u64,
     /// CPU time, seconds.
     pub cpu_s: f64,
+    /// How long it was away when it was started again.
+    pub recovery_us: RecoveryTime,
+}
+
+/// From a death to a successor that runs, microseconds; 0 before the first.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct RecoveryTime {
+    /// The last one.
+    pub last: u64,
+    /// The longest.
+    pub worst: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -157,7 +168,7 @@ mod tests {
     use super::*;
 
     const TEXT: &str = r#"{"name":"default","uptime_s":12.3,"state":"running",
-        "roles":[{"role":"capturer","index":0,"pid":7,"state":"running","restarts":0,"cpu_s":0.1,"rss_bytes":1}],
+        "roles":[{"role":"capturer","index":0,"pid":7,"state":"running","restarts":0,"cpu_s":0.1,"rss_bytes":1,"recovery_us":{"last":5,"worst":9}}],
         "capture":{"frames":5,"kernel_drops":0},
         "ledger":{"captured":{"segments":3,"payload_bytes":30},"wanted":{"payload_bytes":30},
         "delivered":{"payload_bytes":20},"in_flight":{"payload_bytes":4},

@@ -1,0 +1,60 @@
+//! The sockets that outlive the roles, and may outlive the supervisor: opened here, kept by a service manager or by the
+//! image before this one, and taken over by name.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use topology::{Plan, Refusal};
+
+/// The kernel goes on capturing into these while a capturer is replaced.
+pub(crate) struct Sockets {
+    /// Of the capturer.
+    pub(crate) capture: Vec<capturer::CaptureSocket>,
+    /// Of the injector.
+    pub(crate) inject: injector::Sockets,
+}
+
+/// A descriptor that somebody kept, and what it was called.
+pub(crate) type Kept = (String, OwnedFd);
+
+impl Sockets {
+    /// Opens those of a plan.
+    ///
+    /// # Errors
+    /// A sentence, exit code 3.
+    pub(crate) fn open(plan: &Plan) -> Result<Self, Refusal> {
+        let inject = injector::open(plan).map_err(|error| Refusal::preflight(error.to_string()))?;
+        let capture = capturer::open(plan).map_err(|error| Refusal::preflight(error.to_string()))?;
+        Ok(Self { capture, inject })
+    }
+
+    /// Those that were kept, when they are what this plan would open. What is no socket of ours stays in `kept`.
+    ///
+    /// # Errors
+    /// Why they are not; those are closed then.
+    pub(crate) fn take_over(plan: &Plan, kept: &mut Vec<Kept>) -> Result<Self, String> {
+        let mut take = |name: &str| {
+            let at = kept.iter().position(|(kept, _)| kept == name)?;
+            Some(kept.swap_remove(at).1)
+        };
+        let names = capturer::names(plan);
+        let capture: Vec<OwnedFd> = names.iter().filter_map(|name| take(name)).collect();
+        let (v4, v6) = (take(&inject_name("v4")), take(&inject_name("v6")));
+        let capture =
+            if names.is_empty() { capturer::open(plan) } else { capturer::take_over(plan, capture) };
+        let capture = capture.map_err(|error| error.to_string())?;
+        let inject = injector::Sockets::take_over(plan, v4, v6)
+            .ok_or("the kept raw sockets are not those that the targets need")?;
+        Ok(Self { capture, inject })
+    }
+
+    /// Each socket that is worth keeping, with its name.
+    pub(crate) fn named(&self, plan: &Plan) -> Vec<(String, BorrowedFd<'_>)> {
+        let capture = capturer::names(plan).into_iter().zip(self.capture.iter().map(|socket| socket.as_fd()));
+        let inject = self.inject.each().map(|(family, socket)| (inject_name(family), socket.as_fd()));
+        capture.chain(inject).collect()
+    }
+}
+
+fn inject_name(family: &str) -> String {
+    format!("inject-{family}")
+}
