@@ -26,6 +26,7 @@ use shm::Counters;
 
 use crate::claims::{Claim, LiveClaims};
 use crate::count::{InterceptCount, LinkState, ReturnCount, Trouble, intercept_index};
+use crate::handshake::words;
 use crate::sorter::Sorter;
 
 /// What a peer works with and shares with the others.
@@ -546,7 +547,7 @@ impl From<io::Error> for Lost {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Trouble::Closed,
             _ => Trouble::Io,
         };
-        Self { trouble, sentence: error.to_string() }
+        Self { trouble, sentence: words(&error) }
     }
 }
 
