@@ -252,6 +252,11 @@ impl Scenario {
             || self.limits.held_per_session < usual.held_per_session
     }
 
+    /// Whether the target may be silent for longer than a session waits.
+    pub(crate) fn may_time_out(&self) -> bool {
+        self.to_target.dark.is_some() || self.to_us.dark.is_some() || self.target.trouble_percent > 0
+    }
+
     fn loss(&mut self, ppm: u32, dice: &mut Dice) {
         for link in [&mut self.to_target, &mut self.to_us] {
             link.loss_ppm = ppm;

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 
-use flow::record::flag;
+use flow::record::{flag, kind};
 use flow::{Endpoint, Returned, Seq, TcpFields, segment};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -87,6 +87,8 @@ struct Conn {
     /// The target's own first number, and answer bytes that have left.
     iss: Option<Seq>,
     left: u32,
+    /// Its last segment: one past its end, and what it acknowledged.
+    last: (Seq, Seq),
     due_us: u64,
 }
 
@@ -159,6 +161,9 @@ impl Target {
         let opens = tcp.has(flag::SYN) && !tcp.has(flag::ACK);
         if let Some(&id) = self.live.get(&(client, target)) {
             if !(opens && !wrong && self.takes_anew(id, tcp)) {
+                if opens && !wrong {
+                    self.challenge(id, tcp, back);
+                }
                 self.poll(now_us, id, Some(packet), flows, oracle, back)?;
                 return Ok(Some(id));
             }
@@ -194,6 +199,18 @@ impl Target {
         over && tcp.seq != conn.isn && newer
     }
 
+    /// A SYN in a connection that stands draws an acknowledgement (RFC 5961, section 4.2); smoltcp passes it over.
+    fn challenge(&self, id: usize, tcp: &TcpFields, back: &mut Vec<Back>) {
+        let conn = &self.conns[id];
+        if conn.iss.is_none() || tcp.seq == conn.isn {
+            return;
+        }
+        let (seq, ack) = conn.last;
+        let tcp = TcpFields { seq, ack, flags: flag::ACK, ..TcpFields::default() };
+        let (client, target) = (conn.client, self.addresses[usize::from(conn.target)]);
+        back.push((conn.track, Returned { kind: kind::TCP, tcp, client, target, ..Returned::default() }));
+    }
+
     fn accept(
         &mut self,
         now_us: u64,
@@ -218,6 +235,7 @@ impl Target {
             app: App::new(target == 1, trouble, self.dice.percent(50)),
             iss: None,
             left: 0,
+            last: (Seq(0), Seq(0)),
             due_us: u64::MAX,
         });
         let id = self.conns.len() - 1;
@@ -321,6 +339,8 @@ fn collect(conn: &mut Conn, merges: bool, oracle: &mut Oracle, back: &mut Vec<Ba
     while let Some(packet) = net.wire.tx.pop_front() {
         let Some(record) = returned(&packet) else { continue };
         let tcp = &record.tcp;
+        let syn_or_fin = u32::from(tcp.flags & (flag::SYN | flag::FIN) != 0);
+        conn.last = (tcp.seq + record.payload_len + syn_or_fin, tcp.ack);
         if tcp.has(flag::SYN) {
             conn.iss = Some(tcp.seq);
         } else if let Some(iss) = conn.iss {

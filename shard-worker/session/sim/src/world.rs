@@ -11,7 +11,7 @@ use flow::{Captured, Drop, Endpoint, Inject, Range, Returned, Seq, TcpFields};
 use session::endpoints::REST_S;
 use session::{BURST, BURST_BYTES, Clients, Config, Count, Pace, Seeds, Sink, Table, TargetConfig};
 
-use crate::capture::{self, Shot};
+use crate::capture::{self, Had, Shot};
 use crate::dice::Dice;
 use crate::figures::{Figure, Figures};
 use crate::flows::{self, Flow};
@@ -242,6 +242,7 @@ impl<'a> World<'a> {
             ));
         }
         shots.sort_by_key(|shot| shot.seen.at_us);
+        mark_confused(&flows, &mut had);
         let start_us = scenario.start_us;
         let table = Table::new(
             arena(Table::arena_bytes(config.limits.sessions, config.limits.chunks)),
@@ -647,6 +648,17 @@ fn reasons(dropped: &[u64; Drop::COUNT]) -> String {
     named.map(|(reason, bytes)| format!("{} {bytes}", reason.name())).collect::<Vec<_>>().join(", ")
 }
 
+/// When neither a flow's end nor the SYN of the next one on its four-tuple was captured, what comes of the next one looks
+/// like the first one's rest: behind a hole, with whatever `--on-gap` does about it.
+fn mark_confused(flows: &[Flow], had: &mut [Had]) {
+    for (i, flow) in flows.iter().enumerate() {
+        let same = |next: &&Flow| next.client == flow.client && next.server == flow.server;
+        if !had[i].end && flows[i + 1..].iter().find(same).is_some_and(|next| !had[next.id as usize].syn) {
+            had[i].whole = false;
+        }
+    }
+}
+
 /// A flow on a four-tuple that another one had begins after that one is over, as the kernel of its client sees to.
 fn after_the_former(flows: &[Flow], i: usize, shots: &[Shot], seen: &mut [online::Seen], dice: &mut Dice) {
     let same = |shot: &&Shot| {
@@ -705,6 +717,10 @@ fn judge(
             balance.unexplained,
             &balance.whose[..balance.whose.len().min(5)]
         ));
+    }
+    let timed_out = dropped(&[Drop::TimedOut]);
+    if timed_out > 0 && !scenario.may_time_out() {
+        return Err(format!("{timed_out} bytes timed out at a target that was always there"));
     }
     if balance.excess > 0 && count(Count::Reconnects) == 0 && scenario.reuse_percent == 0 {
         return Err(format!("{} bytes were read twice", balance.excess));
