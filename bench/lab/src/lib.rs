@@ -8,6 +8,7 @@
 //! | `network` | the hosts of a replay on one bridge |
 //! | `impair` | loss, resets, refused sends and a leaky mirror, by nftables |
 //! | `wire` | a cable that delays, reorders, doubles, loses and alters frames |
+//! | `tun` | a TUN device as a host's only one |
 //! | `witness` | what a server answered, id by id, and how two servers compare |
 //! | `http` | an HTTP service in one thread |
 //! | `load` | a load of requests on a schedule |
@@ -32,6 +33,7 @@ pub mod real;
 pub mod scratch;
 pub mod story;
 mod sys;
+pub mod tun;
 pub mod twin;
 pub mod user;
 pub mod wait;
@@ -43,6 +45,7 @@ pub use http::{HttpOptions, HttpService};
 pub use load::{Load, LoadReport, Mode};
 pub use namespace::Namespace;
 pub use network::{Answers, Host, Network};
+pub use tun::Tun;
 pub use twin::{Instance, Stats, Twin};
 pub use wire::{Course, Wire};
 pub use witness::{Fidelity, Witness};
