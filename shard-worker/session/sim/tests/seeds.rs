@@ -43,6 +43,12 @@ fn a_flow_that_looks_like_the_rest_of_another() {
     holds(3433, Profile::Storm);
 }
 
+/// Bytes captured after those behind them, at which the flow was joined, count as duplicates.
+#[test]
+fn bytes_from_before_the_place_where_a_flow_was_joined() {
+    holds(11_605, Profile::Storm);
+}
+
 /// Equal seeds are equal worlds.
 #[test]
 fn a_seed_is_the_whole_story() {
