@@ -7,6 +7,7 @@
 #   scripts/sim.sh --seeds 20000 --jobs 2   a long run
 #   scripts/sim.sh --seed N [--trace]       one world again, with every packet
 #   scripts/sim.sh --profile loss-1         one family of worlds
+#   scripts/sim.sh --kernel --seeds 36 --jobs 12   the kernel's own TCP as the target, in real time (root, /dev/net/tun)
 #
 # All options: scripts/sim.sh --help
 set -euo pipefail

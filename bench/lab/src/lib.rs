@@ -10,6 +10,7 @@
 //! | `wire` | a cable that delays, reorders, doubles, loses and alters frames |
 //! | `outside` | packets that are where none may be, seen on the wire |
 //! | `replayed` | frames that a replay sent, and sent twice |
+//! | `tun` | a TUN device as a host's only one |
 //! | `witness` | what a server answered, id by id, and how two servers compare |
 //! | `http` | an HTTP service in one thread |
 //! | `load` | a load of requests on a schedule |
@@ -38,6 +39,7 @@ pub mod replayed;
 pub mod scratch;
 pub mod story;
 mod sys;
+pub mod tun;
 pub mod twin;
 pub mod user;
 pub mod wait;
@@ -52,6 +54,7 @@ pub use namespace::Namespace;
 pub use network::{Answers, Host, Network};
 pub use outside::Outside;
 pub use replayed::{Frames, Replayed};
+pub use tun::Tun;
 pub use twin::{Instance, Stats, Twin};
 pub use wire::{Course, Wire};
 pub use witness::{Fidelity, Witness};

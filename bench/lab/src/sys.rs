@@ -1,8 +1,8 @@
-//! The only unsafe code of this crate: the closures that run between fork and exec of a child, packet sockets, and
-//! descriptors that come in messages.
+//! The only unsafe code of this crate: the closures that run between fork and exec of a child, packet sockets, TUN
+//! devices, and descriptors that come in messages.
 //!
-//! Called by `namespace` when it spawns a process, by `wire`, `outside` and `manager`. What must hold: nothing in the closures
-//! allocates or takes a lock, because the forked child has only one thread of the parent's.
+//! Called by `namespace` when it spawns a process, by `wire`, `outside`, `tun` and `manager`. What must hold: nothing in the
+//! closures allocates or takes a lock, because the forked child has only one thread of the parent's.
 #![allow(unsafe_code)]
 
 use std::io::{self, IoSliceMut};
@@ -121,6 +121,23 @@ fn bind_to(fd: &OwnedFd, index: u32) -> io::Result<()> {
     // SAFETY: `address` is a sockaddr_ll of `len` bytes and lives through the call, which only reads it.
     let bound = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) };
     if bound == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes an open file of /dev/net/tun a TUN device of this name, in the calling thread's namespace: plain IP packets, cut
+/// to the MTU and with checksums filled in. It vanishes with the file.
+pub(crate) fn make_tun(file: &impl AsRawFd, name: &str) -> io::Result<()> {
+    // SAFETY: an all-zero ifreq is valid: it holds bytes, numbers and a union of such.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which is live; the file is open for the call.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 const ON: libc::c_int = 1;

@@ -73,6 +73,8 @@ impl Table {
             }
             Phase::Opening => {
                 slot.backoff = slot.backoff.saturating_add(1);
+                // What the target remembers of an older connection may be cleared again: that reset may have been lost.
+                slot.probes = 0;
                 slot.set(is::OWE_SYN);
                 let (target, tries) = (slot.target, slot.backoff);
                 if tries == SILENT_TRIES || self.targets.is_probe(target, id) {

@@ -3,10 +3,22 @@
 
 use std::collections::VecDeque;
 
-use smoltcp::socket::tcp::{Socket, State};
-
 use crate::flows::{self, Answer, End, Flow, GREETING, HEAD};
 use crate::oracle::{Broken, Oracle};
+
+/// A connection as its service sees it.
+pub(crate) trait Stream {
+    /// Whether it stands and has not been closed on this side.
+    fn may_send(&self) -> bool;
+    /// Gives some of what has arrived to `each`; false when nothing has.
+    fn read(&mut self, each: &mut dyn FnMut(&[u8])) -> bool;
+    /// Takes as many of the bytes as there is room for; how many.
+    fn write(&mut self, bytes: &[u8]) -> usize;
+    /// The other side has closed, and all that it had sent was read.
+    fn ended(&mut self) -> bool;
+    fn close(&mut self);
+    fn abort(&mut self);
+}
 
 /// What goes wrong with a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,16 +133,16 @@ impl App {
     pub(crate) fn work(
         &mut self,
         now_us: u64,
-        socket: &mut Socket<'_>,
+        stream: &mut impl Stream,
         track: usize,
         flows: &[Flow],
         oracle: &mut Oracle,
     ) -> Result<bool, Broken> {
         if self.closed {
-            return Ok(self.after_close(socket));
+            return Ok(self.after_close(stream));
         }
         let mut acted = false;
-        if self.greets && socket.may_send() {
+        if self.greets && stream.may_send() {
             self.greets = false;
             self.pending = GREETING;
             self.ends.push_back((GREETING, 1));
@@ -138,33 +150,33 @@ impl App {
         if self.resumes_us > 0 && now_us >= self.resumes_us {
             self.resumes_us = 0;
         }
-        while self.resumes_us == 0 && socket.can_recv() {
-            acted = true;
+        while self.resumes_us == 0 {
             let mut result = Ok(());
-            let read = socket.recv(|bytes| {
+            let some = stream.read(&mut |bytes| {
                 result = oracle.read(flows, track, bytes);
                 self.parse(now_us, bytes, flows);
-                (bytes.len(), bytes.len() as u32)
+                self.taken += bytes.len() as u32;
             });
             result?;
-            self.taken += read.unwrap_or(0);
+            if !some {
+                break;
+            }
+            acted = true;
         }
-        acted |= self.write(now_us, socket);
+        acted |= self.write(now_us, stream);
         let done = self.queue.is_empty() && self.writing.is_none() && self.pending == 0;
         let garbled = matches!(self.parse, Parse::Garbled);
         if matches!(self.trouble, Trouble::ResetAfter(n) if self.answers >= n && self.requests > n)
             || matches!(self.trouble, Trouble::ResetWithin(n) if self.answers == n && self.written > 0 && self.writing.is_some())
         {
-            socket.abort();
+            stream.abort();
             self.closed = true;
             return Ok(true);
         }
-        let early = matches!(self.trouble, Trouble::CloseAfter(n) if self.answers >= n && socket.may_send() && self.writing.is_none() && self.pending == 0);
-        let eof = socket.state() == State::CloseWait
-            && !socket.can_recv()
-            && (done || matches!(self.trouble, Trouble::Mute(_)));
+        let early = matches!(self.trouble, Trouble::CloseAfter(n) if self.answers >= n && stream.may_send() && self.writing.is_none() && self.pending == 0);
+        let eof = (done || matches!(self.trouble, Trouble::Mute(_))) && stream.ended();
         if early || garbled || eof {
-            socket.close();
+            stream.close();
             self.closed = true;
             return Ok(true);
         }
@@ -172,27 +184,27 @@ impl App {
     }
 
     /// What still comes is thrown away, or answered by a reset: services do one or the other.
-    fn after_close(&mut self, socket: &mut Socket<'_>) -> bool {
-        if !socket.can_recv() {
-            return false;
+    fn after_close(&mut self, stream: &mut impl Stream) -> bool {
+        let mut some = false;
+        while stream.read(&mut |_| {}) {
+            some = true;
+            if self.resets_late {
+                stream.abort();
+                break;
+            }
         }
-        if self.resets_late {
-            socket.abort();
-            return true;
-        }
-        while socket.can_recv() {
-            let _ = socket.recv(|bytes| (bytes.len(), ()));
-        }
-        true
+        some
     }
 
-    fn write(&mut self, now_us: u64, socket: &mut Socket<'_>) -> bool {
+    fn write(&mut self, now_us: u64, stream: &mut impl Stream) -> bool {
         let mut acted = false;
         loop {
-            while self.pending > 0 && socket.can_send() {
-                let n = (self.pending as usize).min(ZEROS.len());
-                let Ok(n) = socket.send_slice(&ZEROS[..n]) else { break };
-                acted |= n > 0;
+            while self.pending > 0 {
+                let n = stream.write(&ZEROS[..(self.pending as usize).min(ZEROS.len())]);
+                if n == 0 {
+                    break;
+                }
+                acted = true;
                 self.pending -= n as u32;
                 self.written += n as u32;
             }

@@ -7,7 +7,10 @@
 //! | `flows`, `online`, `capture` | what clients want, how it passes the online server, what is captured of it |
 //! | `world` | virtual time: capture, links, timers, table |
 //! | `link` | one direction: delay, loss, doubles, disorder, corruption, rate, darkness |
-//! | `target`, `app` | the target host with smoltcp's TCP; the service behind it |
+//! | `host` | the target host: one of the next two |
+//! | `target` | a model of one with smoltcp's TCP, in virtual time |
+//! | `kernel` | the kernel's own TCP behind a TUN device, in real time: the slower tier |
+//! | `app` | the service at the target |
 //! | `oracle` | what must hold, at every record and at the end |
 //! | `figures` | sums |
 //! | `dice` | chance |
@@ -17,6 +20,8 @@ mod capture;
 mod dice;
 pub mod figures;
 mod flows;
+mod host;
+mod kernel;
 mod link;
 mod online;
 mod oracle;

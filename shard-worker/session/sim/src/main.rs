@@ -6,12 +6,14 @@ use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use flow::Drop;
+use lab::user::become_root_in_user_namespace;
 use session::Count;
 use sim::{Figure, Figures, Options, Profile, Scenario, run};
 
 const USAGE: &str = "\
 usage: sim [--seeds N] [--from K] [--seconds S] [--jobs J] [--profile P]
        sim --seed N [--profile P] [--trace]
+       either with --kernel
 
   --seeds N     worlds to run (default 1000; with --seconds: as many as the time allows)
   --from K      first seed (default 1)
@@ -19,10 +21,11 @@ usage: sim [--seeds N] [--from K] [--seconds S] [--jobs J] [--profile P]
   --jobs J      processes at once (default 1)
   --profile P   one family of worlds instead of a mixture; a list is printed by --profile help
   --seed N      one world, looked at closely
+  --kernel      the kernel's own TCP as the target, in real time; needs root or user namespaces, and /dev/net/tun
   --trace       with --seed: print every packet
 ";
 
-/// Seeds that one child runs: its tables together take some hundred megabytes at most.
+/// Seeds that one child runs: its tables together take some hundred megabytes at most. In real time it is one.
 const SHARE: u64 = 50;
 /// Failures that are printed in full; all are counted.
 const PRINTED: u64 = 20;
@@ -34,6 +37,7 @@ struct Args {
     jobs: u64,
     profile: Option<Profile>,
     seed: Option<u64>,
+    kernel: bool,
     trace: bool,
     child: bool,
 }
@@ -46,6 +50,12 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if args.kernel
+        && let Err(error) = become_root_in_user_namespace()
+    {
+        eprintln!("--kernel: {error}");
+        return ExitCode::from(3);
+    }
     match args.seed {
         Some(seed) => one(seed, &args),
         None if args.child => child(&args),
@@ -61,6 +71,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, String> {
         jobs: 1,
         profile: None,
         seed: None,
+        kernel: false,
         trace: false,
         child: false,
     };
@@ -79,22 +90,31 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Args, String> {
                 let profile = Profile::named(&name);
                 args.profile = Some(profile.ok_or_else(|| format!("profiles are: {}", names.join(", ")))?);
             }
+            "--kernel" => args.kernel = true,
             "--trace" => args.trace = true,
             "--child" => args.child = true,
             "--help" => return Err(String::new()),
             _ => return Err(format!("`{word}` is not an option of sim")),
         }
     }
-    Ok(args)
+    match args.profile {
+        Some(profile) if args.kernel && !Profile::OF_THE_KERNEL.contains(&profile) => {
+            Err(format!("{} asks of the target what the kernel does not do", profile.name()))
+        }
+        _ => Ok(args),
+    }
 }
 
-fn profile_of(seed: u64, args: &Args) -> Profile {
-    args.profile.unwrap_or_else(|| Profile::of_seed(seed))
+fn scenario_of(seed: u64, args: &Args) -> Scenario {
+    match args.kernel {
+        true => Scenario::on_kernel(seed, args.profile.unwrap_or_else(|| Profile::of_kernel_seed(seed))),
+        false => Scenario::new(seed, args.profile.unwrap_or_else(|| Profile::of_seed(seed))),
+    }
 }
 
 /// One world, with everything that may help to understand it.
 fn one(seed: u64, args: &Args) -> ExitCode {
-    let scenario = Scenario::new(seed, profile_of(seed, args));
+    let scenario = scenario_of(seed, args);
     println!("seed {seed}: {scenario}");
     match run(&scenario, Options { trace: args.trace, every_step: !args.trace }) {
         Ok(figures) => {
@@ -111,10 +131,11 @@ fn one(seed: u64, args: &Args) -> ExitCode {
 /// A share of the seeds, a line for each: what the parent reads.
 fn child(args: &Args) -> ExitCode {
     for seed in args.from..args.from + args.seeds.unwrap_or(1) {
-        let profile = profile_of(seed, args);
-        match run(&Scenario::new(seed, profile), Options::default()) {
-            Ok(figures) => println!("{seed} {} {}", profile.index(), figures.line()),
-            Err(failure) => println!("{seed} {} BROKEN {}", profile.index(), failure.what.replace('\n', " ")),
+        let scenario = scenario_of(seed, args);
+        let profile = scenario.profile.index();
+        match run(&scenario, Options::default()) {
+            Ok(figures) => println!("{seed} {profile} {}", figures.line()),
+            Err(failure) => println!("{seed} {profile} BROKEN {}", failure.what.replace('\n', " ")),
         }
     }
     ExitCode::SUCCESS
@@ -188,7 +209,8 @@ impl<'a> Fleet<'a> {
         if self.next >= self.until || late {
             return false;
         }
-        let (from, until) = (self.next, self.until.min(self.next + SHARE));
+        let share = if self.args.kernel { 1 } else { SHARE };
+        let (from, until) = (self.next, self.until.min(self.next + share));
         self.next = until;
         self.start(scope, lines, from, until)
     }
@@ -203,6 +225,9 @@ impl<'a> Fleet<'a> {
         let program = std::env::current_exe().expect("a running program has a path");
         let mut command = Command::new(program);
         command.args(["--child", "--from", &from.to_string(), "--seeds", &(until - from).to_string()]);
+        if self.args.kernel {
+            command.arg("--kernel");
+        }
         if let Some(profile) = self.args.profile {
             command.args(["--profile", profile.name()]);
         }
@@ -231,17 +256,17 @@ impl<'a> Fleet<'a> {
         if self.failures > PRINTED {
             return;
         }
-        let profile = profile_of(seed, self.args);
         println!("BROKEN seed {seed}: {why}");
-        println!("  {}", Scenario::new(seed, profile));
+        println!("  {}", scenario_of(seed, self.args));
         let named =
             self.args.profile.map_or(String::new(), |profile| format!(" --profile {}", profile.name()));
-        println!("  scripts/sim.sh --seed {seed}{named}          (with --trace: every packet)");
+        let kernel = if self.args.kernel { " --kernel" } else { "" };
+        println!("  scripts/sim.sh --seed {seed}{named}{kernel}          (with --trace: every packet)");
     }
 
     fn report(self) -> ExitCode {
         println!(
-            "{:<9} {:>6} {:>8} {:>9} {:>8} {:>9} {:>7} {:>7} {:>7} {:>10}",
+            "{:<9} {:>6} {:>8} {:>9} {:>8} {:>9} {:>7} {:>7} {:>7} {:>7} {:>10}",
             "profile",
             "seeds",
             "sessions",
@@ -249,6 +274,7 @@ impl<'a> Fleet<'a> {
             "lost",
             "requests",
             "read %",
+            "sound %",
             "guessed",
             "early",
             "wait p50/99"

@@ -49,6 +49,25 @@ impl Profile {
         let mut dice = Dice::new(seed, 99);
         Self::ALL[dice.below(Self::COUNT as u64) as usize]
     }
+
+    /// The same with the kernel as the target.
+    pub fn of_kernel_seed(seed: u64) -> Self {
+        let mut dice = Dice::new(seed, 98);
+        Self::OF_THE_KERNEL[dice.below(Self::OF_THE_KERNEL.len() as u64) as usize]
+    }
+
+    /// Families in which nothing is asked of the target that the kernel would not do by itself.
+    pub const OF_THE_KERNEL: [Self; 9] = [
+        Self::Clean,
+        Self::Loss01,
+        Self::Loss1,
+        Self::Loss5,
+        Self::Gap,
+        Self::Slow,
+        Self::TinyMss,
+        Self::Copies,
+        Self::Reuse,
+    ];
 }
 
 /// One direction of a link.
@@ -169,10 +188,14 @@ pub struct Scenario {
     pub(crate) successor_us: Option<u64>,
     /// No new sessions from here on, and an end after so long.
     pub(crate) drain: Option<(u64, u64)>,
+    /// The target is the kernel, and time is real.
+    pub(crate) kernel: bool,
 }
 
 /// Room for everything that a world has.
 const USUAL: Limits = Limits { sessions: 1024, chunks: 65_536, held_per_session: 4 << 20 };
+/// Longer than the longest answer takes.
+const KERNEL_IDLE_US: u64 = 20 * SECOND;
 const MS: u64 = 1000;
 const SECOND: u64 = 1_000_000;
 
@@ -182,6 +205,18 @@ impl Scenario {
         let mut dice = Dice::new(seed, 1 + profile.index() as u64);
         let mut scenario = Self::usual(seed, profile, &mut dice);
         scenario.apply(profile, &mut dice);
+        scenario
+    }
+
+    /// The world of a seed with the kernel as the target, in real time: clients that vanish are not waited for as long.
+    pub fn on_kernel(seed: u64, profile: Profile) -> Self {
+        let mut scenario = Self::new(seed, profile);
+        scenario.kernel = true;
+        scenario.times.idle_us = KERNEL_IDLE_US;
+        if scenario.v6 {
+            // Linux has no IPv6 on a smaller link.
+            scenario.target.mtu = scenario.target.mtu.max(1280);
+        }
         scenario
     }
 
@@ -240,6 +275,7 @@ impl Scenario {
             },
             successor_us: dice.percent(5).then(|| dice.between(1, 4000) * MS),
             drain: dice.percent(3).then(|| (dice.between(1, 4000) * MS, dice.between(1, 2000) * MS)),
+            kernel: false,
         }
     }
 
@@ -250,6 +286,11 @@ impl Scenario {
             || self.limits.sessions < usual.sessions
             || self.limits.chunks < usual.chunks
             || self.limits.held_per_session < usual.held_per_session
+    }
+
+    /// Whether the target may be silent for longer than a session waits.
+    pub(crate) fn may_time_out(&self) -> bool {
+        self.to_target.dark.is_some() || self.to_us.dark.is_some() || self.target.trouble_percent > 0
     }
 
     fn loss(&mut self, ppm: u32, dice: &mut Dice) {

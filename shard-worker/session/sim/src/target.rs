@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 
-use flow::record::flag;
+use flow::record::{flag, kind};
 use flow::{Endpoint, Returned, Seq, TcpFields, segment};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -12,10 +12,10 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Address, Ipv6Address};
 
-use crate::app::{App, Trouble};
+use crate::app::{App, Stream, Trouble};
 use crate::dice::Dice;
 use crate::flows::Flow;
-use crate::oracle::{Broken, Oracle};
+use crate::oracle::{Broken, Oracle, Track};
 use crate::scenario::Scenario;
 
 thread_local! {
@@ -75,19 +75,66 @@ impl Device for Wire {
 /// See `Net::next`.
 const AGAIN_US: u64 = 5_000;
 
+/// A packet on its way to a target.
+pub(crate) struct Packet {
+    pub(crate) track: usize,
+    pub(crate) client: Endpoint,
+    /// Number of the target.
+    pub(crate) target: u16,
+    pub(crate) tcp: TcpFields,
+    /// A bit of it is not as it was.
+    pub(crate) wrong: bool,
+    /// From its IP header on.
+    pub(crate) bytes: Vec<u8>,
+}
+
 /// One connection.
 struct Conn {
     track: usize,
     client: Endpoint,
     target: u16,
-    isn: Seq,
     ts_val: u32,
     net: Option<Net>,
     app: App,
-    /// The target's own first number, and answer bytes that have left.
-    iss: Option<Seq>,
-    left: u32,
+    wire: OnWire,
     due_us: u64,
+}
+
+/// What a target's TCP has said on one connection.
+pub(crate) struct OnWire {
+    /// The client's first number.
+    pub(crate) isn: Seq,
+    /// The target's own, and answer bytes that have left.
+    pub(crate) iss: Option<Seq>,
+    left: u32,
+    /// Its last segment: one past its end, and what it acknowledged.
+    last: (Seq, Seq),
+}
+
+impl OnWire {
+    pub(crate) fn new(isn: Seq) -> Self {
+        Self { isn, iss: None, left: 0, last: (Seq(0), Seq(0)) }
+    }
+
+    /// A segment leaves, on behalf of an application that has written so much.
+    pub(crate) fn sends(&mut self, record: &Returned, written: u32, track: &mut Track) {
+        let tcp = &record.tcp;
+        let syn_or_fin = u32::from(tcp.flags & (flag::SYN | flag::FIN) != 0);
+        self.last = (tcp.seq + record.payload_len + syn_or_fin, tcp.ack);
+        if tcp.has(flag::SYN) {
+            self.iss = Some(tcp.seq);
+        } else if let Some(iss) = self.iss {
+            let acked = tcp.ack.since(self.isn + 1).max(0) as u32;
+            track.taken = track.taken.max(acked.min(track.sent));
+            let end = (tcp.seq + record.payload_len).since(iss + 1).max(0) as u32;
+            self.left = self.left.max(end.min(written));
+        }
+    }
+
+    /// Answers that have left whole are known to the oracle.
+    pub(crate) fn note_answers(&self, app: &mut App, track: &mut Track) {
+        track.answered = track.answered.max(app.answered(self.left));
+    }
 }
 
 struct Net {
@@ -140,26 +187,24 @@ impl Target {
         CLOCK_MS.set(((now_us / 1000) as u32).wrapping_add(self.stamps_from));
     }
 
-    /// A packet arrives. `wrong`: a bit of it is not as it was.
-    #[expect(clippy::too_many_arguments, reason = "one call site, and each is of another part of the world")]
+    /// A packet arrives.
     pub(crate) fn arrive(
         &mut self,
         now_us: u64,
-        track: usize,
-        client: Endpoint,
-        target: u16,
-        tcp: &TcpFields,
-        wrong: bool,
-        packet: Vec<u8>,
+        packet: Packet,
         flows: &[Flow],
         oracle: &mut Oracle,
         back: &mut Vec<Back>,
     ) -> Result<Option<usize>, Broken> {
+        let Packet { track, client, target, ref tcp, wrong, bytes } = packet;
         self.clock(now_us);
         let opens = tcp.has(flag::SYN) && !tcp.has(flag::ACK);
         if let Some(&id) = self.live.get(&(client, target)) {
             if !(opens && !wrong && self.takes_anew(id, tcp)) {
-                self.poll(now_us, id, Some(packet), flows, oracle, back)?;
+                if opens && !wrong {
+                    self.challenge(id, tcp, back);
+                }
+                self.poll(now_us, id, Some(bytes), flows, oracle, back)?;
                 return Ok(Some(id));
             }
             self.conns[id].net = None;
@@ -173,7 +218,7 @@ impl Target {
             if opens {
                 oracle.troubled(track);
             }
-            self.nobody.poll(now_us, Some(packet));
+            self.nobody.poll(now_us, Some(bytes));
             self.collect_nobody(track, back);
             return Ok(None);
         }
@@ -181,7 +226,7 @@ impl Target {
         if trouble != Trouble::None {
             oracle.troubled(track);
         }
-        self.poll(now_us, id, Some(packet), flows, oracle, back)?;
+        self.poll(now_us, id, Some(bytes), flows, oracle, back)?;
         Ok(Some(id))
     }
 
@@ -190,8 +235,20 @@ impl Target {
         let conn = &self.conns[id];
         let Some(net) = &conn.net else { return true };
         let over = matches!(net.socket().state(), State::TimeWait | State::Closed);
-        let newer = Seq(tcp.ts_val).after(Seq(conn.ts_val)) || tcp.seq.after(conn.isn + conn.app.taken);
-        over && tcp.seq != conn.isn && newer
+        let newer = Seq(tcp.ts_val).after(Seq(conn.ts_val)) || tcp.seq.after(conn.wire.isn + conn.app.taken);
+        over && tcp.seq != conn.wire.isn && newer
+    }
+
+    /// A SYN in a connection that stands draws an acknowledgement (RFC 5961, section 4.2); smoltcp passes it over.
+    fn challenge(&self, id: usize, tcp: &TcpFields, back: &mut Vec<Back>) {
+        let conn = &self.conns[id];
+        if conn.wire.iss.is_none() || tcp.seq == conn.wire.isn {
+            return;
+        }
+        let (seq, ack) = conn.wire.last;
+        let tcp = TcpFields { seq, ack, flags: flag::ACK, ..TcpFields::default() };
+        let (client, target) = (conn.client, self.addresses[usize::from(conn.target)]);
+        back.push((conn.track, Returned { kind: kind::TCP, tcp, client, target, ..Returned::default() }));
     }
 
     fn accept(
@@ -212,12 +269,10 @@ impl Target {
             track,
             client,
             target,
-            isn: tcp.seq,
             ts_val: tcp.ts_val,
             net: Some(net),
             app: App::new(target == 1, trouble, self.dice.percent(50)),
-            iss: None,
-            left: 0,
+            wire: OnWire::new(tcp.seq),
             due_us: u64::MAX,
         });
         let id = self.conns.len() - 1;
@@ -285,7 +340,7 @@ impl Target {
         // A reset in SYN-RECEIVED takes a socket back to LISTEN: for the host that connection is over too.
         let over = match net.socket().state() {
             State::Closed => true,
-            State::Listen => conn.iss.is_some(),
+            State::Listen => conn.wire.iss.is_some(),
             _ => false,
         };
         conn.due_us = match over {
@@ -320,16 +375,7 @@ fn collect(conn: &mut Conn, merges: bool, oracle: &mut Oracle, back: &mut Vec<Ba
     let Some(net) = &mut conn.net else { return };
     while let Some(packet) = net.wire.tx.pop_front() {
         let Some(record) = returned(&packet) else { continue };
-        let tcp = &record.tcp;
-        if tcp.has(flag::SYN) {
-            conn.iss = Some(tcp.seq);
-        } else if let Some(iss) = conn.iss {
-            let acked = tcp.ack.since(conn.isn + 1).max(0) as u32;
-            let track = &mut oracle.tracks[conn.track];
-            track.taken = track.taken.max(acked.min(track.sent));
-            let end = (tcp.seq + record.payload_len).since(iss + 1).max(0) as u32;
-            conn.left = conn.left.max(end.min(conn.app.written));
-        }
+        conn.wire.sends(&record, conn.app.written, &mut oracle.tracks[conn.track]);
         match back.last_mut() {
             Some((_, last)) if merges && continues(last, &record) => {
                 last.payload_len += record.payload_len;
@@ -339,9 +385,7 @@ fn collect(conn: &mut Conn, merges: bool, oracle: &mut Oracle, back: &mut Vec<Ba
             _ => back.push((conn.track, record)),
         }
     }
-    let answered = conn.app.answered(conn.left);
-    let track = &mut oracle.tracks[conn.track];
-    track.answered = track.answered.max(answered);
+    conn.wire.note_answers(&mut conn.app, &mut oracle.tracks[conn.track]);
 }
 
 /// Whether a segment continues the one before it, as a network card's driver sees it.
@@ -358,7 +402,7 @@ fn continues(last: &Returned, next: &Returned) -> bool {
 }
 
 /// The header of a packet as intercept hands it on.
-fn returned(packet: &[u8]) -> Option<Returned> {
+pub(crate) fn returned(packet: &[u8]) -> Option<Returned> {
     let segment = segment::parse(packet, packet.len() as u32).ok()?;
     Some(Returned {
         tcp: segment.tcp,
@@ -369,6 +413,38 @@ fn returned(packet: &[u8]) -> Option<Returned> {
         sack_count: segment.sack_count,
         ..Returned::default()
     })
+}
+
+impl Stream for Socket<'_> {
+    fn may_send(&self) -> bool {
+        Socket::may_send(self)
+    }
+
+    fn read(&mut self, each: &mut dyn FnMut(&[u8])) -> bool {
+        let read = self.can_recv().then(|| {
+            self.recv(|bytes| {
+                each(bytes);
+                (bytes.len(), ())
+            })
+        });
+        read.is_some_and(|read| read.is_ok())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> usize {
+        self.send_slice(bytes).unwrap_or(0)
+    }
+
+    fn ended(&mut self) -> bool {
+        self.state() == State::CloseWait && !self.can_recv()
+    }
+
+    fn close(&mut self) {
+        Socket::close(self);
+    }
+
+    fn abort(&mut self) {
+        Socket::abort(self);
+    }
 }
 
 fn instant(now_us: u64) -> Instant {

@@ -11,15 +11,17 @@ use flow::{Captured, Drop, Endpoint, Inject, Range, Returned, Seq, TcpFields};
 use session::endpoints::REST_S;
 use session::{BURST, BURST_BYTES, Clients, Config, Count, Pace, Seeds, Sink, Table, TargetConfig};
 
-use crate::capture::{self, Shot};
+use crate::capture::{self, Had, Shot};
 use crate::dice::Dice;
 use crate::figures::{Figure, Figures};
 use crate::flows::{self, Flow};
+use crate::host::Host;
+use crate::kernel::Kernel;
 use crate::link::Link;
 use crate::online::{self, Mark};
 use crate::oracle::{Balance, Broken, Oracle};
 use crate::scenario::{Profile, Scenario};
-use crate::target::{Back, Target};
+use crate::target::{Back, Packet, Target};
 
 /// A broken rule: what, when, and the world that shows it.
 #[derive(Clone, Debug)]
@@ -45,29 +47,17 @@ pub struct Options {
 
 /// Runs a world to its end.
 pub fn run(scenario: &Scenario, options: Options) -> Result<Figures, Failure> {
-    let mut world = World::new(scenario, options);
-    let result = world.live().and_then(|()| world.settle());
-    match result {
+    let failure = |at_us, what| Failure { seed: scenario.seed, profile: scenario.profile, at_us, what };
+    let mut world = World::new(scenario, options).map_err(|what| failure(0, what))?;
+    match world.live().and_then(|()| world.settle()) {
         Ok(()) => Ok(world.oracle.figures),
-        Err(what) => Err(Failure {
-            seed: scenario.seed,
-            profile: scenario.profile,
-            at_us: world.now_us - scenario.start_us,
-            what,
-        }),
+        Err(what) => Err(failure(world.now_us - scenario.start_us, what)),
     }
 }
 
 enum Event {
     /// A packet reaches the target.
-    ToTarget {
-        track: usize,
-        client: Endpoint,
-        target: u16,
-        tcp: TcpFields,
-        wrong: bool,
-        packet: Vec<u8>,
-    },
+    ToTarget(Packet),
     /// A header reaches the table.
     ToUs {
         track: usize,
@@ -121,7 +111,7 @@ struct World<'a> {
     serial: u64,
     to_target: Link,
     to_us: Link,
-    target: Target,
+    target: Host,
     oracle: Oracle,
     /// Counted by tables that were replaced.
     past: Figures,
@@ -224,7 +214,7 @@ fn reuse(scenario: &Scenario, flows: &mut [Flow]) {
 }
 
 impl<'a> World<'a> {
-    fn new(scenario: &'a Scenario, options: Options) -> Self {
+    fn new(scenario: &'a Scenario, options: Options) -> Result<Self, Broken> {
         let config = config(scenario);
         let mut flows = plan(scenario, &config);
         let (mut shots, mut had) = (Vec::new(), Vec::new());
@@ -242,6 +232,7 @@ impl<'a> World<'a> {
             ));
         }
         shots.sort_by_key(|shot| shot.seen.at_us);
+        mark_confused(&flows, &mut had);
         let start_us = scenario.start_us;
         let table = Table::new(
             arena(Table::arena_bytes(config.limits.sessions, config.limits.chunks)),
@@ -250,6 +241,13 @@ impl<'a> World<'a> {
         let rests_us = if scenario.keep { 0 } else { u64::from(REST_S - 1) * 1_000_000 };
         let oracle = Oracle::new(&flows, had, scenario, rests_us, config.targets[0].mtu);
         let addresses = config.targets.iter().map(|target| target.endpoint).collect();
+        let target = match scenario.kernel {
+            false => Host::Model(Box::new(Target::new(scenario, addresses))),
+            true => {
+                let kernel = Kernel::new(scenario, addresses);
+                Host::Kernel(Box::new(kernel.map_err(|error| format!("a host in a namespace: {error}"))?))
+            }
+        };
         let mut world = World {
             scenario,
             options,
@@ -262,7 +260,7 @@ impl<'a> World<'a> {
             serial: 0,
             to_target: Link::new(&scenario.to_target, start_us, Dice::new(scenario.seed, 61)),
             to_us: Link::new(&scenario.to_us, start_us, Dice::new(scenario.seed, 62)),
-            target: Target::new(scenario, addresses),
+            target,
             oracle,
             past: Figures::default(),
             back: Vec::new(),
@@ -283,7 +281,7 @@ impl<'a> World<'a> {
             world.later(start_us + at, Event::Drain);
             world.later(start_us + at + end, Event::Abandon);
         }
-        world
+        Ok(world)
     }
 
     fn later(&mut self, at_us: u64, event: Event) {
@@ -312,7 +310,8 @@ impl<'a> World<'a> {
             let Some(next) = [shot, event, timer].into_iter().flatten().min() else {
                 return Err(format!("{} sessions wait for nothing", self.table.tally().open));
             };
-            self.now_us = self.now_us.max(next);
+            let then = self.target.wait(next).map_err(|error| format!("waiting for the kernel: {error}"))?;
+            self.now_us = self.now_us.max(then);
             if self.now_us > limit {
                 return Err(format!("{} sessions do not end", self.table.tally().open));
             }
@@ -335,6 +334,8 @@ impl<'a> World<'a> {
             let Some(Reverse(entry)) = self.events.pop() else { break };
             self.happen(entry.event)?;
         }
+        self.target.hear(self.now_us, &self.flows, &mut self.oracle, &mut self.back)?;
+        self.sent_back(None);
         self.table.tick(self.now_us);
         self.pump()?;
         self.look(self.options.every_step || self.steps.is_multiple_of(LOOK))
@@ -401,31 +402,14 @@ impl<'a> World<'a> {
 
     fn happen(&mut self, event: Event) -> Result<(), Broken> {
         match event {
-            Event::ToTarget { track, client, target, tcp, wrong, packet } => {
-                let conn = self.target.arrive(
-                    self.now_us,
-                    track,
-                    client,
-                    target,
-                    &tcp,
-                    wrong,
-                    packet,
-                    &self.flows,
-                    &mut self.oracle,
-                    &mut self.back,
-                )?;
+            Event::ToTarget(packet) => {
+                let conn =
+                    self.target.arrive(self.now_us, packet, &self.flows, &mut self.oracle, &mut self.back)?;
                 self.sent_back(conn);
             }
             Event::Conn(conn) => {
                 if self.target.due_us(conn) <= self.now_us {
-                    self.target.poll(
-                        self.now_us,
-                        conn,
-                        None,
-                        &self.flows,
-                        &mut self.oracle,
-                        &mut self.back,
-                    )?;
+                    self.target.due(self.now_us, conn, &self.flows, &mut self.oracle, &mut self.back)?;
                     self.sent_back(Some(conn));
                 }
             }
@@ -578,20 +562,18 @@ impl<'a> World<'a> {
             self.trace(|| "   LOST".to_owned());
         }
         for arrival in arrivals.into_iter().flatten() {
-            let mut packet = Vec::with_capacity(bytes);
-            packet.extend_from_slice(&headers[..len]);
-            packet.extend_from_slice(payload);
-            if arrival.wrong {
-                self.to_target.spoil(&mut packet);
-            }
-            let event = Event::ToTarget {
+            let mut packet = Packet {
                 track,
                 client: head.client,
                 target: head.target,
                 tcp: *tcp,
                 wrong: arrival.wrong,
-                packet,
+                bytes: [&headers[..len], payload].concat(),
             };
+            if arrival.wrong {
+                self.to_target.spoil(&mut packet.bytes);
+            }
+            let event = Event::ToTarget(packet);
             self.later(arrival.at_us, event);
         }
     }
@@ -652,6 +634,17 @@ fn reasons(dropped: &[u64; Drop::COUNT]) -> String {
     named.map(|(reason, bytes)| format!("{} {bytes}", reason.name())).collect::<Vec<_>>().join(", ")
 }
 
+/// When neither a flow's end nor the SYN of the next one on its four-tuple was captured, what comes of the next one looks
+/// like the first one's rest: behind a hole, with whatever `--on-gap` does about it.
+fn mark_confused(flows: &[Flow], had: &mut [Had]) {
+    for (i, flow) in flows.iter().enumerate() {
+        let same = |next: &&Flow| next.client == flow.client && next.server == flow.server;
+        if !had[i].end && flows[i + 1..].iter().find(same).is_some_and(|next| !had[next.id as usize].syn) {
+            had[i].whole = false;
+        }
+    }
+}
+
 /// A flow on a four-tuple that another one had begins after that one is over, as the kernel of its client sees to.
 fn after_the_former(flows: &[Flow], i: usize, shots: &[Shot], seen: &mut [online::Seen], dice: &mut Dice) {
     let same = |shot: &&Shot| {
@@ -684,7 +677,7 @@ fn judge(
     // After a limit was reached a session takes nothing more up to the byte that broke it, and a flow that found no place
     // is a flow without a beginning: what was dropped first entails what is dropped under other names. What comes later
     // than the bytes behind it, which were joined at or gone on with, counts as a duplicate.
-    let late = dropped(&[Drop::JoinedMidturn, Drop::Superseded]) + missed > 0;
+    let late = count(Count::SessionsJoined) + dropped(&[Drop::JoinedMidturn, Drop::Superseded]) + missed > 0;
     let all = if scarce || late { all + dropped(&[Drop::Duplicate]) } else { all };
     if balance.missing > all + balance.untouched + missed {
         return Err(format!(
@@ -710,6 +703,10 @@ fn judge(
             balance.unexplained,
             &balance.whose[..balance.whose.len().min(5)]
         ));
+    }
+    let timed_out = dropped(&[Drop::TimedOut]);
+    if timed_out > 0 && !scenario.may_time_out() {
+        return Err(format!("{timed_out} bytes timed out at a target that was always there"));
     }
     if balance.excess > 0 && count(Count::Reconnects) == 0 && scenario.reuse_percent == 0 {
         return Err(format!("{} bytes were read twice", balance.excess));

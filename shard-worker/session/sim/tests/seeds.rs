@@ -29,6 +29,26 @@ fn bytes_before_and_behind_a_hole_never_make_one_turn() {
     holds(262, Profile::Storm);
 }
 
+/// The reset that breaks a connection off was lost, and the next one on the four-tuple met with what stood there still.
+#[test]
+fn a_lost_reset_does_not_close_a_four_tuple() {
+    holds(2155, Profile::Loss5);
+    holds(1257, Profile::Reuse);
+    holds(2029, Profile::Storm);
+}
+
+/// A four-tuple came back behind a flow that had vanished, and its SYN was not captured.
+#[test]
+fn a_flow_that_looks_like_the_rest_of_another() {
+    holds(3433, Profile::Storm);
+}
+
+/// Bytes captured after those behind them, at which the flow was joined, count as duplicates.
+#[test]
+fn bytes_from_before_the_place_where_a_flow_was_joined() {
+    holds(11_605, Profile::Storm);
+}
+
 /// Equal seeds are equal worlds.
 #[test]
 fn a_seed_is_the_whole_story() {

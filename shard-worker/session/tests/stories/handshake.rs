@@ -123,6 +123,32 @@ fn a_target_in_time_wait_gets_a_reset_and_a_syn_at_once() {
     assert!(world.peer().established);
 }
 
+/// RFC 9293, section 3.10.7.3: a connection that the target still has is cleared by a reset with its number, a few times
+/// for each SYN. Each of these resets may be lost, so the next SYN begins anew.
+#[test]
+fn a_target_that_has_an_older_connection_still_is_reset_until_it_knows() {
+    let mut world = World::new();
+    world.to_target = Box::new(|_, _| Fate::Lose);
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    let mut stale =
+        Returned { client: world.sent[0].head.client, target: endpoint(TARGET), ..Returned::default() };
+    stale.tcp.flags = flag::ACK;
+    stale.tcp.ack = Seq(12_345);
+    let resets = |world: &World| world.sent.iter().filter(|sent| sent.is(flag::RST)).count();
+    for _ in 0..5 {
+        world.give_back(stale);
+        world.run(10 * MS);
+    }
+    assert_eq!(resets(&world), 3, "two hosts out of step do not answer each other for ever");
+    world.run(1000 * MS);
+    world.to_target = Box::new(|_, _| Fate::Pass);
+    world.give_back(stale);
+    world.run(10 * MS);
+    assert_eq!(resets(&world), 4);
+    assert!(world.peer().established);
+}
+
 #[test]
 fn a_real_clients_distance_is_kept() {
     let mut config = config();
