@@ -82,6 +82,8 @@ impl ReturnFilter {
     fn v6(&self, asm: &mut Assembler, exact: bool) {
         let (tcp, icmp, quoted, unsure, ports) =
             (asm.label(), asm.label(), asm.label(), asm.label(), asm.label());
+        // A load beyond the packet rejects it: without its whole header it answers nobody.
+        asm.op(code::LD_B, 39);
         self.to_clients(asm, false, 24);
         parts::keep_address(asm, 8, 4);
         parts::step_over_v6(asm, &[(TCP, tcp), (ICMPV6, icmp)], To::Place(unsure));
