@@ -17,7 +17,7 @@ pub(crate) fn plan(name: &str, more: &[(Key, &str)]) -> Plan {
     let mut options = Options::default();
     let given = |key: Key| more.iter().any(|(other, _)| *other == key);
     for (key, text) in usual.iter().filter(|(key, _)| !given(*key)).chain(more) {
-        options.give(*key, *text, Place::CommandLine);
+        options.give(*key, text, Place::CommandLine);
     }
     let facts = Facts {
         cores: vec![0, 1],
