@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Passes all tests: unit and property tests, the model-checked orderings of the shared-memory ring, and the tests on
-# real traffic between network namespaces (nginx, redis, curl, wrk, redis-benchmark).
+# Passes all tests: unit and property tests, the model-checked orderings of the shared-memory ring, the tests on real
+# traffic between network namespaces (nginx, redis, curl, wrk, redis-benchmark), and three minutes of faults.
 #
 #   scripts/check.sh            everything
 #   scripts/check.sh --quick    without the tests on real traffic
@@ -65,3 +65,11 @@ scripts/fuzz.sh --quick
 
 echo "== the replay machine over bad links, in virtual time: a thousand worlds and more"
 scripts/sim.sh --seeds 1200 --jobs 2
+
+if ! $quick; then
+    echo "== every process killed, stopped and cut off under real traffic"
+    scripts/chaos.sh --seed 1 --minutes 2.5 --faults capturer,shard,injector,hang,intercept,channel,target \
+        --rate 1000 --connections 1000 --short 50 --posts 2 --every 1000
+    echo "== bytes of the shared region flipped under load"
+    scripts/chaos.sh --seed 1 --minutes 0.5 --flips 50000 --rate 500 --connections 200 --short 50 --posts 2
+fi

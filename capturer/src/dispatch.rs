@@ -1,6 +1,10 @@
 //! From frames to shards: parse, mapping, shard by hash of the client, one record in that shard's capture ring. Called by the
 //! role for every frame of a batch.
 //!
+//! What a batch comes to is made public in one step ([`Dispatcher::commit`]): the records of all shards, the counters, and how
+//! far the kernel's rings were read. So a capturer that is killed at any instruction neither loses nor repeats a frame, and
+//! none is counted twice.
+//!
 //! It keeps no table: the shard follows from the client endpoint alone (DESIGN 4, "Flow identity and the hash rule"). It never
 //! waits: a full ring costs the segment, counted, and the shard sees the hole in the sequence numbers.
 
@@ -8,11 +12,11 @@ use flow::hash::{endpoint_hash, shard_of};
 use flow::record::flag;
 use flow::sample::copies;
 use flow::{Captured, Segment, segment};
-use shm::{Control, Counters, Doorbell, Link, Producer, Region, Role};
+use shm::{Control, Counters, Doorbell, Journal, Link, Producer, Region, Role, Word};
 use topology::Plan;
 use zerocopy::IntoBytes as _;
 
-use crate::count::Count;
+use crate::count::{Count, POSITIONS};
 use crate::online::{Meaning, Online};
 use crate::source::Frame;
 
@@ -31,6 +35,9 @@ pub struct Dispatcher {
     online: Online,
     lanes: Vec<Lane>,
     counters: Counters,
+    /// What the open batch adds to the counters.
+    counted: [u64; Count::COUNT],
+    journal: Journal,
     shard_seed: u64,
     sample_seed: u64,
     control: &'static Control,
@@ -42,6 +49,9 @@ impl Dispatcher {
     /// Takes the writing ends of all capture rings and the capturer's counters. Panics when they were taken before in this
     /// process.
     pub fn new(region: &'static Region, plan: &Plan) -> Self {
+        // Before the rings: what a predecessor had committed is in place then.
+        let mut journal = region.journal(Role::Capturer);
+        journal.done();
         let lanes = (0..region.spec().shards)
             .map(|shard| Lane {
                 ring: region.producer(Link::Capture(shard)),
@@ -53,15 +63,22 @@ impl Dispatcher {
             online: Online::new(plan),
             lanes,
             counters: region.counters(Role::Capturer),
+            counted: [0; Count::COUNT],
+            journal,
             shard_seed: plan.seeds.shard,
             sample_seed: plan.seeds.sample,
             control: region.control(),
         }
     }
 
-    /// The capturer's counters.
+    /// The capturer's counters as they stand.
     pub const fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The number of the next frame of a capture ring, where a predecessor stopped; 0 in a ring that nobody has read from.
+    pub fn position(&self, ring: u16) -> u64 {
+        self.counters.get(POSITIONS + usize::from(ring))
     }
 
     /// Takes one frame, seen at `time_ns` (CLOCK_MONOTONIC).
@@ -94,15 +111,13 @@ impl Dispatcher {
         }
         let head = Captured {
             time_ns,
-            frame: frame.number,
             tcp: segment.tcp,
             payload_len,
             cut_len,
             client: segment.src,
             server: segment.dst,
             mapping,
-            ring: frame.ring,
-            reserved: [0; 4],
+            reserved: [0; 6],
         };
         let hash = endpoint_hash(self.shard_seed, &segment.src);
         let shard = shard_of(hash, self.lanes.len() as u16);
@@ -128,20 +143,35 @@ impl Dispatcher {
         self.count(Count::RingFullWantedBytes, payload_len * u64::from(copies));
     }
 
-    /// Makes what was committed visible: one store and at most one wake-up for each shard that got something.
-    pub fn publish(&mut self) {
-        let mut any = false;
-        for lane in &mut self.lanes {
+    /// Ends the batch in one step: its records become visible, its counts are added, and `positions` tells the number of the
+    /// next frame of each ring that was read. Only afterwards may frames be given back to the kernel. At most one wake-up
+    /// for each shard that got something.
+    pub fn commit(&mut self, positions: impl FnOnce(&mut dyn FnMut(u16, u64))) {
+        let Self { lanes, counters, counted, journal, .. } = self;
+        counted[Count::Batches.index()] = u64::from(lanes.iter().any(|lane| lane.touched));
+        for (shard, lane) in (0..).zip(lanes.iter()).filter(|(_, lane)| lane.touched) {
+            journal.put(Word::Tail(Link::Capture(shard)), lane.ring.staged());
+        }
+        for (index, n) in counted.iter_mut().enumerate().filter(|(_, n)| **n > 0) {
+            journal.put(Word::Counter(index), counters.get(index) + std::mem::take(n));
+        }
+        positions(&mut |ring, number| {
+            let index = POSITIONS + usize::from(ring);
+            if counters.get(index) != number {
+                journal.put(Word::Counter(index), number);
+            }
+        });
+        journal.commit();
+        for lane in lanes {
             if std::mem::take(&mut lane.touched) && lane.ring.publish() {
                 lane.bell.ring();
-                any = true;
             }
         }
-        self.count(Count::Batches, any.into());
+        journal.done();
     }
 
-    fn count(&self, what: Count, n: u64) {
-        self.counters.add(what.index(), n);
+    fn count(&mut self, what: Count, n: u64) {
+        self.counted[what.index()] += n;
     }
 }
 

@@ -151,14 +151,11 @@ impl Interface {
                 (None, Some(large)) => small.peek_time_ns().map_or(1, |small| usize::from(large < small)),
             };
             let ring = &mut self.rings[number];
-            let frame = ring.position();
             let Some((meta, packet)) = ring.peek() else { break };
             sink(&Frame {
                 packet,
                 wire_len: meta.len,
                 time_ns: meta.time_ns,
-                ring: self.first + number as u16,
-                number: frame,
                 checksum_unfilled: meta.checksum_unfilled(),
             });
             ring.advance();

@@ -1,7 +1,7 @@
 //! The process: drains the source, dispatches, sleeps. One thread.
 //!
-//! A batch in order: sample the clocks, drain, publish to the shards, store the positions, give the slots back. So a
-//! successor of a capturer that died anywhere in between repeats at most one batch and loses none.
+//! A batch in order: sample the clocks, drain, commit (records, counters and positions in one step), give the slots back. So a
+//! successor of a capturer that died anywhere in between begins either before the batch or behind it.
 
 use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,7 +13,7 @@ use topology::Plan;
 use topology::plan::CaptureEngine;
 
 use crate::clock::FrameClock;
-use crate::count::{Count, POSITIONS};
+use crate::count::Count;
 use crate::dispatch::Dispatcher;
 use crate::error::RoleError;
 use crate::live::Live;
@@ -37,8 +37,9 @@ const BLIND_WAITS: u32 = 64;
 /// # Errors
 /// Only at the beginning: sockets that are not what they should be. Later nothing ends it, every fault is counted.
 pub fn run(region: &'static Region, plan: &Plan, sockets: Vec<CaptureSocket>) -> Result<(), RoleError> {
+    boot(region.heartbeat(Role::Capturer));
     let dispatcher = Dispatcher::new(region, plan);
-    let position = |ring: u16| dispatcher.counters().get(POSITIONS + usize::from(ring));
+    let position = |ring: u16| dispatcher.position(ring);
     let source: Box<dyn Source> = match plan.capture.engine {
         CaptureEngine::Ring => Box::new(Live::new(plan, sockets, position)?),
         CaptureEngine::Simple => Box::new(Simple::new(plan, sockets)?),
@@ -59,6 +60,15 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Vec<CaptureSocket>) ->
     }
     .run();
     Ok(())
+}
+
+/// A killed predecessor's last word may be that input is pending, which makes who is only booting look hung. The epoch says
+/// how often this role was started.
+fn boot(heartbeat: &Heartbeat) {
+    heartbeat.set_pending(false);
+    heartbeat.set_state(RoleState::Starting);
+    heartbeat.set_epoch(heartbeat.epoch() + 1);
+    heartbeat.beat(shm::monotonic_ms());
 }
 
 struct Capturer {
@@ -103,8 +113,6 @@ impl Capturer {
             slept_us = self.pause(frames, slept_us);
             frames = 0;
         }
-        self.dispatcher.publish();
-        self.source.release();
         self.look_at_drops();
         self.heartbeat.set_state(RoleState::Done);
     }
@@ -117,9 +125,7 @@ impl Capturer {
         let taken =
             self.source.drain(BATCH, &mut |frame| dispatcher.frame(frame, clock.monotonic_ns(frame.time_ns)));
         if taken > 0 {
-            dispatcher.publish();
-            let counters = dispatcher.counters();
-            self.source.positions(&mut |ring, number| counters.set(POSITIONS + usize::from(ring), number));
+            dispatcher.commit(|note| self.source.positions(note));
             self.source.release();
         }
         self.housekeeping(now_ns / 1_000_000, taken > 0);

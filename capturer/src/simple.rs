@@ -35,8 +35,6 @@ struct Interface {
     socket: PacketSocket,
     /// 14 or 0.
     link_header: u32,
-    ring: u16,
-    frames: u64,
     down: bool,
     gone: bool,
 }
@@ -46,7 +44,7 @@ impl Simple {
     pub fn new(plan: &Plan, sockets: Vec<CaptureSocket>) -> Result<Self, RoleError> {
         let known = pnet_datalink::interfaces();
         let mut interfaces = vec![];
-        for (socket, ring) in sockets.into_iter().zip(0..) {
+        for socket in sockets {
             let socket = PacketSocket::from(socket);
             let failed =
                 |interface: &str, source| RoleError::Simple { interface: interface.to_owned(), source };
@@ -59,7 +57,7 @@ impl Simple {
             let Some(interface) = known.iter().find(|interface| interface.index == index) else { continue };
             let name = interface.name.clone();
             interfaces.push(
-                open_channel(interface, socket, plan.capture.promiscuous, ring)
+                open_channel(interface, socket, plan.capture.promiscuous)
                     .map_err(|source| failed(&name, source))?,
             );
         }
@@ -71,7 +69,6 @@ fn open_channel(
     interface: &NetworkInterface,
     socket: PacketSocket,
     promiscuous: bool,
-    ring: u16,
 ) -> io::Result<Interface> {
     let kept = socket.duplicate()?;
     let config = Config {
@@ -92,8 +89,6 @@ fn open_channel(
         receiver,
         socket: kept,
         link_header: link_header(&interface.name)?,
-        ring,
-        frames: 0,
         down: false,
         gone: false,
     })
@@ -168,16 +163,12 @@ impl Interface {
     fn take(&mut self, sink: &mut dyn FnMut(&Frame<'_>)) -> bool {
         // No frame (a time-out) and a pending error end the batch alike; the error is taken by `attend`.
         let Ok(bytes) = self.receiver.next() else { return false };
-        let number = self.frames;
-        self.frames += 1;
         if let Some(packet) = network_part(bytes, self.link_header) {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             sink(&Frame {
                 packet,
                 wire_len: packet.len() as u32,
                 time_ns: now.as_nanos() as u64,
-                ring: self.ring,
-                number,
                 checksum_unfilled: false,
             });
         }

@@ -12,10 +12,6 @@ pub struct Frame<'a> {
     pub wire_len: u32,
     /// When it was seen, CLOCK_REALTIME nanoseconds.
     pub time_ns: u64,
-    /// Which capture ring it came through.
-    pub ring: u16,
-    /// Its number within that ring.
-    pub number: u64,
     /// Its transport checksum is not filled in yet.
     pub checksum_unfilled: bool,
 }

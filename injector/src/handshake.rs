@@ -25,10 +25,10 @@ pub enum DialError {
         tries: u32,
         /// In which time.
         time: Duration,
-        /// Options of the intercept that would answer: its `-x`.
-        targets: String,
-        /// Options of the run that then succeeds: our `-x`.
-        mappings: String,
+        /// Options of the intercept that would answer.
+        intercept: String,
+        /// Options of the run that then succeeds.
+        run: String,
     },
     /// It answers, and says no.
     Refused {
@@ -69,8 +69,18 @@ pub fn handshake(at: SocketAddr, plan: &Plan, timeout: Duration) -> Result<Welco
             std::thread::sleep(until.saturating_duration_since(Instant::now()));
         }
     }
+    Err(no_answer(at, plan, why, timeout))
+}
+
+/// What to type on both hosts: an intercept on the target itself takes the answers with a device of its own.
+fn no_answer(at: SocketAddr, plan: &Plan, why: String, time: Duration) -> DialError {
     let targets = plan.targets.iter().map(|t| t.addr.to_string()).collect::<Vec<_>>().join(",");
-    Err(DialError::NoAnswer { at, why, tries: TRIES, time: timeout, targets, mappings: mappings(plan) })
+    let on_target = plan.targets.iter().all(|t| t.addr.ip() == at.ip());
+    let answers = if on_target { "--tun" } else { "-i eth0" };
+    let plain = if plan.key.is_none() && !at.ip().is_loopback() { " --plain" } else { "" };
+    let intercept = format!("-x {targets} {answers}{plain}");
+    let run = format!("-x {} -s {at}{plain}", mappings(plan));
+    DialError::NoAnswer { at, why, tries: TRIES, time, intercept, run }
 }
 
 enum Trial {
@@ -124,8 +134,8 @@ fn attempt_once(at: SocketAddr, plan: &Plan, until: Instant) -> Result<Result<We
     }
 }
 
-/// The error in a few words, as they stand in brackets in the sentence.
-fn words(error: &io::Error) -> String {
+/// The error in a few words, as they stand inside a sentence.
+pub(crate) fn words(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => "no answer".to_owned(),
@@ -133,7 +143,10 @@ fn words(error: &io::Error) -> String {
         io::ErrorKind::ConnectionReset => "connected, then reset".to_owned(),
         io::ErrorKind::HostUnreachable => "host unreachable".to_owned(),
         io::ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
-        _ => error.to_string(),
+        _ => {
+            let text = error.to_string();
+            text.split(" (os error").next().unwrap_or_default().to_owned()
+        }
     }
 }
 
@@ -152,7 +165,7 @@ fn mappings(plan: &Plan) -> String {
 impl fmt::Display for DialError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            DialError::NoAnswer { at, why, tries, time, targets, mappings } => {
+            DialError::NoAnswer { at, why, tries, time, intercept, run } => {
                 let there = format!("On {} run:", at.ip());
                 let width = there.len();
                 writeln!(
@@ -160,8 +173,8 @@ impl fmt::Display for DialError {
                     "no intercept answers at {at} ({why} after {tries} tries in {:.1} s).",
                     time.as_secs_f64()
                 )?;
-                writeln!(f, "  {there}  tcptwin intercept -x {targets} -i eth0")?;
-                write!(f, "  {:width$}  tcptwin run -x {mappings} -s {at}", "Then here:")
+                writeln!(f, "  {there}  tcptwin intercept {intercept}")?;
+                write!(f, "  {:width$}  tcptwin run {run}", "Then here:")
             }
             DialError::Refused { at, sentence, suggestion, .. } => {
                 write!(f, "the intercept at {at} refuses this run: {sentence}")?;
@@ -213,6 +226,21 @@ mod tests {
                  Then here:         tcptwin run -x 80-10.0.3.2:8080 -s {at}"
             )
         );
+    }
+
+    #[test]
+    fn the_commands_fit_the_hosts_and_the_channel() {
+        let said = |at: &str, plan: &Plan| {
+            no_answer(at.parse().unwrap(), plan, "no answer".to_owned(), Duration::from_secs(1)).to_string()
+        };
+        let plain = Plan { key: None, ..plan(&["10.0.3.2:8080"]) };
+        let on_target = said("10.0.3.2:36524", &plain);
+        assert!(on_target.contains("intercept -x 10.0.3.2:8080 --tun --plain\n"), "{on_target}");
+        assert!(on_target.ends_with("run -x 80-10.0.3.2:8080 -s 10.0.3.2:36524 --plain"), "{on_target}");
+        let keyed = Plan { key: Some([9; 32]), ..plain };
+        let beside = said("10.0.4.2:36524", &keyed);
+        assert!(beside.contains("intercept -x 10.0.3.2:8080 -i eth0\n"), "{beside}");
+        assert!(beside.ends_with("-s 10.0.4.2:36524"), "{beside}");
     }
 
     #[test]

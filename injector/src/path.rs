@@ -15,6 +15,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 use topology::guard::Place;
 
+use crate::handshake::words;
 use crate::sys;
 
 /// The route to one address.
@@ -44,7 +45,7 @@ pub enum RouteError {
     NoRoute {
         /// The address asked for.
         to: IpAddr,
-        /// The kernel's words.
+        /// The kernel's reason.
         reason: String,
     },
     /// Asking failed.
@@ -182,7 +183,7 @@ fn ask_route(to: SocketAddr) -> io::Result<Result<Answer, String>> {
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("the answer makes no sense: {e}")))?;
     match reply.payload {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => Ok(Ok(Answer::from(&route))),
-        NetlinkPayload::Error(e) => Ok(Err(e.to_io().to_string())),
+        NetlinkPayload::Error(e) => Ok(Err(words(&e.to_io()))),
         other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("an unexpected answer: {other:?}"))),
     }
 }

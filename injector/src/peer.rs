@@ -7,8 +7,9 @@
 //! | `Up`, not greeted | welcome | `Up`, greeted: records flow |
 //! | any | refusal, silence of 3 s, end, error, bytes that make no sense | `Waiting` |
 //!
-//! Nothing here blocks. A quarter of the outage so far is the pause before the next dial, between 0.1 and 10 s: an intercept
-//! restarted within two seconds is found within half a second, one that is gone for good is not pestered.
+//! Nothing here blocks. A quarter of the outage so far is the pause before the next dial, and no dial waits long for an
+//! answer: an intercept that can be reached again is found within a second, however long it was away. One that speaks and
+//! says no, or makes no sense, is asked again after up to 10 s.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -25,6 +26,7 @@ use shm::Counters;
 
 use crate::claims::{Claim, LiveClaims};
 use crate::count::{InterceptCount, LinkState, ReturnCount, Trouble, intercept_index};
+use crate::handshake::words;
 use crate::sorter::Sorter;
 
 /// What a peer works with and shares with the others.
@@ -82,10 +84,17 @@ struct Lost {
 const SECOND_US: u64 = 1_000_000;
 /// Between pings.
 const PING_US: u64 = SECOND_US;
-/// Silence after which the other end is dead; also the time allowed to connect, and to greet.
+/// Silence after which the other end is dead; also the time allowed to greet.
 const SILENCE_US: u64 = 3 * SECOND_US;
+/// Time allowed to connect: before the kernel would send a lost SYN again, and longer than any path between two hosts of
+/// one site. With the pause it makes the second within which a path that is whole again is found.
+const CONNECT_US: u64 = 600_000;
 /// Shortest and longest pause between dials.
 const PAUSE_US: (u64, u64) = (SECOND_US / 10, 10 * SECOND_US);
+/// Longest pause while the other end is not there at all.
+const AWAY_PAUSE_US: u64 = 300_000;
+/// Records that an intercept may send once more after a reconnect: more than it keeps of a stream.
+const REWIND: u64 = 1 << 16;
 /// Reads of one connection in one turn, 64 KiB each: a fast intercept does not starve the others.
 const READS: usize = 4;
 
@@ -120,11 +129,12 @@ impl Peer {
         peer
     }
 
-    /// When a pause ends, if there is one.
+    /// When a pause ends, or the patience with a dial.
     pub(crate) fn wakes_us(&self) -> Option<u64> {
         match self.state {
             State::Waiting { until_us } => Some(until_us),
-            _ => None,
+            State::Connecting { since_us, .. } => Some(since_us + CONNECT_US),
+            State::Up(_) => None,
         }
     }
 
@@ -198,7 +208,9 @@ impl Peer {
         let State::Connecting { stream, since_us } = &self.state else { return Ok(()) };
         match getsockopt(stream, sockopt::SocketError).map_err(io::Error::from)? {
             0 if stream.peer_addr().is_ok() => {}
-            0 if now_us - since_us > SILENCE_US => return Err(Lost::silence(Trouble::TimedOut)),
+            0 if now_us - since_us >= CONNECT_US => {
+                return Err(Lost::new(Trouble::TimedOut, "it does not answer"));
+            }
             0 => return Ok(()),
             errno => return Err(io::Error::from_raw_os_error(errno).into()),
         }
@@ -315,7 +327,11 @@ impl Peer {
     fn greeted(&mut self, welcome: &Welcome, now_us: u64, shared: &Shared) {
         let State::Up(up) = &mut self.state else { return };
         up.greeted = true;
-        if self.last.is_none_or(|last| last.epoch != welcome.epoch) {
+        // Another start of intercept is another stream; so is one far below what we believe we had, which can only be what
+        // a damaged region left us. Without this all of it would be taken for what came before.
+        let goes_on =
+            |last: &Position| last.epoch == welcome.epoch && welcome.next.saturating_add(REWIND) > last.last;
+        if !self.last.as_ref().is_some_and(goes_on) {
             self.last = welcome.next.checked_sub(1).map(|last| Position { epoch: welcome.epoch, last });
         }
         // Claims made while the link was down are missing there, after its restart all are.
@@ -422,8 +438,17 @@ impl Peer {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        let least = if trouble == Trouble::Refused { SECOND_US } else { PAUSE_US.0 };
-        let pause = (now_us.saturating_sub(self.lost_us) / 4).clamp(least, PAUSE_US.1);
+        let (least, most) = match trouble {
+            Trouble::Refused => (SECOND_US, PAUSE_US.1),
+            Trouble::ConnectionRefused
+            | Trouble::TimedOut
+            | Trouble::Unreachable
+            | Trouble::Silent
+            | Trouble::Closed
+            | Trouble::Io => (PAUSE_US.0, AWAY_PAUSE_US),
+            _ => PAUSE_US,
+        };
+        let pause = (now_us.saturating_sub(self.lost_us) / 4).clamp(least, most);
         pause * 3 / 4 + self.random % (pause / 2)
     }
 
@@ -522,7 +547,7 @@ impl From<io::Error> for Lost {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Trouble::Closed,
             _ => Trouble::Io,
         };
-        Self { trouble, sentence: error.to_string() }
+        Self { trouble, sentence: words(&error) }
     }
 }
 

@@ -132,6 +132,9 @@ impl Receiver {
         }
         let up = self.peers.iter().filter(|p| p.is_up()).count();
         self.shared.counters.set(ReturnCount::Connected.index(), up as u64);
+        if up < self.peers.len() {
+            self.region.control().set_deaf_ms(now_us / 1_000);
+        }
         if let Some(live) = &mut self.shared.live {
             live.expire(now_us.saturating_sub(self.claim_life_us));
             self.shared.counters.set(ReturnCount::ClaimsLive.index(), live.len() as u64);

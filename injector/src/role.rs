@@ -101,7 +101,8 @@ fn drain_until_done<E: Engine>(region: &'static Region, mut drain: Drain<E>) {
             drain.publish(&counters);
             continue;
         }
-        if shards_are_done(region) && drain.is_empty() {
+        // Only then is their word asked for: a damaged one must not end this role under load.
+        if control.draining() && shards_are_done(region) && drain.is_empty() {
             break;
         }
         if control.draining() {

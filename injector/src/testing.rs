@@ -198,6 +198,15 @@ impl ListenerEnd {
         self.flush();
     }
 
+    /// Sends a part of what is pending, and resets the connection (socket(7): lingering for no time).
+    pub(crate) fn reset_after(mut self, bytes: usize) {
+        self.link.outgoing().flush();
+        let pending = self.link.pending();
+        let _ = self.stream.write_all(&pending[..bytes.min(pending.len())]);
+        let at_once = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+        nix::sys::socket::setsockopt(&self.stream, nix::sys::socket::sockopt::Linger, &at_once).unwrap();
+    }
+
     /// Sends bytes that are no message.
     pub(crate) fn say_garbage(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();

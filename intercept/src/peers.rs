@@ -25,6 +25,8 @@ pub(crate) struct Peers {
     /// Slots whose socket was full, as bits.
     stuck: u64,
     epoch: u64,
+    /// The first position that no forgotten instance was given.
+    unused: u64,
     stats: Arc<Stats>,
 }
 
@@ -48,7 +50,7 @@ const _: () = assert!(MAX_PEERS <= u64::BITS as usize, "slots are bits of a word
 
 impl Peers {
     pub(crate) fn new(epoch: u64, stats: Arc<Stats>) -> Self {
-        Self { slots: [const { None }; MAX_PEERS], dirty: 0, stuck: 0, epoch, stats }
+        Self { slots: [const { None }; MAX_PEERS], dirty: 0, stuck: 0, epoch, unused: 1, stats }
     }
 
     /// How many owners the slot had before its present one; `None` when nobody is there.
@@ -74,6 +76,9 @@ impl Peers {
     pub(crate) fn attach(&mut self, attach: Attach) {
         let Attach { slot, tenure, connection, stream, outgoing, fresh, last, software, .. } = attach;
         if let Some(window) = fresh {
+            self.retire(slot);
+            // An instance that was forgotten remembers where its old stream was: this one must not look like a part of it.
+            let window = window.beginning_at(self.unused);
             let unsent = window.next();
             self.slots[slot] = Some(Peer { tenure, window, unsent, gap: 0, wire: None });
             for counter in [&self.stats.peer(slot).sent, &self.stats.peer(slot).dropped] {
@@ -116,9 +121,16 @@ impl Peers {
 
     /// The instance in a slot is forgotten.
     pub(crate) fn forget(&mut self, slot: usize) {
-        self.slots[slot] = None;
+        self.retire(slot);
         self.stuck &= !(1 << slot);
         self.dirty &= !(1 << slot);
+    }
+
+    /// Empties a slot.
+    fn retire(&mut self, slot: usize) {
+        if let Some(peer) = self.slots[slot].take() {
+            self.unused = self.unused.max(peer.window.next());
+        }
     }
 
     /// Queues a small message on a connection, if it is still the one.

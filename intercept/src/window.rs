@@ -3,9 +3,11 @@
 
 use flow::Returned;
 
-/// A ring of records. Positions begin at 1 and never repeat within an epoch.
+/// A ring of records. Positions never repeat within an epoch, whoever owns the slot.
 pub(crate) struct Window {
     slots: Box<[Returned]>,
+    /// Position that its first record got.
+    first: u64,
     /// Position that the next record gets.
     next: u64,
 }
@@ -16,7 +18,13 @@ impl Window {
         assert!(capacity.is_power_of_two(), "the position is masked to find its slot");
         let slots = <[Returned] as zerocopy::FromZeros>::new_box_zeroed_with_elems(capacity)
             .expect("a window of a few MiB can be allocated");
-        Self { slots, next: 1 }
+        Self { slots, first: 1, next: 1 }
+    }
+
+    /// The same, still empty, with the next position at `first` or beyond: an owner before it had those below.
+    pub(crate) const fn beginning_at(mut self, first: u64) -> Self {
+        (self.first, self.next) = (first, first);
+        self
     }
 
     /// Keeps a record; returns its position.
@@ -35,7 +43,7 @@ impl Window {
 
     /// Position of the oldest record that is still there.
     pub(crate) fn oldest(&self) -> u64 {
-        self.next.saturating_sub(self.slots.len() as u64).max(1)
+        self.next.saturating_sub(self.slots.len() as u64).max(self.first)
     }
 
     /// The record at a position from `oldest` up to, but not including, `next`.
@@ -65,5 +73,13 @@ mod tests {
             let r = window.get(position);
             assert_eq!((r.position, u64::from(r.payload_len)), (position, position));
         }
+    }
+
+    #[test]
+    fn a_window_that_begins_later_has_nothing_from_before() {
+        let mut window = Window::new(4).beginning_at(100);
+        assert_eq!((window.oldest(), window.next()), (100, 100));
+        window.push(&Returned::default());
+        assert_eq!((window.oldest(), window.next(), window.get(100).position), (100, 101, 100));
     }
 }

@@ -4,13 +4,13 @@
 //! session::Count | segments and bytes of each flow::Drop | Gauge | WorkerCount | histogram and maximum of each Latency | targets
 //! ```
 //! Counters grow by what the tally grew, so a restarted worker's fresh tally continues its predecessor's values; gauges are
-//! set. Histograms are published at most every 100 ms, everything else with each batch.
+//! set. Histograms are published at most every 100 ms, everything else with each batch, as a part of its transaction.
 
 use flow::{Drop, named_enum};
 use session::histogram::BUCKETS;
 use session::tally::Dropped;
 use session::{Count, Health, Histogram, Tally};
-use shm::Counters;
+use shm::{Counters, Journal, Word};
 use topology::plan::MAX_TARGETS;
 
 named_enum! {
@@ -38,11 +38,15 @@ named_enum! {
         RingFaults => "ring_faults",
         /// Records that the outbox refused: always 0, or a bug.
         OutboxRefused => "outbox_refused",
-        /// After a crash: bytes found in the slots that the predecessor had not yet counted as wanted; counted as wanted now.
+        /// After a crash: bytes found in the slots that were not counted as wanted; counted as wanted now. Always 0, or a bug.
         SettledWanted => "settled_wanted_bytes",
-        /// After a crash: bytes counted as wanted and found nowhere, because the predecessor died between a delivery or drop
-        /// and its count; dropped as `worker_lost` now.
+        /// After a crash: bytes counted as wanted and found nowhere, although no slot was lost; dropped as `worker_lost` now.
+        /// Always 0, or a bug.
         SettledLost => "settled_lost_bytes",
+        /// Starts that found a transaction committed and made it public again.
+        Repeated => "transactions_repeated",
+        /// Records that were left out because the worker had died of them twice.
+        LeftOut => "records_left_out",
     }
 }
 
@@ -121,9 +125,12 @@ struct Paused {
     wanted_bytes: u64,
 }
 
-/// Publishes tallies into the shard's block.
+/// Publishes tallies into the shard's block, by way of the journal.
 pub(crate) struct Publisher {
     counters: Counters,
+    /// What the block will hold; differs from it in `changed` alone.
+    totals: Box<[u64; shm::COUNTERS_PER_ROLE]>,
+    changed: Vec<u16>,
     counts: [u64; Count::COUNT],
     dropped: [Dropped; Drop::COUNT],
     paused: Paused,
@@ -140,6 +147,8 @@ impl Publisher {
     /// Over the shard's block. Settles what a crashed predecessor left uncounted, so that the ledger is exact again.
     pub(crate) fn new(counters: Counters, fresh: &Tally) -> Self {
         let mut publisher = Self {
+            totals: Box::new(std::array::from_fn(|index| counters.get(index))),
+            changed: Vec::with_capacity(shm::COUNTERS_PER_ROLE),
             counters,
             counts: [0; Count::COUNT],
             dropped: [Dropped::default(); Drop::COUNT],
@@ -148,21 +157,33 @@ impl Publisher {
             latencies_us: 0,
             targets: Vec::new(),
         };
-        let known = |target| health(publisher.counters.get(offset_target(target))).trips;
+        let known = |target| health(publisher.totals[offset_target(target)]).trips;
         publisher.targets = (0..fresh.targets.len()).map(|target| (known(target), None)).collect();
         publisher.settle(fresh);
         publisher
     }
 
     /// One more of the worker's own counts.
-    pub(crate) fn add(&self, count: WorkerCount, n: u64) {
-        if n != 0 {
-            self.counters.add(offset_worker(count), n);
+    pub(crate) fn add(&mut self, count: WorkerCount, n: u64) {
+        self.grow(offset_worker(count), n);
+    }
+
+    fn grow(&mut self, index: usize, n: u64) {
+        self.set(index, self.totals[index].wrapping_add(n));
+    }
+
+    fn set(&mut self, index: usize, value: u64) {
+        let total = &mut self.totals[index];
+        if value != *total {
+            if *total == self.counters.get(index) {
+                self.changed.push(index as u16);
+            }
+            *total = value;
         }
     }
 
     /// An absolute value of one of the worker's own counts, kept elsewhere in this process.
-    pub(crate) fn raise(&self, count: WorkerCount, known: &mut u64, now: u64) {
+    pub(crate) fn raise(&mut self, count: WorkerCount, known: &mut u64, now: u64) {
         self.add(count, now - *known);
         *known = now;
     }
@@ -176,77 +197,85 @@ impl Publisher {
         }
     }
 
-    /// Publishes what changed. Histograms only when it is time for them, or `all` is asked for.
-    pub(crate) fn publish(&mut self, now_us: u64, tally: &Tally, all: bool) {
-        let pause = std::mem::take(&mut self.paused);
-        for (i, (&now, known)) in tally.counts().iter().zip(&mut self.counts).enumerate() {
-            if now != *known {
-                self.counters.add(i, now - *known);
-                *known = now;
-            }
-        }
-        if pause.segments != 0 {
-            // What the machine took for sampled out: wrapping, since the counter only knows addition.
-            self.counters.add(offset_count(Count::SampledOut), pause.segments.wrapping_neg());
-            self.counters.add(offset_count(Count::Wanted), pause.wanted_bytes);
-            self.counters.add(offset_dropped_segments(Drop::Paused), pause.wanted_segments);
-            self.counters.add(offset_dropped_bytes(Drop::Paused), pause.wanted_bytes);
-        }
-        for (&reason, known) in Drop::ALL.iter().zip(&mut self.dropped) {
-            let now = tally.dropped(reason);
-            if now != *known {
-                self.counters.add(offset_dropped_segments(reason), now.segments - known.segments);
-                self.counters.add(offset_dropped_bytes(reason), now.payload_bytes - known.payload_bytes);
-                *known = now;
-            }
-        }
-        self.counters.set(offset_gauge(Gauge::Open), tally.open);
-        self.counters.set(offset_gauge(Gauge::InFlight), tally.in_flight);
-        for (target, (&now, (before, known))) in tally.targets.iter().zip(&mut self.targets).enumerate() {
-            if *known != Some(now) {
-                *known = Some(now);
-                self.counters.set(offset_target(target), (now.trips + *before) << 1 | u64::from(now.sick));
+    /// Notes what changed; true if anything did. Histograms only when it is time for them, or `all` is asked for.
+    pub(crate) fn note(&mut self, now_us: u64, tally: &Tally, all: bool) -> bool {
+        self.note_counts(tally);
+        for (target, &now) in tally.targets.iter().enumerate() {
+            let (before, known) = self.targets[target];
+            if known != Some(now) {
+                self.targets[target].1 = Some(now);
+                self.set(offset_target(target), (now.trips + before) << 1 | u64::from(now.sick));
             }
         }
         if all || now_us.saturating_sub(self.latencies_us) >= HISTOGRAMS_US {
             self.latencies_us = now_us;
-            self.publish_latency(Latency::Lag, &tally.lag);
-            self.publish_latency(Latency::FirstByte, &tally.first_byte);
+            self.note_latency(Latency::Lag, &tally.lag);
+            self.note_latency(Latency::FirstByte, &tally.first_byte);
+        }
+        !self.changed.is_empty()
+    }
+
+    /// Writes it down, to be stored with the commit.
+    pub(crate) fn write(&mut self, journal: &mut Journal) {
+        for index in self.changed.drain(..).map(usize::from) {
+            journal.put(Word::Counter(index), self.totals[index]);
         }
     }
 
-    fn publish_latency(&mut self, latency: Latency, now: &Histogram) {
-        let known = &mut self.latencies[latency.index()];
-        let first = offset_histogram(latency);
-        for (i, (&now, known)) in now.counts().iter().zip(known.counts()).enumerate() {
-            if now != *known {
-                self.counters.add(first + i, now - *known);
+    fn note_counts(&mut self, tally: &Tally) {
+        let pause = std::mem::take(&mut self.paused);
+        for (index, &now) in tally.counts().iter().enumerate() {
+            let more = now - std::mem::replace(&mut self.counts[index], now);
+            self.grow(index, more);
+        }
+        if pause.segments != 0 {
+            // What the machine took for sampled out: wrapping, since a counter only grows.
+            self.grow(offset_count(Count::SampledOut), pause.segments.wrapping_neg());
+            self.grow(offset_count(Count::Wanted), pause.wanted_bytes);
+            self.grow(offset_dropped_segments(Drop::Paused), pause.wanted_segments);
+            self.grow(offset_dropped_bytes(Drop::Paused), pause.wanted_bytes);
+        }
+        for &reason in Drop::ALL {
+            let now = tally.dropped(reason);
+            let known = std::mem::replace(&mut self.dropped[reason.index()], now);
+            if now != known {
+                self.grow(offset_dropped_segments(reason), now.segments - known.segments);
+                self.grow(offset_dropped_bytes(reason), now.payload_bytes - known.payload_bytes);
             }
         }
-        let max = offset_histogram_max(latency);
-        self.counters.set(max, self.counters.get(max).max(now.max_us()));
-        known.clone_from(now);
+        self.set(offset_gauge(Gauge::Open), tally.open);
+        self.set(offset_gauge(Gauge::InFlight), tally.in_flight);
     }
 
-    /// `wanted = delivered + in flight + dropped` must hold for what is published and what the slots hold. After a crash it
-    /// may be off by what the predecessor's last batch had not published; the difference gets a counter of its own, so
-    /// that it hides nothing.
-    fn settle(&self, fresh: &Tally) {
-        let wanted = self.counters.get(offset_count(Count::Wanted));
-        let delivered = self.counters.get(offset_count(Count::Delivered));
-        let dropped: u64 = Drop::ALL.iter().map(|&r| self.counters.get(offset_dropped_bytes(r))).sum();
-        // What the table found in its slots, be it still in flight or dropped while it was rebuilt.
+    fn note_latency(&mut self, latency: Latency, now: &Histogram) {
+        let first = offset_histogram(latency);
+        for (bucket, &now) in now.counts().iter().enumerate() {
+            let known = self.latencies[latency.index()].counts()[bucket];
+            self.grow(first + bucket, now - known);
+        }
+        let max = offset_histogram_max(latency);
+        self.set(max, self.totals[max].max(now.max_us()));
+        self.latencies[latency.index()].clone_from(now);
+    }
+
+    /// `wanted = delivered + in flight + dropped` holds for what is published and what the slots held at the last commit. What
+    /// the table found in its slots now is less by what was in those that it could not use, and that is lost with the
+    /// worker. Any other difference gets a counter of its own, so that it hides nothing.
+    fn settle(&mut self, fresh: &Tally) {
+        let wanted = self.totals[offset_count(Count::Wanted)];
+        let delivered = self.totals[offset_count(Count::Delivered)];
+        let dropped: u64 = Drop::ALL.iter().map(|&reason| self.totals[offset_dropped_bytes(reason)]).sum();
         let found = delivered + dropped + fresh.inherited;
         let uncounted = found.saturating_sub(wanted);
         let lost = wanted.saturating_sub(found);
-        if uncounted > 0 {
-            self.counters.add(offset_count(Count::Wanted), uncounted);
-            self.add(WorkerCount::SettledWanted, uncounted);
-        }
+        self.grow(offset_count(Count::Wanted), uncounted);
+        self.add(WorkerCount::SettledWanted, uncounted);
         if lost > 0 {
-            self.counters.add(offset_dropped_segments(Drop::WorkerLost), 1);
-            self.counters.add(offset_dropped_bytes(Drop::WorkerLost), lost);
-            self.add(WorkerCount::SettledLost, lost);
+            self.grow(offset_dropped_segments(Drop::WorkerLost), 1);
+            self.grow(offset_dropped_bytes(Drop::WorkerLost), lost);
+            if fresh.count(Count::SlotsUnusable) == 0 {
+                self.add(WorkerCount::SettledLost, lost);
+            }
         }
     }
 }

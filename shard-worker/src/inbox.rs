@@ -2,31 +2,41 @@
 //! published: outputs first, inputs last. A worker that dies in between finds the same inputs again.
 
 use flow::{Captured, Returned, record};
-use shm::{Batch, Consumer};
+use shm::{Batch, Consumer, Item, Journal, Link, Word};
 
 /// Records of each ring in one step (DESIGN 6).
 pub(crate) const BATCH: usize = 32;
 
 /// The reading ends of the capture and return rings.
 pub(crate) struct Inbox {
+    shard: u16,
     captured: Consumer,
     returned: Consumer,
 }
 
-/// A batch of each.
+/// A batch of each, and how far they are done.
 pub(crate) struct Taken<'i> {
+    shard: u16,
     captured: Batch<'i>,
     returned: Batch<'i>,
+    captured_done: usize,
+    returned_done: usize,
 }
 
 impl Inbox {
-    pub(crate) fn new(captured: Consumer, returned: Consumer) -> Self {
-        Self { captured, returned }
+    pub(crate) fn new(shard: u16, captured: Consumer, returned: Consumer) -> Self {
+        Self { shard, captured, returned }
     }
 
     /// The next records of both rings, possibly none.
     pub(crate) fn take(&mut self) -> Taken<'_> {
-        Taken { captured: self.captured.peek_batch(BATCH), returned: self.returned.peek_batch(BATCH) }
+        Taken {
+            shard: self.shard,
+            captured: self.captured.peek_batch(BATCH),
+            returned: self.returned.peek_batch(BATCH),
+            captured_done: 0,
+            returned_done: 0,
+        }
     }
 
     /// Whether nothing waits, as of now.
@@ -50,22 +60,65 @@ impl Taken<'_> {
         self.captured.is_empty() && self.returned.is_empty()
     }
 
-    /// The returned headers; `None` for a record of another length.
-    pub(crate) fn returned(&self) -> impl Iterator<Item = Option<Returned>> {
-        self.returned.iter().map(|bytes| {
+    /// The next returned header, and its name; `None` inside for a record of another length.
+    pub(crate) fn next_returned(&self) -> Option<(Item, Option<Returned>)> {
+        let position = self.returned.position(self.returned_done)?;
+        let header = self.returned.get(self.returned_done).and_then(|bytes| {
             let (header, rest) = record::split::<Returned>(bytes)?;
             rest.is_empty().then_some(header)
-        })
+        });
+        Some((Item::Returned(position), header))
     }
 
-    /// The captured segments with their payload; `None` for a record whose lengths disagree.
-    pub(crate) fn captured(&self) -> impl Iterator<Item = Option<(Captured, &[u8])>> {
-        self.captured.iter().map(Captured::split)
+    /// The next captured segment, and its name; `None` inside for a record whose lengths disagree.
+    pub(crate) fn next_captured(&self) -> Option<(Item, Option<Segment<'_>>)> {
+        let position = self.captured.position(self.captured_done)?;
+        Some((Item::Captured(position), self.captured.get(self.captured_done).and_then(Captured::split)))
     }
 
-    /// Frees both.
-    pub(crate) fn release(self) {
-        self.captured.release();
-        self.returned.release();
+    /// The record with this name, if it is among these.
+    pub(crate) fn find(mut self, name: Item) -> Option<Found> {
+        while let Some((item, header)) = self.next_returned() {
+            if item == name {
+                return header.map(Found::Returned);
+            }
+            self.returned_is_done();
+        }
+        while let Some((item, segment)) = self.next_captured() {
+            if item == name {
+                return segment.map(|(segment, _)| Found::Captured(segment));
+            }
+            self.captured_is_done();
+        }
+        None
     }
+
+    pub(crate) fn returned_is_done(&mut self) {
+        self.returned_done += 1;
+    }
+
+    pub(crate) fn captured_is_done(&mut self) {
+        self.captured_done += 1;
+    }
+
+    /// Where both rings stand once what is done is freed.
+    pub(crate) fn note(&self, journal: &mut Journal) {
+        journal.put(Word::Head(Link::Capture(self.shard)), self.captured.head_after(self.captured_done));
+        journal.put(Word::Head(Link::Returns(self.shard)), self.returned.head_after(self.returned_done));
+    }
+
+    /// Frees what is done.
+    pub(crate) fn free(&mut self) {
+        self.captured.free_first(self.captured_done);
+        self.returned.free_first(self.returned_done);
+    }
+}
+
+/// A captured segment and its payload.
+type Segment<'i> = (Captured, &'i [u8]);
+
+/// See [`Taken::find`].
+pub(crate) enum Found {
+    Captured(Captured),
+    Returned(Returned),
 }

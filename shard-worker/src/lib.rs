@@ -3,7 +3,8 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `worker` | the poll loop, pause, drain and end |
+//! | `worker` | the poll loop, drain and end |
+//! | `shard` | what one transaction moves together; pause; what was died of |
 //! | `inbox` | both input rings, a batch of each, held until its consequences are published |
 //! | `outbox` | the output ring as the machine's sink, and the credits |
 //! | `counters` | where each value stands in the role's block; publishing a tally |
@@ -13,6 +14,7 @@ mod config;
 pub mod counters;
 mod inbox;
 mod outbox;
+mod shard;
 mod worker;
 
 pub use config::{arena_bytes, machine_config};

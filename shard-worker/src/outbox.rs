@@ -29,6 +29,16 @@ impl Outbox {
         self.ring.credits() >= BURST_ROOM
     }
 
+    /// Whether anything was emitted that is not visible yet.
+    pub(crate) fn is_staged(&self) -> bool {
+        self.ring.is_staged()
+    }
+
+    /// Up to where the ring will be published.
+    pub(crate) fn staged(&self) -> u64 {
+        self.ring.staged()
+    }
+
     /// Makes what was emitted visible; true if there was anything.
     pub(crate) fn publish(&mut self) -> bool {
         self.ring.publish()

@@ -1,8 +1,7 @@
-//! The poll loop of one shard, its pause, its drain and its end.
+//! The poll loop of one shard, its drain and its end.
 //!
-//! One step is: room for the output, then a batch of input, timers, output, one publish, one ring of the injector's bell, the
-//! counters, and only then the inputs are freed. With nothing to do the worker sleeps on its own bell until the next timer,
-//! 100 ms at most.
+//! One step is: room for the output, then a batch of input, timers, output, and all of it is one transaction (`shard`). With
+//! nothing to do the worker sleeps on its own bell until the next timer, 100 ms at most.
 //!
 //! | phase | goes on when | to |
 //! |---|---|---|
@@ -10,23 +9,17 @@
 //! | `Draining` | input is over and the machine quiet, or the drain time is over | `Abandoning`: it resets what is left |
 //! | `Abandoning` | the resets are out, or the injector takes nothing for a second | done |
 //! | any | the control word says halt | done |
-//!
-//! **Pause.** While the control word says pause, sessions that exist go on, because cutting them would make failures that the
-//! target is not to blame for; flows that the machine does not know are not begun. It is told to sample everything out,
-//! and what it refuses for that reason is counted as wanted and dropped as `paused`, with the copies that the flow would
-//! have had. A flow that outlives the pause is joined like any flow older than the capture.
 
 use std::time::Duration;
 
-use flow::{Captured, sample};
-use session::{Count, Table};
-use shm::{Control, Doorbell, Heartbeat, Link, Region, Role, RoleState};
+use shm::{Control, Doorbell, Heartbeat, Region, Role, RoleState};
 use topology::Plan;
 
-use crate::config::{arena_bytes, machine_config};
-use crate::counters::{Publisher, WorkerCount};
-use crate::inbox::{Inbox, Taken};
-use crate::outbox::{MIN_RING, Outbox};
+use crate::config::arena_bytes;
+use crate::counters::WorkerCount;
+use crate::inbox::Inbox;
+use crate::outbox::MIN_RING;
+use crate::shard::Shard;
 
 /// Why a shard cannot work.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +58,6 @@ pub enum WorkerError {
 const BEAT: Duration = Duration::from_millis(100);
 /// Pause before a full inject ring is looked at again: nobody rings when it empties.
 const ROOM_PAUSE: Duration = Duration::from_micros(500);
-/// Pumps of one step: 1,024 records, so that input waits a millisecond at most behind a long backlog of output.
-const PUMPS: usize = 64;
 /// Time that the injector has to take the last resets.
 const LAST_WORDS_US: u64 = 1_000_000;
 
@@ -91,21 +82,10 @@ struct Worker {
     control: &'static Control,
     heartbeat: &'static Heartbeat,
     bell: &'static Doorbell,
-    injector: &'static Doorbell,
     inbox: Inbox,
-    outbox: Outbox,
-    table: Table,
-    publisher: Publisher,
+    shard: Shard,
     phase: Phase,
     drain_us: u64,
-    known: Known,
-}
-
-/// Absolute values of other parts as last published.
-#[derive(Default)]
-struct Known {
-    faults: u64,
-    refused: u64,
 }
 
 enum Phase {
@@ -141,21 +121,17 @@ impl Worker {
         heartbeat.set_state(RoleState::Starting);
         heartbeat.set_epoch(heartbeat.epoch() + 1);
         heartbeat.beat(shm::monotonic_ms());
-        let table = Table::new(region.arena(shard), machine_config(plan, shard));
-        let publisher = Publisher::new(region.counters(Role::Shard(shard)), table.tally());
+        let bell = region.doorbell(Role::Shard(shard));
+        let (shard, inbox) = Shard::attach(region, plan, shard);
         Self {
             region,
             control: region.control(),
             heartbeat,
-            bell: region.doorbell(Role::Shard(shard)),
-            injector: region.doorbell(Role::Injector),
-            inbox: Inbox::new(region.consumer(Link::Capture(shard)), region.consumer(Link::Returns(shard))),
-            outbox: Outbox::new(region.producer(Link::Inject(shard))),
-            table,
-            publisher,
+            bell,
+            inbox,
+            shard,
             phase: Phase::Running,
             drain_us: u64::from(plan.replay.drain_ms) * 1_000,
-            known: Known::default(),
         }
     }
 
@@ -173,57 +149,44 @@ impl Worker {
                 self.sleep(now_us, step);
             }
         }
-        self.publisher.publish(shm::monotonic_us(), self.table.tally(), true);
+        self.shard.last(shm::monotonic_us());
         self.heartbeat.set_pending(false);
         self.heartbeat.set_state(RoleState::Done);
         // The injector ends with the last shard.
-        self.injector.ring();
+        self.region.doorbell(Role::Injector).ring();
     }
 
     fn step(&mut self, now_us: u64) -> Step {
-        if !self.outbox.has_room() {
-            self.publisher.add(WorkerCount::CreditWaits, 1);
+        let Self { inbox, shard, control, phase, .. } = self;
+        if !shard.has_room() {
+            shard.publisher.add(WorkerCount::CreditWaits, 1);
+            shard.commit(now_us, None, false);
             return Step::Blocked;
         }
-        let Self { inbox, outbox, table, publisher, control, injector, phase, known, .. } = self;
+        shard.table.was_deaf(control.deaf_ms() * 1_000);
         let abandoning = matches!(phase, Phase::Abandoning { .. });
         // After giving up, no input is taken any more: what is left in the rings stays there, and counts as such.
-        let taken = (!abandoning).then(|| inbox.take()).filter(|taken| !taken.is_empty());
-        if let Some(taken) = &taken {
-            feed(taken, now_us, table, publisher, control);
+        let mut taken = (!abandoning).then(|| inbox.take()).filter(|taken| !taken.is_empty());
+        if let Some(taken) = &mut taken {
+            shard.feed(now_us, taken, control);
         }
-        let due = table.next_deadline_us().is_some_and(|at_us| at_us <= now_us);
-        if due {
-            table.tick(now_us);
-        }
-        let mut more = true;
-        for _ in 0..PUMPS {
-            more = table.pump(now_us, outbox);
-            if !more || !outbox.has_room() {
-                break;
-            }
-        }
-        let sent = outbox.publish();
-        if sent {
-            injector.ring();
-        }
+        let due = shard.tick(now_us);
+        let all_given_up = !abandoning || shard.table.abandon(now_us);
+        let more = shard.pump(now_us);
+        let had_input = taken.is_some();
+        let sent = shard.commit(now_us, taken.as_mut(), false);
         if let Phase::Abandoning { pumped, .. } = phase {
-            *pumped = !more;
+            *pumped = all_given_up && !more;
         }
-        if taken.is_none() && !due && !sent {
-            // Late histograms: the last batch may have been too early for them.
-            publisher.publish(now_us, table.tally(), false);
-            return if more { Step::Blocked } else { Step::Idle };
+        shard.note_faults(inbox.faults());
+        if had_input || due || sent {
+            shard.publisher.add(WorkerCount::Batches, 1);
+            Step::Worked
+        } else if more {
+            Step::Blocked
+        } else {
+            Step::Idle
         }
-        publisher.add(WorkerCount::Batches, 1);
-        publisher.raise(WorkerCount::OutboxRefused, &mut known.refused, outbox.refused());
-        publisher.publish(now_us, table.tally(), false);
-        // Outputs first, inputs last.
-        if let Some(taken) = taken {
-            taken.release();
-        }
-        publisher.raise(WorkerCount::RingFaults, &mut known.faults, inbox.faults());
-        Step::Worked
     }
 
     /// Moves from phase to phase; true when the work is done.
@@ -232,7 +195,7 @@ impl Worker {
             Phase::Running => {
                 if self.control.draining() {
                     self.heartbeat.set_state(RoleState::Draining);
-                    self.table.drain(now_us);
+                    self.shard.table.drain(now_us);
                     // Twice the time allowed for a capturer that never says it is done.
                     self.phase = Phase::Draining { over_us: now_us + 2 * self.drain_us, input_over: false };
                 }
@@ -246,8 +209,7 @@ impl Worker {
                     *input_over = true;
                     *over_us = (*over_us).min(now_us + self.drain_us);
                 }
-                if (*input_over && self.table.is_quiet()) || now_us >= *over_us {
-                    self.table.abandon(now_us);
+                if (*input_over && self.shard.table.is_quiet()) || now_us >= *over_us {
                     self.phase = Phase::Abandoning { until_us: now_us + LAST_WORDS_US, pumped: false };
                 }
                 false
@@ -278,41 +240,10 @@ impl Worker {
     }
 
     fn until_next_timer(&self, now_us: u64) -> Duration {
-        let timer =
-            self.table.next_deadline_us().map(|at_us| Duration::from_micros(at_us.saturating_sub(now_us)));
+        let at_us = self.shard.table.next_deadline_us();
+        let timer = at_us.map(|at_us| Duration::from_micros(at_us.saturating_sub(now_us)));
         timer.map_or(BEAT, |timer| timer.min(BEAT))
     }
-}
-
-/// Gives a batch to the machine: answers first, so that the turns they open go out with what was captured meanwhile.
-fn feed(taken: &Taken<'_>, now_us: u64, table: &mut Table, publisher: &mut Publisher, control: &Control) {
-    for header in taken.returned() {
-        match header {
-            Some(header) => table.returned(now_us, &header),
-            None => publisher.add(WorkerCount::MalformedReturned, 1),
-        }
-    }
-    let paused = control.paused();
-    let (percent_ppm, copies_milli) = (control.percent_ppm(), control.copies_milli());
-    for segment in taken.captured() {
-        match segment {
-            None => publisher.add(WorkerCount::MalformedCaptured, 1),
-            Some((segment, payload)) if paused => {
-                let before = table.tally().count(Count::SampledOut);
-                table.captured(now_us, &segment, payload, 0, copies_milli);
-                if table.tally().count(Count::SampledOut) != before {
-                    let copies = copies_of(&segment, table.config().seeds.sample, percent_ppm, copies_milli);
-                    publisher.paused(copies, payload.len());
-                }
-            }
-            Some((segment, payload)) => table.captured(now_us, &segment, payload, percent_ppm, copies_milli),
-        }
-    }
-}
-
-/// How many sessions the flow of this segment would have, had it been begun; the machine asks in the same way.
-fn copies_of(segment: &Captured, seed: u64, percent_ppm: u32, copies_milli: u32) -> u32 {
-    sample::copies(seed, &segment.client, &segment.server, 0, percent_ppm, copies_milli)
 }
 
 #[cfg(test)]

@@ -40,6 +40,11 @@ pub(crate) enum Hung {
 }
 
 impl Hung {
+    /// Whether it is the role's own doing: not that of somebody who stopped it, or of a busy host.
+    pub(crate) const fn is_its_own(self) -> bool {
+        matches!(self, Self::Spins | Self::Waits)
+    }
+
     /// As the end of "shard-worker 2 ...".
     pub(crate) const fn words(self) -> &'static str {
         match self {

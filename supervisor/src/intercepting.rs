@@ -11,10 +11,11 @@ use intercept::{Intercept, Stats, TunOptions};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 use shm::LockFile;
+use topology::guard::{self, Taken};
 use topology::{Key, Options, Refusal, listening_from, planner};
 
 use crate::control::{Reply, Request, Server};
-use crate::{key, logging, metrics, place, procfs, words};
+use crate::{key, logging, metrics, place, preflight, procfs, words};
 
 /// Works until it is asked to end.
 ///
@@ -35,6 +36,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let directory = place::directory().map_err(Refusal::preflight)?;
     let lock =
         LockFile::acquire(&wanted.name, &directory).map_err(|error| Refusal::preflight(error.to_string()))?;
+
+    let mut taken = preflight::of_this_host();
+    taken.extend(
+        wanted.services.iter().map(|service| Taken { addr: service.ip(), what: "a target".to_owned() }),
+    );
+    wanted.tun.iter().flatten().try_for_each(|range| guard::free(range, &taken))?;
 
     let mut order = intercept::Options::new(wanted.services);
     order.name.clone_from(&wanted.name);

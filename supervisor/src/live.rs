@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   elapsed   captured   replayed    lag p50/p99  dropped   sessions   target
-//!      14 s   1.9 MB/s   1.9 MB/s    0.90/2.8 ms        0      3,204   ok
+//!      14 s   1.9 MB/s   1.9 MB/s    0.90/2.8 ms      0 B      3,204   ok
 //! ```
 //! Captured and replayed are payload bytes (wanted, with copies; acknowledged by the target), lag is from a segment's
-//! capture to its first replay, dropped counts what was given up in this second (retransmissions of the clients and
-//! halves of requests begun before the capture are not: nothing was lost with them).
+//! capture to its first replay, dropped is the payload that was given up in this second (retransmissions of the
+//! clients and halves of requests begun before the capture are not: nothing was lost with them).
 
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ pub(crate) fn line(
         rate(wanted.saturating_sub(wanted_before)),
         rate(delivered.saturating_sub(delivered_before)),
         lag,
-        words::thousands(dropped),
+        words::bytes(dropped),
         words::thousands(now.stats.sessions.open),
     );
     let (short, long) = match event {
@@ -170,10 +170,10 @@ fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
     (if quiet { "no traffic" } else { "ok" }, String::new())
 }
 
-/// Segments given up so far.
+/// Payload bytes given up so far: what a session or a worker loses at once is one entry, but may be much.
 fn lost(stats: &Stats) -> u64 {
     let losses = stats.ledger.dropped.iter().filter(|(reason, _)| !NO_LOSS.contains(&reason.as_str()));
-    losses.map(|(_, amount)| amount.segments).sum()
+    losses.map(|(_, amount)| amount.payload_bytes).sum()
 }
 
 #[cfg(test)]
@@ -224,12 +224,13 @@ mod tests {
                 now.stats
                     .ledger
                     .dropped
-                    .insert("duplicate".into(), Amount { segments: 500, payload_bytes: 1 });
-                now.stats.ledger.dropped.insert("gap".into(), Amount { segments: 7, payload_bytes: 1 });
+                    .insert("duplicate".into(), Amount { segments: 500, payload_bytes: 600 });
+                let lost = Amount { segments: 1, payload_bytes: 23_900_000 };
+                now.stats.ledger.dropped.insert("worker_lost".into(), lost);
             },
             None,
         );
-        assert!(line.contains(" 7 ") && !line.contains("507"), "{line}");
+        assert!(line.contains(" 23.9 MB "), "{line}");
     }
 
     #[test]

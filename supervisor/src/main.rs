@@ -10,7 +10,7 @@
 //! | `supervise` | the loop: deaths, orders, signals, figures |
 //! | `sockets` | what outlives the roles |
 //! | `spawn`, `role`, `member` | starting a role; being one; one process over its life |
-//! | `backoff`, `hang`, `lost`, `drain` | how soon again; alive or hung; what a death costs; the ordered end |
+//! | `backoff`, `hang`, `aftermath`, `drain` | how soon again; alive or hung; what a death costs; the ordered end |
 //! | `control`, `ctl`, `place` | the control socket, its clients, where it is |
 //! | `collect`, `stats` | counters and /proc → the figures |
 //! | `live`, `summary`, `metrics`, `terminal`, `words` | the figures for people and for Prometheus |
@@ -19,6 +19,7 @@
 //! | `key`, `logging`, `procfs`, `signals` | keys, log lines, /proc, Ctrl-C |
 
 mod adopt;
+mod aftermath;
 mod backoff;
 mod cli;
 mod collect;
@@ -32,7 +33,6 @@ mod intercepting;
 mod key;
 mod live;
 mod logging;
-mod lost;
 mod member;
 mod metrics;
 mod place;

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use topology::Process;
 
 use crate::backoff::Backoff;
-use crate::hang::Watchdog;
+use crate::hang::{Hung, Watchdog};
 use crate::procfs;
 use crate::spawn::Started;
 use crate::upgrade::Heir;
@@ -23,6 +23,8 @@ pub(crate) struct Member {
     pub(crate) restarts: u64,
     /// Judges its silence.
     pub(crate) watchdog: Watchdog,
+    /// It was killed for hanging by itself.
+    hung: bool,
     /// Its deaths.
     pub(crate) backoff: Backoff,
     /// It is being replaced on purpose: its death is no fault.
@@ -61,8 +63,10 @@ enum Life {
 pub(crate) enum Death {
     /// With exit code 0: its work was done.
     InOrder,
-    /// Otherwise; the end of "shard-worker 2 was ...".
-    Other(String),
+    /// Of something it did; the end of "shard-worker 2 was ...".
+    Crash(String),
+    /// Of a SIGKILL, which somebody sent.
+    Kill(String),
 }
 
 impl Member {
@@ -72,6 +76,7 @@ impl Member {
             process,
             restarts: 0,
             watchdog: Watchdog::default(),
+            hung: false,
             backoff: Backoff::default(),
             leaving: false,
             recovery: Recovery::default(),
@@ -130,6 +135,7 @@ impl Member {
     pub(crate) fn started(&mut self, started: Started) {
         self.life = Life::Alive(started);
         self.watchdog = Watchdog::default();
+        self.hung = false;
     }
 
     /// It shall be started at this time.
@@ -190,6 +196,17 @@ impl Member {
         }
     }
 
+    /// Kills it because it hangs.
+    pub(crate) fn kill_hung(&mut self, hung: Hung) {
+        self.hung = hung.is_its_own();
+        self.kill();
+    }
+
+    /// Whether it died because it hung, and nobody had stopped it.
+    pub(crate) const fn was_hung(&self) -> bool {
+        self.hung
+    }
+
     /// Takes it out of the process table when it is dead. Its CPU time is read first: afterwards it is gone.
     pub(crate) fn reap(&mut self) -> Option<Death> {
         let pid = Pid::from_raw(self.pid()?.cast_signed());
@@ -198,14 +215,15 @@ impl Member {
             Ok(WaitStatus::StillAlive) => return None,
             Ok(_) => {}
             // No such child: somebody reaped it, which nobody does.
-            Err(_) => return Some(self.buried(Death::Other("lost (no such child)".to_owned()))),
+            Err(_) => return Some(self.buried(Death::Crash("lost (no such child)".to_owned()))),
         }
         self.cpu_before = self.cpu();
         let death = match waitpid(pid, None) {
             Ok(WaitStatus::Exited(_, 0)) => Death::InOrder,
-            Ok(WaitStatus::Exited(_, code)) => Death::Other(format!("ended with exit code {code}")),
-            Ok(WaitStatus::Signaled(_, signal, _)) => Death::Other(format!("killed by {signal}")),
-            other => Death::Other(format!("lost ({other:?})")),
+            Ok(WaitStatus::Exited(_, code)) => Death::Crash(format!("ended with exit code {code}")),
+            Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => Death::Kill("killed by SIGKILL".to_owned()),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Death::Crash(format!("killed by {signal}")),
+            other => Death::Crash(format!("lost ({other:?})")),
         };
         Some(self.buried(death))
     }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use metrics::{Label, counter, gauge};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::Value;
 
 use crate::stats::Stats;
@@ -42,11 +42,10 @@ pub(crate) fn serve_board(at: SocketAddr, board: Board) -> io::Result<()> {
 /// The address cannot be listened on.
 pub(crate) fn serve(at: SocketAddr, feed: impl Fn() + Send + 'static) -> io::Result<()> {
     let listener = TcpListener::bind(at)?;
-    let recorder = PrometheusBuilder::new().build_recorder();
     std::thread::Builder::new().name("metrics".to_owned()).spawn(move || {
         for stream in listener.incoming().flatten() {
             // One scraper at a time; what goes wrong with it is its own affair.
-            let _ = one(stream, &recorder, &feed);
+            let _ = one(stream, &feed);
         }
     })?;
     Ok(())
@@ -88,7 +87,7 @@ fn number_or_flag(name: &str, value: &Value, labels: Vec<Label>) {
     }
 }
 
-fn one(mut stream: TcpStream, recorder: &PrometheusRecorder, feed: &dyn Fn()) -> io::Result<()> {
+fn one(mut stream: TcpStream, feed: &dyn Fn()) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut head = Vec::new();
@@ -106,7 +105,7 @@ fn one(mut stream: TcpStream, recorder: &PrometheusRecorder, feed: &dyn Fn()) ->
     let mut words = line.split_ascii_whitespace();
     match (words.next(), words.next()) {
         (Some("GET"), Some(path)) if path == "/metrics" || path == "/" || path.starts_with("/metrics?") => {
-            reply(&mut stream, "200 OK", &render(recorder, feed))
+            reply(&mut stream, "200 OK", &render(feed))
         }
         (Some("GET"), _) => reply(&mut stream, "404 Not Found", "the metrics are at /metrics\n"),
         _ => reply(&mut stream, "405 Method Not Allowed", "use GET\n"),
@@ -122,9 +121,11 @@ fn reply(stream: &mut TcpStream, status: &str, body: &str) -> io::Result<()> {
     stream.write_all(body.as_bytes())
 }
 
-/// What `feed` tells, as Prometheus text.
-fn render(recorder: &PrometheusRecorder, feed: &dyn Fn()) -> String {
-    metrics::with_local_recorder(recorder, feed);
+/// What `feed` tells, as Prometheus text. The recorder is new each time: an old one would go on telling of connections
+/// that have gone.
+fn render(feed: &dyn Fn()) -> String {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, feed);
     recorder.handle().render()
 }
 
@@ -135,10 +136,12 @@ fn feed(stats: &Stats) {
         labels.push(Label::new(key, value.to_owned()));
         labels
     };
+    gauge!("tcptwin_build_info", with("version", &stats.version)).set(1.0);
     gauge!("tcptwin_uptime_seconds", instance()).set(stats.uptime_s);
     for state in ["starting", "running", "paused", "draining", "stopped"] {
         gauge!("tcptwin_state", with("state", state)).set(f64::from(u8::from(stats.state == state)));
     }
+    gauge!("tcptwin_paused", instance()).set(f64::from(u8::from(stats.control.paused)));
     gauge!("tcptwin_percent", instance()).set(stats.control.percent);
     gauge!("tcptwin_copies", instance()).set(stats.control.copies);
     for role in &stats.roles {
@@ -148,6 +151,9 @@ fn feed(stats: &Stats) {
             labels
         };
         gauge!("tcptwin_role_up", labels()).set(f64::from(u8::from(role.pid != 0)));
+        gauge!("tcptwin_role_pid", labels()).set(f64::from(role.pid));
+        let state = [labels(), vec![Label::new("state", role.state.clone())]].concat();
+        gauge!("tcptwin_role_state", state).set(1.0);
         counter!("tcptwin_role_restarts_total", labels()).absolute(role.restarts);
         // Counters are whole numbers in this facade; a second is too coarse for CPU time.
         counter!("tcptwin_role_cpu_milliseconds_total", labels()).absolute((role.cpu_s * 1e3) as u64);
@@ -160,11 +166,16 @@ fn feed(stats: &Stats) {
     }
     feed_ledger(stats, &instance, &with);
     for target in &stats.targets {
+        let state = [with("target", &target.addr), vec![Label::new("state", target.state.clone())]].concat();
+        gauge!("tcptwin_target_state", state).set(1.0);
         gauge!("tcptwin_target_sick", with("target", &target.addr))
             .set(f64::from(u8::from(target.state == "sick")));
         counter!("tcptwin_target_trips_total", with("target", &target.addr)).absolute(target.trips);
     }
     for (intercept, name) in stats.intercepts.iter().map(|intercept| (intercept, intercept.addr.as_str())) {
+        let words = [("state", &intercept.state), ("trouble", &intercept.trouble)];
+        let words = words.map(|(key, word)| Label::new(key, word.clone()));
+        gauge!("tcptwin_intercept_state", [&with("intercept", name)[..], &words].concat()).set(1.0);
         gauge!("tcptwin_intercept_up", with("intercept", name))
             .set(f64::from(u8::from(intercept.state == "up")));
         counter!("tcptwin_intercept_connects_total", with("intercept", name)).absolute(intercept.connects);
@@ -247,7 +258,7 @@ fn split(role: &str) -> (String, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::{Amount, RoleStats};
+    use crate::stats::{Amount, Intercept, RoleStats, Target};
 
     fn stats() -> Stats {
         let mut stats =
@@ -269,8 +280,7 @@ mod tests {
 
     #[test]
     fn ledger_and_counters_are_there_per_role_and_shard() {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let text = render(&recorder, &|| feed(&stats()));
+        let text = render(&|| feed(&stats()));
         for line in [
             "tcptwin_uptime_seconds{instance_name=\"web\"} 3.5",
             "tcptwin_ledger_delivered_bytes_total{instance_name=\"web\"} 1152921504606846976",
@@ -285,11 +295,67 @@ mod tests {
         }
     }
 
+    /// Every number, text and flag in `stats --json` is told apart from every other, and looked for.
+    #[test]
+    fn everything_that_stats_holds_is_there() {
+        let mut whole = stats();
+        whole.targets.push(Target::default());
+        whole.intercepts.push(Intercept::default());
+        whole.sessions.failed.insert("refused".into(), 0);
+        whole.inject.errors.insert("ENOBUFS".into(), 0);
+        whole.rings.insert("capture-0".into(), 0);
+        let mut value = serde_json::to_value(&whole).unwrap();
+        let mut wanted = Vec::new();
+        mark("", &mut value, &mut wanted);
+        let text = render(&|| feed(&serde_json::from_value(value.clone()).unwrap()));
+        assert!(wanted.len() > 50, "{wanted:?}");
+        for (path, mark) in wanted {
+            assert!(text.lines().any(|line| line.contains(&mark)), "{path}, {mark}, is not in:\n{text}");
+        }
+    }
+
+    /// Gives every leaf a value of its own; how it will stand in the text.
+    fn mark(path: &str, value: &mut Value, wanted: &mut Vec<(String, String)>) {
+        let own = 10_001 + wanted.len();
+        match value {
+            Value::Object(fields) => {
+                fields.iter_mut().for_each(|(key, value)| mark(&format!("{path}/{key}"), value, wanted));
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| mark(path, item, wanted)),
+            Value::Bool(flag) => {
+                *flag = true;
+                let name = path.rsplit('/').next().unwrap_or_default();
+                wanted.push((path.to_owned(), format!("tcptwin_{name}{{instance_name=\"web\"}} 1")));
+            }
+            // One of the words that there are.
+            Value::String(word) if path == "/state" => {
+                *word = "draining".to_owned();
+                wanted.push((path.to_owned(), "state=\"draining\"} 1".to_owned()));
+            }
+            Value::String(word) if path == "/name" => {
+                wanted.push((path.to_owned(), format!("instance_name=\"{word}\"")));
+            }
+            Value::String(word) => {
+                *word = format!("M{own}");
+                wanted.push((path.to_owned(), format!("=\"M{own}\"")));
+            }
+            Value::Number(number) => {
+                *number = own.into();
+                let index = path == "/roles/index";
+                let shown = if path == "/roles/cpu_s" { own * 1_000 } else { own };
+                wanted.push((
+                    path.to_owned(),
+                    if index { format!("index=\"{own}\"") } else { format!("}} {shown}") },
+                ));
+            }
+            Value::Null => {}
+        }
+    }
+
     #[test]
     fn an_intercepts_numbers_are_named_by_their_path() {
-        let recorder = PrometheusBuilder::new().build_recorder();
         let value = serde_json::json!({"ready": true, "capture": {"captured": 7}, "peers": [{"name": "web", "instance": "1f", "sent": 3, "queued": 2}]});
-        let text = render(&recorder, &|| feed_value("a", "tcptwin_intercept", &value));
+        let text = render(&|| feed_value("a", "tcptwin_intercept", &value));
         for line in [
             "tcptwin_intercept_ready{instance_name=\"a\"} 1",
             "tcptwin_intercept_capture_captured_total{instance_name=\"a\"} 7",

@@ -125,14 +125,21 @@ fn routes(plan: &mut Plan, lab: bool) -> Result<Vec<RouteFacts>, Refusal> {
 /// Addresses that no replayed client may have.
 fn taken(plan: &Plan, routes: &[RouteFacts]) -> Vec<Taken> {
     let mut taken = guard::own_addresses(plan);
-    for interface in capturer::interfaces::interfaces() {
-        let of = |addr| Taken { addr, what: format!("an address of {}", interface.name) };
-        taken.extend(interface.addresses.iter().map(|(addr, _)| of(*addr)));
-    }
+    taken.extend(of_this_host());
     for (route, target) in routes.iter().zip(&plan.targets) {
         taken.extend(
             route.next_hop.map(|ip| Taken { addr: ip, what: format!("the gateway to {}", target.addr.ip()) }),
         );
+    }
+    taken
+}
+
+/// The addresses of this host.
+pub(crate) fn of_this_host() -> Vec<Taken> {
+    let mut taken = Vec::new();
+    for interface in capturer::interfaces::interfaces() {
+        let of = |addr| Taken { addr, what: format!("an address of {}", interface.name) };
+        taken.extend(interface.addresses.iter().map(|(addr, _)| of(*addr)));
     }
     taken
 }

@@ -23,10 +23,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shm::{Link, Region, RoleState};
 use topology::{Plan, wiring};
 
+use crate::aftermath::Aftermath;
 use crate::collect::{Collector, Sample};
 use crate::control::Server;
 use crate::live;
-use crate::lost::Morgue;
 use crate::member::Member;
 use crate::metrics::Board;
 use crate::service::Service;
@@ -99,7 +99,7 @@ pub(crate) struct Supervisor {
     members: Vec<Member>,
     /// The rings that each member reads.
     inputs: Vec<Vec<Link>>,
-    morgue: Morgue,
+    aftermath: Aftermath,
     collector: Collector,
     phase: Phase,
     rolling: Option<Rolling>,
@@ -179,7 +179,7 @@ impl Supervisor {
                 .context("taking over a role of the image before failed")?,
             Some(_) => anyhow::bail!("the image before had other roles than the plan in the region"),
         };
-        let morgue = Morgue::new(region);
+        let aftermath = Aftermath::new(region);
         let age = Duration::from_micros(shm::monotonic_us().saturating_sub(house.started_us));
         let now = Instant::now();
         let collector = Collector::new(region, plan.clone(), now.checked_sub(age).unwrap_or(now));
@@ -197,7 +197,7 @@ impl Supervisor {
             house,
             members,
             inputs,
-            morgue,
+            aftermath,
             collector,
             phase: Phase::Running,
             was_running: before.is_some(),

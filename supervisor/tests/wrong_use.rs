@@ -183,6 +183,11 @@ fn what_is_no_target_is_refused_before_anything_starts() {
         3,
         "no intercept answers at 127.0.0.1:1 (connection refused after 3 tries",
     );
+    room.refused(
+        &format!("intercept -x 10.0.3.2:8080 --tun -c 10.0.0.0/8 --plain --name {name}"),
+        3,
+        "the client range 10.0.0.0/8 holds 10.0.3.2 (a target)",
+    );
     assert!(!left_behind(&name));
     let stats = room.output(&format!("stats --name {name}"));
     assert_eq!(stats.status.code(), Some(1));

@@ -251,7 +251,6 @@ impl World {
             },
             server: if op.extra & 8 == 0 { server } else { client },
             mapping: u16::from(op.which >> 2),
-            ring: op.flags,
             ..Captured::default()
         });
     }
@@ -260,7 +259,11 @@ impl World {
         segment.time_ns = (self.now_us - u64::from(segment.tcp.urgent % 100)) * 1_000;
         let payload = &PAYLOAD[..segment.payload_len as usize];
         let (percent, copies) = (self.percent_ppm, self.copies_milli);
-        self.leased.table().captured(self.now_us, &segment, payload, percent, copies);
+        let table = self.leased.table();
+        if !table.admits(self.now_us, &segment, payload.len(), percent, copies) {
+            table.settle();
+        }
+        table.captured(self.now_us, &segment, payload, percent, copies);
     }
 
     /// An answer to what was last sent in some session.
@@ -348,6 +351,7 @@ impl World {
             0 => self.leased.table().drain(self.now_us),
             1 if self.restarts < RESTARTS => {
                 self.restarts += 1;
+                self.leased.table().settle();
                 let before = self.leased.table().tally().in_flight;
                 self.leased.restart();
                 let tally = self.leased.table().tally();
@@ -366,6 +370,7 @@ impl World {
             let more = self.leased.table().pump(self.now_us, &mut self.wire);
             assert!(self.wire.records <= BURST && self.wire.bytes <= BURST_BYTES, "a burst is too large");
             if !more {
+                self.leased.table().settle();
                 return;
             }
         }

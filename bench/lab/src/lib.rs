@@ -8,6 +8,8 @@
 //! | `network` | the hosts of a replay on one bridge |
 //! | `impair` | loss, resets, refused sends and a leaky mirror, by nftables |
 //! | `wire` | a cable that delays, reorders, doubles, loses and alters frames |
+//! | `outside` | packets that are where none may be, seen on the wire |
+//! | `replayed` | frames that a replay sent, and sent twice |
 //! | `witness` | what a server answered, id by id, and how two servers compare |
 //! | `http` | an HTTP service in one thread |
 //! | `load` | a load of requests on a schedule |
@@ -29,8 +31,10 @@ pub mod manager;
 pub mod namespace;
 pub mod netlink;
 pub mod network;
+pub mod outside;
 pub mod process;
 pub mod real;
+pub mod replayed;
 pub mod scratch;
 pub mod story;
 mod sys;
@@ -46,6 +50,8 @@ pub use load::{Load, LoadReport, Mode};
 pub use manager::Manager;
 pub use namespace::Namespace;
 pub use network::{Answers, Host, Network};
+pub use outside::Outside;
+pub use replayed::{Frames, Replayed};
 pub use twin::{Instance, Stats, Twin};
 pub use wire::{Course, Wire};
 pub use witness::{Fidelity, Witness};

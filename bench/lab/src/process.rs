@@ -66,6 +66,13 @@ pub fn all() -> Vec<Process> {
     entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).filter_map(Process::read).collect()
 }
 
+/// Resident anonymous memory of a process, bytes (proc_pid_status(5)): what a leak would be in.
+pub fn private_bytes(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    Some(kib.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
+}
+
 /// Whether `pid` is a child of `ancestor`, or a child's child, and so on.
 pub fn descends_from(mut pid: u32, ancestor: u32) -> bool {
     for _ in 0..64 {

@@ -1,8 +1,8 @@
 //! The only unsafe code of this crate: the closures that run between fork and exec of a child, packet sockets, and
 //! descriptors that come in messages.
 //!
-//! Called by `namespace` when it spawns a process, by `wire` and by `manager`. What must hold: nothing in the closures allocates or
-//! takes a lock, because the forked child has only one thread of the parent's.
+//! Called by `namespace` when it spawns a process, by `wire`, `outside` and `manager`. What must hold: nothing in the closures
+//! allocates or takes a lock, because the forked child has only one thread of the parent's.
 #![allow(unsafe_code)]
 
 use std::io::{self, IoSliceMut};
@@ -16,6 +16,8 @@ use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recvmsg, socket,
 };
 use nix::unistd::getppid;
+
+use crate::outside::Instruction;
 
 /// Makes the child die (SIGKILL) with the thread that spawns it, however that thread ends, and gives it a process group
 /// of its own, so that a terminal's Ctrl-C reaches only the lab's owner, which then stops its children in order.
@@ -81,14 +83,35 @@ pub(crate) fn receive_with_descriptors(socket: RawFd) -> io::Result<(String, Vec
 /// A packet socket for whole frames of one device of the calling thread's namespace, each behind its offload header
 /// (packet(7), PACKET_VNET_HDR). It does not see what this host sends on the device.
 pub(crate) fn packet_socket(index: u32) -> io::Result<OwnedFd> {
+    let fd = unbound_socket()?;
+    // Whole windows of super-frames wait here while the loop is off the core; more than the host's limit is cut to it.
+    let _ = set(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER);
+    let _ = set(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, BUFFER);
+    bind_to(&fd, index)?;
+    Ok(fd)
+}
+
+/// The same, for those frames only that this filter lets through.
+pub(crate) fn filtered_socket(index: u32, program: &[Instruction]) -> io::Result<OwnedFd> {
+    let fd = unbound_socket()?;
+    let mut filter: Vec<libc::sock_filter> =
+        program.iter().map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k }).collect();
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    set(&fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, program)?;
+    bind_to(&fd, index)?;
+    Ok(fd)
+}
+
+fn unbound_socket() -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     // Without a protocol it receives nothing until it is bound.
     let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None::<SockProtocol>)?;
-    set(&fd, libc::SOL_PACKET, PACKET_VNET_HDR, 1)?;
-    set(&fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
-    // Whole windows of super-frames wait here while the loop is off the core; more than the host's limit is cut to it.
-    let _ = set(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20);
-    let _ = set(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 64 << 20);
+    set(&fd, libc::SOL_PACKET, PACKET_VNET_HDR, ON)?;
+    set(&fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, ON)?;
+    Ok(fd)
+}
+
+fn bind_to(fd: &OwnedFd, index: u32) -> io::Result<()> {
     // SAFETY: sockaddr_ll is plain data for which all zeros are valid.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
@@ -97,15 +120,19 @@ pub(crate) fn packet_socket(index: u32) -> io::Result<OwnedFd> {
     let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: `address` is a sockaddr_ll of `len` bytes and lives through the call, which only reads it.
     let bound = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) };
-    if bound == 0 { Ok(fd) } else { Err(io::Error::last_os_error()) }
+    if bound == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+const ON: libc::c_int = 1;
+/// Bytes that wait in a socket.
+const BUFFER: libc::c_int = 64 << 20;
 /// linux/if_packet.h; not in every libc.
 const PACKET_VNET_HDR: libc::c_int = 15;
 
-fn set(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
-    let len = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: `value` is an int of `len` bytes and lives through the call, which only reads it.
+/// `value` is what the option takes: an int, or a filter program whose instructions live through the call.
+fn set<T>(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: T) -> io::Result<()> {
+    let len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: `value` has `len` bytes and lives through the call, which only reads it and what it points to.
     let done = unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const value).cast(), len) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -78,6 +78,12 @@ impl Witness {
     pub fn times(&self, id: u64) -> u32 {
         usize::try_from(id).ok().and_then(|i| self.entries.get(i)).map_or(0, |e| e.times.load(Relaxed))
     }
+
+    /// When an id was answered first, µs of the monotonic clock; none if it never was.
+    pub fn first_us(&self, id: u64) -> Option<u64> {
+        let entry = usize::try_from(id).ok().and_then(|i| self.entries.get(i))?;
+        Some(entry.first_us.load(Relaxed)).filter(|&us| us > 0)
+    }
 }
 
 /// What two witnesses say of a replay.

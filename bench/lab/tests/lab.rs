@@ -1,6 +1,7 @@
 //! The lab itself: hosts reach each other, the service answers the load, real servers start, and nothing is left behind.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,7 +11,10 @@ use anyhow::{Result, ensure};
 use lab::real::{self, Nginx, Redis, RedisLoad, nginx};
 use lab::story::{Story, run_all, step};
 use lab::witness::lag;
-use lab::{Answers, Fidelity, HttpOptions, HttpService, Load, Mode, Network, Witness};
+use lab::{
+    Answers, Fidelity, Host, HttpOptions, HttpService, Load, Mode, Network, Outside, Witness, netlink,
+};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket};
 
 const STORIES: &[Story] = &[
     ("every_mode_of_load_is_answered_id_by_id", 60, every_mode_of_load_is_answered_id_by_id),
@@ -18,6 +22,7 @@ const STORIES: &[Story] = &[
     ("bodies_and_large_answers_arrive_whole_over_ipv6", 60, bodies_and_large_answers_arrive_whole_over_ipv6),
     ("a_service_that_comes_back_is_found_again", 60, a_service_that_comes_back_is_found_again),
     ("answers_to_replayed_clients_go_to_the_assistant", 60, answers_to_replayed_clients_go_to_the_assistant),
+    ("what_is_astray_is_seen_and_a_replay_is_not", 60, what_is_astray_is_seen_and_a_replay_is_not),
     ("children_die_with_the_namespace", 60, children_die_with_the_namespace),
     ("nginx_logs_every_request", 60, nginx_logs_every_request),
     ("wrk_and_curl_run_against_nginx", 60, wrk_and_curl_run_against_nginx),
@@ -127,6 +132,49 @@ fn answers_to_replayed_clients_go_to_the_assistant() -> Result<()> {
     };
     ensure!(gateway(&Network::standard()?)?, "no route via the assistant");
     ensure!(!gateway(&Network::new(Answers::NoRoute)?)?, "a route nobody asked for");
+    Ok(())
+}
+
+fn what_is_astray_is_seen_and_a_replay_is_not() -> Result<()> {
+    let net = Network::standard()?;
+    let target = SocketAddr::new(net.target.v4(), 8_080);
+    let mut outside = Outside::new(&net, target)?;
+    let replayed: IpAddr = "198.18.0.9".parse()?;
+    net.online.ns.enter(move || netlink::add_address("eth0", replayed, 32))?;
+    let send = |host: &Host, from: IpAddr, to: SocketAddr| {
+        host.ns.enter(move || -> Result<()> {
+            let socket = std::net::UdpSocket::bind((from, 8_080))?;
+            socket.send_to(b"x", to)?;
+            Ok(())
+        })
+    };
+    let connect = |from: IpAddr| {
+        net.online.ns.enter(move || -> Result<()> {
+            let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK, None)?;
+            bind(fd.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(from, 0)))?;
+            // The SYN leaves; nobody waits for its answer.
+            let _ = connect(fd.as_raw_fd(), &SockaddrStorage::from(target));
+            std::thread::sleep(Duration::from_millis(50));
+            Ok(())
+        })
+    };
+    step("a replayed SYN to the target, and a real one: neither is astray");
+    connect(replayed)?;
+    connect(net.online.v4())?;
+    send(&net.client, net.client.v4(), SocketAddr::new(net.online.v4(), 80))?;
+    ensure!(outside.look()? == 0, "{:?}", outside.examples());
+    step("a forged source to somebody else");
+    send(&net.online, replayed, SocketAddr::new(net.client.v4(), 80))?;
+    let seen = outside.look()?;
+    ensure!(seen == 1 && outside.examples()[0].starts_with("sent by online"), "{:?}", outside.examples());
+    step("a forged source to the target, but not to its service");
+    send(&net.online, replayed, target)?;
+    ensure!(outside.look()? == 2, "{:?}", outside.examples());
+    step("an answer of the target at the real client");
+    send(&net.target, net.target.v4(), SocketAddr::new(net.client.v4(), 80))?;
+    let seen = outside.look()?;
+    let last = outside.examples().last().map_or("", String::as_str);
+    ensure!(seen == 3 && last.starts_with("received by client"), "{:?}", outside.examples());
     Ok(())
 }
 

@@ -104,7 +104,7 @@ impl Bench {
                     self.dispatcher.frame(frame, frame.time_ns);
                 }
             });
-            self.dispatcher.publish();
+            self.dispatcher.commit(|note| self.source.positions(note));
             self.source.release();
             spent_ns += cpu_ns()? - begun;
             taken += got;

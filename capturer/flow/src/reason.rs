@@ -31,8 +31,10 @@ named_enum! {
         ClientReset => "client_reset",
         /// A new connection on the same four-tuple took the session's place.
         Superseded => "superseded",
-        /// The worker that held the byte died.
+        /// It was in a session whose memory was damaged when its worker died.
         WorkerLost => "worker_lost",
+        /// Its segment was left out because the worker had died of it twice.
+        Quarantined => "quarantined",
         /// Held or unacknowledged when the run was stopped and the drain time was over.
         Stopped => "stopped",
         /// Captured while replay was paused.

@@ -70,14 +70,12 @@ impl TcpFields {
     }
 }
 
-/// capturer → shard: one client→server segment; 96 bytes, then `payload_len` bytes.
+/// capturer → shard: one client→server segment; 88 bytes, then `payload_len` bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Captured {
     /// When the kernel saw the frame, CLOCK_MONOTONIC nanoseconds.
     pub time_ns: u64,
-    /// Frame number within its capture ring; a successor of a dead capturer skips what it finds already sent.
-    pub frame: u64,
     /// The TCP header.
     pub tcp: TcpFields,
     /// Payload bytes in this record.
@@ -90,10 +88,8 @@ pub struct Captured {
     pub server: Endpoint,
     /// Index of the mapping (`-x`) that matched.
     pub mapping: u16,
-    /// Which capture ring the frame came through.
-    pub ring: u16,
-    /// Fills up to 96 bytes.
-    pub reserved: [u8; 4],
+    /// Fills up to 88 bytes.
+    pub reserved: [u8; 6],
 }
 
 /// shard → injector: one segment, or one super-frame to be cut into segments of `mss`; 64 bytes, then `payload_len` bytes.
@@ -242,7 +238,7 @@ mod tests {
     #[test]
     fn sizes_are_what_the_comments_say() {
         assert_eq!(size_of::<TcpFields>(), 28);
-        assert_eq!(size_of::<Captured>(), 96);
+        assert_eq!(size_of::<Captured>(), 88);
         assert_eq!(size_of::<Inject>(), 64);
         assert_eq!(size_of::<Returned>(), 128);
     }

@@ -51,19 +51,21 @@ impl Rig {
 }
 
 #[test]
-fn an_outage_is_dialled_at_a_quarter_of_its_length() {
+fn an_outage_is_dialled_at_a_quarter_of_its_length_and_soon_however_long_it_is() {
     let unused = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = unused.local_addr().unwrap();
     drop(unused);
     let mut rig = Rig::new(at);
     let start_us = rig.now_us;
     for _ in 0..200 {
-        while rig.peer.wakes_us().is_none() {
-            rig.turn();
-        }
-        let until_us = rig.peer.wakes_us().unwrap();
+        let until_us = loop {
+            match rig.peer.state {
+                State::Waiting { until_us } => break until_us,
+                _ => rig.turn(),
+            }
+        };
         let (pause_us, outage_us) = (until_us - rig.now_us, rig.now_us - start_us);
-        let wanted_us = (outage_us / 4).clamp(PAUSE_US.0, PAUSE_US.1);
+        let wanted_us = (outage_us / 4).clamp(PAUSE_US.0, AWAY_PAUSE_US);
         assert!(
             outage_us == 0 || pause_us * 4 >= wanted_us * 3 && pause_us * 4 <= wanted_us * 5,
             "{pause_us}"
@@ -71,8 +73,32 @@ fn an_outage_is_dialled_at_a_quarter_of_its_length() {
         rig.now_us = until_us;
         rig.peer.turn(rig.now_us, &mut rig.shared);
     }
+    assert!(rig.now_us - start_us > 40 * SECOND_US, "an outage of {} us", rig.now_us - start_us);
     assert_eq!(rig.trouble(), Trouble::ConnectionRefused);
     assert_eq!(rig.value(InterceptCount::State), LinkState::Down.index() as u64);
+}
+
+/// A path that swallows everything: patience with a dial and the pause behind it make less than a second.
+#[test]
+fn a_dial_that_nobody_answers_is_given_up_soon() {
+    // Its queue holds one connection; the next SYN is left without an answer.
+    let full = TcpListener::bind("127.0.0.1:0").unwrap();
+    nix::sys::socket::listen(&full, nix::sys::socket::Backlog::new(0).unwrap()).unwrap();
+    let at = full.local_addr().unwrap();
+    let _first = TcpStream::connect(at).unwrap();
+    let mut rig = Rig::new(at);
+    rig.turn();
+    let State::Connecting { since_us, .. } = rig.peer.state else { panic!("it dials") };
+    assert_eq!(rig.peer.wakes_us(), Some(since_us + CONNECT_US));
+    rig.now_us = since_us + CONNECT_US - 1;
+    rig.turn();
+    assert!(matches!(rig.peer.state, State::Connecting { .. }));
+    rig.now_us += 1;
+    rig.turn();
+    assert_eq!(rig.trouble(), Trouble::TimedOut);
+    let until_us = rig.peer.wakes_us().unwrap();
+    assert!(until_us - since_us < SECOND_US, "{} us", until_us - since_us);
+    const { assert!(CONNECT_US + AWAY_PAUSE_US * 5 / 4 < SECOND_US) };
 }
 
 #[test]
@@ -84,10 +110,10 @@ fn who_accepts_and_says_nothing_is_given_three_seconds() {
     }
     rig.now_us += SILENCE_US;
     rig.turn();
-    assert!(rig.peer.wakes_us().is_none(), "three seconds are not over");
+    assert!(matches!(rig.peer.state, State::Up(_)), "three seconds are not over");
     rig.now_us += 1;
     rig.turn();
-    assert!(rig.peer.wakes_us().is_some());
+    assert!(matches!(rig.peer.state, State::Waiting { .. }));
     assert_eq!(rig.trouble(), Trouble::TimedOut);
     // The dial that was given up is closed.
     let (mut stream, _) = listener.accept().unwrap();

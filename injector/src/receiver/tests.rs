@@ -160,6 +160,33 @@ fn a_lost_connection_goes_on_where_it_was_and_nothing_comes_twice() {
 }
 
 #[test]
+fn resets_in_mid_frame_lose_nothing_and_nothing_comes_twice_or_astray() {
+    let mut rig = Rig::new(|plan| plan.shards = 3);
+    let (rounds, records) = (20, 60);
+    let mut next = 1;
+    for round in 0..=rounds {
+        let mut end = rig.accept();
+        let last = end.hello().expect("a dialer greets").last;
+        let wanted = last.map_or(1, |place| place.last + 1);
+        assert!(wanted >= next, "round {round}: it asks for {wanted} after {next}");
+        next = wanted;
+        end.say(|out| out.welcome(&Welcome { software: "test".into(), epoch: 7, next }));
+        for position in next..next + records {
+            let header = Returned { position, client: client(position), ..Returned::default() };
+            assert!(end.try_record(&header));
+        }
+        if round == rounds {
+            end.push_out();
+            let mut positions = rig.take((next + records - 1) as usize);
+            positions.sort_unstable();
+            assert!(positions.into_iter().eq(1..next + records));
+            return;
+        }
+        end.reset_after(round as usize * 997 % 2_500);
+    }
+}
+
+#[test]
 fn a_restarted_intercept_begins_a_new_stream() {
     let mut rig = Rig::new(|plan| plan.shards = 1);
     let (mut end, _) = rig.greet(7, 1);
@@ -170,6 +197,37 @@ fn a_restarted_intercept_begins_a_new_stream() {
     send(&mut end, 1..=3);
     assert_eq!(rig.take(3), [1, 2, 3]);
     assert_eq!(rig.count(ReturnCount::Duplicates), 0);
+}
+
+/// What stands in the region as our place may have been damaged with the predecessor.
+#[test]
+fn a_place_that_no_intercept_ever_gave_is_not_believed() {
+    let mut rig = Rig::new(|plan| plan.shards = 1);
+    let (mut end, _) = rig.greet(7, 1 << 40);
+    send(&mut end, 1 << 40..=1 << 40);
+    rig.take(1);
+    drop(end);
+    let (mut end, last) = rig.greet(7, 1);
+    assert_eq!(last, Some(Position { epoch: 7, last: 1 << 40 }));
+    send(&mut end, 1..=3);
+    assert_eq!(rig.take(3), [1, 2, 3]);
+    assert_eq!(rig.count(ReturnCount::Duplicates), 0);
+}
+
+/// The shards are told how long nothing can have come back.
+#[test]
+fn the_region_says_until_when_an_intercept_was_missing() {
+    let rig = Rig::new(|_| {});
+    let deaf_ms = || rig.region.control().deaf_ms();
+    let (end, _) = rig.greet(7, 1);
+    until(|| rig.count(ReturnCount::Connected) == 1);
+    let before = deaf_ms();
+    assert!(before > 0, "it was missing at first");
+    std::thread::sleep(Duration::from_millis(3 * BEAT_MS));
+    assert_eq!(deaf_ms(), before);
+    drop(end);
+    until(|| deaf_ms() > before);
+    let (_end, _) = rig.greet(7, 1);
 }
 
 #[test]

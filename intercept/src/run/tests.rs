@@ -181,6 +181,25 @@ fn a_receiver_that_was_away_too_long_learns_how_much_it_missed() {
     assert_eq!((second.seqs[0], second.gap), (37, 36));
 }
 
+/// A partition of minutes: the instance is forgotten, and comes back with the place it had. Its new stream must not begin
+/// below that, or it would take all of it for what it had before.
+#[test]
+fn an_instance_that_was_forgotten_is_not_given_its_old_positions_again() {
+    let running = Running::new(|o| o.limits.away = Duration::from_millis(100));
+    let hello = hello(1, part(1));
+    let mut first = Dialer::welcome(&running, &hello);
+    (0..100).for_each(|seq| running.feed.answer(client(1, 1), seq));
+    first.until("the first hundred", |d| d.seqs.len() == 100);
+    let last = first.position();
+    drop(first);
+    until("it is forgotten", || running.stats.door(Links::Forgotten) == 1);
+    let mut second = Dialer::welcome(&running, &Hello { last: Some(last), ..hello });
+    assert_eq!(second.welcome.as_ref().unwrap().next, last.last + 1);
+    running.feed.answer(client(1, 1), 100);
+    second.until("the next", |d| d.seqs == [100]);
+    assert_eq!((second.gap, second.last), (0, 101));
+}
+
 #[test]
 fn overlapping_ranges_are_refused_and_the_suggestion_works() {
     let running = Running::new(|_| {});

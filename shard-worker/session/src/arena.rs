@@ -1,4 +1,4 @@
-//! The shard's part of the shared region, carved into a header, slots and chunks. Plain data all of it: what stands here
+//! The shard's part of the shared region, carved into a header, undo log, slots and chunks. Plain data all of it: what stands here
 //! survives the worker. Everything else that the table has (indices, wheel, free lists, ready list) is private memory
 //! and made anew from the slots.
 
@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::chunks::{CHUNK, Chunk, Chunks};
 use crate::endpoints::PoolState;
 use crate::slot::Slot;
+use crate::undo::{self, Image, Slots};
 
 /// What stands once in an arena.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -16,6 +17,9 @@ pub(crate) struct Header {
     magic: u64,
     sessions: u32,
     chunks: u32,
+    /// The session whose timers run or that emits: who died of it can be asked (`Table::last_at`).
+    pub(crate) at: u32,
+    reserved: u32,
     /// The latest time the table has seen: time never goes back across a restart.
     pub(crate) clock_us: u64,
     /// The walks over the client ranges, IPv4 and IPv6.
@@ -23,28 +27,7 @@ pub(crate) struct Header {
 }
 
 /// Names the layout of header, slot and chunk; changes with any of them.
-const MAGIC: u64 = 0x7477_696e_5f73_0003;
-
-/// All slots; the only way to write one is [`Slots::get_mut`].
-pub(crate) struct Slots(&'static mut [Slot]);
-
-impl Slots {
-    pub(crate) fn len(&self) -> u32 {
-        self.0.len() as u32
-    }
-
-    pub(crate) fn as_bytes(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-
-    pub(crate) fn get(&self, id: u32) -> &Slot {
-        &self.0[id as usize]
-    }
-
-    pub(crate) fn get_mut(&mut self, id: u32) -> &mut Slot {
-        &mut self.0[id as usize]
-    }
-}
+const MAGIC: u64 = 0x7477_696e_5f73_0004;
 
 /// The parts of an arena.
 pub(crate) struct Arena {
@@ -57,14 +40,16 @@ pub(crate) struct Arena {
 
 /// Bytes that the arena must have.
 pub(crate) const fn bytes(sessions: u32, chunks: u32) -> u64 {
-    (size_of::<Header>() + sessions as usize * size_of::<Slot>() + chunks as usize * CHUNK) as u64
+    let slots = sessions as usize * size_of::<Slot>();
+    (size_of::<Header>() + undo::bytes(sessions) + slots + chunks as usize * CHUNK) as u64
 }
 
 impl Arena {
-    /// Carves the memory. What was written with another layout or other sizes is zeroed first.
+    /// Carves the memory. What was written with another layout or other sizes is zeroed first. A transaction that a
+    /// predecessor left open is undone, unless it was `committed`.
     ///
     /// Panics when the arena is smaller than [`bytes`] or not aligned to eight: the caller made it.
-    pub(crate) fn carve(memory: &'static mut [u8], sessions: u32, chunks: u32) -> Self {
+    pub(crate) fn carve(memory: &'static mut [u8], sessions: u32, chunks: u32, committed: bool) -> Self {
         assert!(
             memory.len() as u64 >= bytes(sessions, chunks),
             "the arena is as large as Table::arena_bytes says"
@@ -76,10 +61,14 @@ impl Arena {
         }
         let (header, rest) = Header::mut_from_prefix(memory).expect("the arena is page aligned");
         (header.magic, header.sessions, header.chunks) = (MAGIC, sessions, chunks);
+        let (log, rest) = undo::Head::mut_from_prefix(rest).expect("the size was checked");
+        let images = undo::capacity(sessions) as usize;
+        let (images, rest) =
+            <[Image]>::mut_from_prefix_with_elems(rest, images).expect("the size was checked");
         let (slots, rest) =
             <[Slot]>::mut_from_prefix_with_elems(rest, sessions as usize).expect("the size was checked");
         let (chunks, _) =
             <[Chunk]>::mut_from_prefix_with_elems(rest, chunks as usize).expect("the size was checked");
-        Self { header, slots: Slots(slots), chunks: Chunks::new(chunks), used }
+        Self { header, slots: Slots::new(slots, log, images, committed), chunks: Chunks::new(chunks), used }
     }
 }

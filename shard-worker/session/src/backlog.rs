@@ -1,30 +1,97 @@
 //! What happens when payload memory runs out: sessions whose backlog the target has left alone for longest are closed, until
 //! the bytes that are captured now find room.
 //!
+//! What they held is free only when the transaction has ended, so this comes before a segment is taken ([`Table::admits`])
+//! or a hole given up, and who takes the bytes finds the room or does not.
+//!
 //! There is no list to keep in order with every packet for a case that healthy targets never bring about. Instead a hand
 //! moves over the slots, [`LOOKS`] at a time, and the oldest backlogs found there go: the oldest of all in tables up to
 //! that size.
 
+use flow::Captured;
+
 use crate::chunks::ROOM;
-use crate::slot::Phase;
+use crate::slot::{NONE, Phase, Slot};
 use crate::table::Table;
+use crate::undo::SESSION_IMAGES;
 
 /// Slots looked at for one segment that finds no room.
 const LOOKS: u32 = 1_024;
-/// Sessions closed for one segment at most.
+/// Sessions closed in one go.
 const CLOSED: usize = 8;
+/// Goes for one segment at most: what many copies of one flow need.
+const GOES: u32 = 8;
 /// Chunks that a segment may need beyond those its bytes fill: begun ones, and headers.
 const BESIDES: usize = 3;
+/// With this share of the chunks free, nobody counts what a segment needs.
+const PLENTY: usize = 8;
 
 impl Table {
-    /// Makes room for `len` more bytes of session `id`; false when there is none to be had, or that session's own backlog is
-    /// the oldest.
-    pub(crate) fn has_room(&mut self, now_us: u64, id: u32, len: usize) -> bool {
-        let needed = len / ROOM + BESIDES;
-        self.chunks.available() >= needed || self.make_room(now_us, id, needed)
+    /// Whether `len` more bytes of a session find room.
+    pub(crate) fn has_room(&self, len: usize) -> bool {
+        self.chunks.available() >= needed(len)
     }
 
-    fn make_room(&mut self, now_us: u64, id: u32, needed: usize) -> bool {
+    /// Makes sure that the bytes of a captured segment find room in every copy of its flow. False when some was made, but is
+    /// free only after the transaction.
+    pub(crate) fn reserve(
+        &mut self,
+        now_us: u64,
+        segment: &Captured,
+        payload_bytes: usize,
+        percent_ppm: u32,
+        copies_milli: u32,
+    ) -> bool {
+        if self.chunks.available() >= self.chunks.len() / PLENTY {
+            return true;
+        }
+        let hash = self.flow_hash(&segment.client, &segment.server);
+        let first = self.find_flow(hash, &segment.client, &segment.server, segment.mapping);
+        let needed = match first {
+            Some(first) => self.needed_by_copies(first, payload_bytes),
+            None => {
+                let copies = self.copies_wanted(segment, percent_ppm, copies_milli) as usize;
+                copies * needed(payload_bytes)
+            }
+        };
+        self.make_room(now_us, needed, |slot| slot.client == segment.client && slot.server == segment.server)
+    }
+
+    /// The same for what a session moves on when its hole is given up.
+    pub(crate) fn reserve_for_stash(&mut self, now_us: u64, id: u32) -> bool {
+        if self.chunks.available() >= self.chunks.len() / PLENTY {
+            return true;
+        }
+        let slot = *self.slots.get(id);
+        let own = |other: &Slot| other.client == slot.client && other.server == slot.server;
+        self.make_room(now_us, needed(slot.stash_bytes as usize), own)
+    }
+
+    fn needed_by_copies(&self, first: u32, payload_bytes: usize) -> usize {
+        let (mut id, mut chunks) = (first, 0);
+        while id != NONE {
+            let slot = self.slots.get(id);
+            chunks += needed(payload_bytes + slot.stash_bytes as usize);
+            id = slot.next_copy;
+        }
+        chunks
+    }
+
+    /// True when `needed` chunks are free, or cannot be: nothing is left to be closed, or the oldest backlog is their own.
+    fn make_room(&mut self, now_us: u64, needed: usize, own: impl Fn(&Slot) -> bool) -> bool {
+        if self.chunks.available() >= needed {
+            return true;
+        }
+        for _ in 0..GOES {
+            if self.chunks.unused() >= needed || !self.close_oldest(now_us, needed, &own) {
+                break;
+            }
+        }
+        self.chunks.unused() == self.chunks.available()
+    }
+
+    /// Closes some of the oldest backlogs; false when there are none, or the next one is the own.
+    fn close_oldest(&mut self, now_us: u64, needed: usize, own: impl Fn(&Slot) -> bool) -> bool {
         let mut oldest = [(u64::MAX, 0); CLOSED];
         let slots = self.slots.len();
         for _ in 0..LOOKS.min(slots) {
@@ -42,14 +109,20 @@ impl Table {
             oldest[at] = (slot.progress_us, self.hand);
         }
         for (since_us, victim) in oldest {
-            if self.chunks.available() >= needed {
+            if self.chunks.unused() >= needed {
                 return true;
             }
-            if since_us == u64::MAX || victim == id {
+            let slot = self.slots.get(victim);
+            if since_us == u64::MAX || own(slot) || !self.slots.has_room(SESSION_IMAGES) {
                 return false;
             }
-            self.overflow(now_us, victim, self.slots.get(victim).online_next);
+            let to = slot.online_next;
+            self.overflow(now_us, victim, to);
         }
-        self.chunks.available() >= needed
+        true
     }
+}
+
+const fn needed(len: usize) -> usize {
+    len / ROOM + BESIDES
 }

@@ -7,7 +7,7 @@ use flow::{Captured, Drop, Endpoint, Seq};
 
 use crate::config::Clients;
 use crate::numbering;
-use crate::slot::{NONE, Phase, Recovery, Slot, Timer, is, try_bit};
+use crate::slot::{NONE, Phase, Recovery, Timer, is, try_bit};
 use crate::table::Table;
 use crate::tally::Count;
 
@@ -86,7 +86,7 @@ impl Table {
         let id = self.free.pop().expect("one was free a moment ago, and choosing frees only");
         let tcp = &segment.tcp;
         let slot = self.slots.get_mut(id);
-        *slot = Slot::empty();
+        slot.reset();
         slot.client = segment.client;
         slot.server = segment.server;
         slot.mapping = segment.mapping;
@@ -145,8 +145,10 @@ impl Table {
             let address = self.config.targets[target as usize].endpoint;
             let Some(holder) = self.find_replayed(client, &address) else { return Ok(Choice::Free(*client)) };
             let slot = self.slots.get(holder);
-            if slot.client == *client && slot.is(is::DETACHED) {
-                let (waiting, phase) = (slot.waiter, slot.phase());
+            let (waiting, phase) = (slot.waiter, slot.phase());
+            // While nothing can come back the older ones cannot end, and are not to be blamed for it.
+            let deaf = waiting != NONE && now_us < self.hears_again_us();
+            if slot.client == *client && slot.is(is::DETACHED) && !deaf {
                 if waiting != NONE {
                     // Only the newest waits.
                     self.fail(now_us, waiting, Drop::Superseded, Count::FailedSuperseded);

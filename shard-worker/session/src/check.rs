@@ -3,6 +3,7 @@
 
 use crate::held;
 use crate::slot::{NONE, Phase, Slot, is};
+use crate::stash;
 use crate::table::Table;
 use crate::tally::Count;
 
@@ -50,8 +51,8 @@ impl Table {
             format!("{open} slots open and {} free of {}", self.free.len(), self.slots.len())
         })?;
         let taken = used.iter().filter(|&&used| used).count();
-        ensure(taken + self.chunks.available() == self.chunks.len(), || {
-            format!("{taken} chunks in lists and {} free of {}", self.chunks.available(), self.chunks.len())
+        ensure(taken + self.chunks.unused() == self.chunks.len(), || {
+            format!("{taken} chunks in lists and {} free of {}", self.chunks.unused(), self.chunks.len())
         })?;
         ensure(self.by_flow.len() == first, || {
             format!("{} flows for {first} first copies", self.by_flow.len())
@@ -59,6 +60,16 @@ impl Table {
         ensure(self.by_replayed.len() == replayed, || {
             format!("{} endpoints indexed, {replayed} found", self.by_replayed.len())
         })
+    }
+
+    /// One number for all slots and every byte they hold: tables with the same number have the same sessions.
+    pub fn digest(&self) -> u64 {
+        let mut all = self.slots.as_bytes().to_vec();
+        for slot in (0..self.slots.len()).map(|id| self.slots.get(id)) {
+            held::from_head(slot, &self.chunks, 0, u32::MAX).for_each(|bytes| all.extend_from_slice(bytes));
+            stash::bytes(slot, &self.chunks).for_each(|bytes| all.extend_from_slice(bytes));
+        }
+        rapidhash::v3::rapidhash_v3(&all)
     }
 
     fn check_slot(&self, id: u32, slot: &Slot, used: &mut [bool]) -> Result<(), String> {

@@ -1,7 +1,9 @@
 //! Payload memory: chunks of 1 KiB in the arena, handed out by number, and the byte lists that are made of them.
 //!
 //! Which chunks are free is private knowledge, rebuilt from the slots' lists. A list is head, tail, count and tail
-//! length; whatever stands beyond those in a chunk is meaningless, so appending needs no undo log.
+//! length; whatever stands beyond those in a chunk is meaningless, so appending needs no undo log. What a transaction frees
+//! can be taken again only when it has ended: until then a rollback could bring back the list that it was in. And nothing
+//! that an earlier list may hold is changed in place.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -64,14 +66,16 @@ pub(crate) struct List {
 /// The chunks of one arena.
 pub(crate) struct Chunks {
     chunks: &'static mut [Chunk],
+    /// First those that can be taken, last freed last, then those that the open transaction has freed.
     free: Vec<u32>,
+    takeable: usize,
 }
 
 impl Chunks {
     /// All free.
     pub(crate) fn new(chunks: &'static mut [Chunk]) -> Self {
-        let free = (0..chunks.len() as u32).rev().collect();
-        Self { chunks, free }
+        let free: Vec<u32> = (0..chunks.len() as u32).rev().collect();
+        Self { takeable: free.len(), chunks, free }
     }
 
     /// How many there are.
@@ -83,21 +87,34 @@ impl Chunks {
         self.chunks.as_bytes()
     }
 
+    /// How many can be taken now.
     pub(crate) fn available(&self) -> usize {
+        self.takeable
+    }
+
+    /// How many are in no list.
+    pub(crate) fn unused(&self) -> usize {
         self.free.len()
+    }
+
+    /// The transaction has ended: what it freed can be taken.
+    pub(crate) fn settle(&mut self) {
+        self.takeable = self.free.len();
     }
 
     /// Sets the free list to the chunks that are not marked as used.
     pub(crate) fn rebuild(&mut self, used: &[bool]) {
         self.free.clear();
         self.free.extend((0..self.chunks.len() as u32).rev().filter(|&id| !used[id as usize]));
+        self.settle();
     }
 
     fn take(&mut self) -> Option<u32> {
-        self.free.pop()
+        self.takeable = self.takeable.checked_sub(1)?;
+        // A freed one takes its place, which belongs to those from here on.
+        Some(self.free.swap_remove(self.takeable))
     }
 
-    /// The one way back: a transaction may keep these apart until it is committed.
     fn give(&mut self, id: u32) {
         self.free.push(id);
     }
@@ -225,18 +242,36 @@ impl List {
         }
     }
 
-    /// Makes `place` the end, freeing the chunks after its own.
-    pub(crate) fn truncate(&mut self, chunks: &mut Chunks, place: Place) {
-        let mut after = place.chunk;
-        let mut freed = 0;
-        while after != self.tail {
-            after = chunks.chunks[after as usize].next;
-            chunks.give(after);
-            freed += 1;
+    /// Ends the list at `end`. It is made anew from copies, since what is appended next must not lie where an earlier list has
+    /// bytes. `places` before the end stand at the same bytes afterwards. False, and nothing changed, when too few chunks
+    /// are free.
+    pub(crate) fn cut(&mut self, chunks: &mut Chunks, end: Place, mut places: [&mut Place; 3]) -> bool {
+        let (mut kept, mut from) = (1, self.head);
+        while from != end.chunk {
+            from = chunks.chunks[from as usize].next;
+            kept += 1;
         }
-        self.count -= freed;
-        self.tail = place.chunk;
-        self.tail_len = place.offset;
+        if chunks.available() < kept {
+            return false;
+        }
+        let mut copy = List::EMPTY;
+        from = self.head;
+        for left in (0..kept).rev() {
+            copy.grow(chunks);
+            let used = if left == 0 { end.offset as usize } else { self.used(chunks, from) };
+            let bytes = chunks.chunks[from as usize].bytes;
+            chunks.chunks[copy.tail as usize].bytes[..used].copy_from_slice(&bytes[..used]);
+            copy.tail_len = used as u16;
+            for place in &mut places {
+                if place.chunk == from {
+                    place.chunk = copy.tail;
+                }
+            }
+            from = chunks.chunks[from as usize].next;
+        }
+        self.clear(chunks);
+        *self = copy;
+        true
     }
 
     /// Frees everything.
@@ -326,10 +361,20 @@ mod tests {
         assert_eq!(list.slices(&chunks, middle, 5).flatten().copied().collect::<Vec<_>>(), &text[1016..1021]);
         let later = list.skip(&chunks, list.start(), 1500);
         list.release_before(&mut chunks, later);
-        assert_eq!((list.count, chunks.available()), (2, 6));
-        list.truncate(&mut chunks, later);
-        assert_eq!((list.count, list.tail_len, chunks.available()), (1, 484, 7));
+        assert_eq!((list.count, chunks.available(), chunks.unused()), (2, 5, 6), "one was freed just now");
+        chunks.settle();
+        assert_eq!(chunks.available(), 6);
+        let before = list;
+        let (mut at, mut nowhere, mut end) = (list.start(), Place::NOWHERE, later);
+        assert!(list.cut(&mut chunks, later, [&mut at, &mut nowhere, &mut end]));
+        assert_eq!((list.count, list.tail_len, chunks.available(), chunks.unused()), (1, 484, 5, 7));
+        assert_eq!((at, end.chunk, nowhere), (list.start(), list.head, Place::NOWHERE));
+        list.push(&mut chunks, &[7; 600]);
+        let whole: Vec<u8> = before.slices(&chunks, before.start(), 3000).flatten().copied().collect();
+        assert_eq!(whole, &text[1016..], "what was there before is untouched");
+        chunks.settle();
         list.clear(&mut chunks);
+        chunks.settle();
         assert_eq!((list, chunks.available()), (List::EMPTY, 8));
     }
 }

@@ -14,7 +14,7 @@ const MOST: u32 = 4 << 20;
 const RTO_INITIAL_US: u64 = 1_000_000;
 const RTO_LEAST_US: u64 = 200_000;
 /// Longest pause between two tries: a target that was away is served again soon after it is back.
-const RTO_MOST_US: u64 = 8_000_000;
+pub(crate) const RTO_MOST_US: u64 = 8_000_000;
 const TAIL_LEAST_US: u64 = 10_000;
 const DUPLICATES: u8 = 3;
 

@@ -118,7 +118,10 @@ impl Table {
         held::rewind(slot);
         if reason == Drop::Gap {
             // The last turn is the one that will never be whole; those before it are sent again.
-            let (dropped, _) = held::drop_unsent_tail(slot, &mut self.chunks);
+            let Ok((dropped, _)) = held::drop_unsent_tail(slot, &mut self.chunks) else {
+                self.part_with(now_us, id, Drop::Memory, Count::FailedMemory, reset);
+                return;
+            };
             self.tally.discard(slot, reason, dropped);
         }
         let again = slot.held_len == 0 || held::head_is_whole(slot, &self.chunks);
@@ -252,10 +255,10 @@ impl Table {
 
     /// Ends a session before its time, under a reason.
     pub(crate) fn fail(&mut self, now_us: u64, id: u32, reason: Drop, failure: Count) {
-        let slot = self.slots.get_mut(id);
-        if matches!(slot.phase(), Phase::Free) {
+        if self.slots.get(id).phase() == Phase::Free {
             return;
         }
+        let slot = self.slots.get_mut(id);
         let stashed = stash::clear(slot, &mut self.chunks);
         let held = slot.held_len;
         let phase = slot.phase();
@@ -332,7 +335,7 @@ impl Table {
         let failure = slot.failure.checked_sub(1).and_then(|index| Count::ALL.get(index as usize));
         self.tally.one(failure.copied().unwrap_or(Count::SessionsCompleted));
         let waiter = slot.waiter;
-        *slot = Slot::empty();
+        slot.reset();
         self.wheel.disarm(id);
         self.free.push(id);
         self.tally.open -= 1;

@@ -236,9 +236,9 @@ fn take_from_head_to_end_of_piece(slot: &mut Slot, chunks: &mut Chunks) {
 }
 
 /// Drops the bytes of the last piece that were never sent; returns how many, and whether some of the piece were sent.
-pub(crate) fn drop_unsent_tail(slot: &mut Slot, chunks: &mut Chunks) -> (u32, bool) {
+pub(crate) fn drop_unsent_tail(slot: &mut Slot, chunks: &mut Chunks) -> Result<(u32, bool), NoChunk> {
     if !can_grow(slot) {
-        return (0, false);
+        return Ok((0, false));
     }
     let unsent = if slot.is(is::CURSOR_IN_TAIL) { slot.cursor_left } else { slot.tail_piece_len };
     let keep = slot.tail_piece_len - unsent;
@@ -247,7 +247,9 @@ pub(crate) fn drop_unsent_tail(slot: &mut Slot, chunks: &mut Chunks) -> (u32, bo
     } else {
         slot.held.skip(chunks, slot.tail_piece, HEADER + keep as usize)
     };
-    slot.held.truncate(chunks, end);
+    if !slot.held.cut(chunks, end, [&mut slot.head, &mut slot.cursor, &mut slot.tail_piece]) {
+        return Err(NoChunk);
+    }
     slot.tail_piece_len = keep;
     slot.held_len -= unsent;
     if slot.is(is::CURSOR_IN_TAIL) {
@@ -258,7 +260,7 @@ pub(crate) fn drop_unsent_tail(slot: &mut Slot, chunks: &mut Chunks) -> (u32, bo
     }
     let partly_sent = keep > 0 || slot.is(is::CURSOR_IN_TAIL);
     reset_when_empty(slot, chunks);
-    (unsent, partly_sent)
+    Ok((unsent, partly_sent))
 }
 
 /// The bytes from `offset` after the first unacknowledged one, at most `n`, headers left out, as (length, slices).
@@ -369,7 +371,7 @@ mod tests {
         assert_eq!(text(&slot, &chunks, 0), b"cdef");
         assert_eq!(send(&mut slot, &chunks, 3), b"def");
         acknowledge(&mut slot, &mut chunks, 4);
-        assert!(slot.held.is_empty() && chunks.available() == 4);
+        assert!(slot.held.is_empty() && chunks.unused() == 4);
     }
 
     #[test]
@@ -392,7 +394,7 @@ mod tests {
         acknowledge(&mut slot, &mut chunks, 1000);
         assert_eq!(text(&slot, &chunks, 0), &all[1000..]);
         acknowledge(&mut slot, &mut chunks, all.len() as u32 - 1000);
-        assert_eq!(chunks.available(), 16);
+        assert_eq!(chunks.unused(), 16);
     }
 
     #[test]
@@ -409,7 +411,7 @@ mod tests {
         assert_eq!(send(&mut slot, &chunks, 6), b"second");
         rewind(&mut slot);
         assert_eq!(drop_head_turn(&mut slot, &mut chunks), (6, true));
-        assert_eq!(chunks.available(), 8);
+        assert_eq!(chunks.unused(), 8);
     }
 
     #[test]
@@ -419,16 +421,16 @@ mod tests {
         put(&mut slot, &mut chunks, 2, &[7; 3000]);
         send(&mut slot, &chunks, 3);
         send(&mut slot, &chunks, 1200);
-        assert_eq!(drop_unsent_tail(&mut slot, &mut chunks), (1800, true));
+        assert_eq!(drop_unsent_tail(&mut slot, &mut chunks), Ok((1800, true)));
         put(&mut slot, &mut chunks, 3, b"three");
         let got = text(&slot, &chunks, 0);
         assert_eq!((got.len(), &got[1203..]), (1208, &b"three"[..]));
-        assert_eq!(drop_unsent_tail(&mut slot, &mut chunks), (5, false));
+        assert_eq!(drop_unsent_tail(&mut slot, &mut chunks), Ok((5, false)));
         acknowledge(&mut slot, &mut chunks, 1203);
         // The emptied piece still has its gate.
         assert_eq!(next_piece(&slot, &chunks).unwrap().len, 0);
         enter_piece(&mut slot, &chunks);
         reset_when_empty(&mut slot, &mut chunks);
-        assert_eq!(chunks.available(), 8);
+        assert_eq!(chunks.unused(), 8);
     }
 }

@@ -9,6 +9,7 @@
 //! | `table` | the table of sessions: all that callers use |
 //! | `slot` | one session as plain data, and its phases |
 //! | `arena`, `chunks` | the shard's part of the region, carved; payload memory |
+//! | `undo` | what brings the slots back when a transaction is left open |
 //! | `online` | captured segments become the held stream: order, doubles, holes |
 //! | `held`, `stash` | bytes in order for the target; bytes behind a hole |
 //! | `turns` | when a turn may go out |
@@ -54,10 +55,11 @@ mod target;
 mod targets;
 mod timers;
 mod turns;
+mod undo;
 pub mod wheel;
 mod wide;
 
 pub use config::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, TargetConfig, Times};
 pub use histogram::Histogram;
-pub use table::{BURST, BURST_BYTES, Sink, Table};
+pub use table::{BURST, BURST_BYTES, Held, Sink, Table};
 pub use tally::{Count, Dropped, Health, Tally};

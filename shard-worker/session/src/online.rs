@@ -51,8 +51,7 @@ impl Table {
             self.distribute(now_us, id, segment, payload);
             return;
         }
-        let wanted =
-            copies(self.config.seeds.sample, &segment.client, &segment.server, 0, percent_ppm, copies_milli);
+        let wanted = self.copies_wanted(segment, percent_ppm, copies_milli);
         if wanted == 0 {
             self.tally.one(Count::SampledOut);
             return;
@@ -90,8 +89,13 @@ impl Table {
         }
     }
 
+    /// How many sessions a flow that is not known would have.
+    pub(crate) fn copies_wanted(&self, segment: &Captured, percent_ppm: u32, copies_milli: u32) -> u32 {
+        copies(self.config.seeds.sample, &segment.client, &segment.server, 0, percent_ppm, copies_milli)
+    }
+
     /// Bytes that are wanted but find no session.
-    fn refuse(&mut self, reason: Drop, copies: u32, len: usize) {
+    pub(crate) fn refuse(&mut self, reason: Drop, copies: u32, len: usize) {
         self.tally.add(Count::Wanted, u64::from(copies) * len as u64);
         for _ in 0..copies {
             self.tally.drop_bytes(reason, len as u32);
@@ -261,7 +265,7 @@ impl Table {
         }
         let seq = seq + doubled.len() as u32;
         let held = u64::from(slot.held_len) + u64::from(slot.stash_bytes) + fresh.len() as u64;
-        if held > u64::from(self.config.limits.held_per_session) || !self.has_room(now_us, id, fresh.len()) {
+        if held > u64::from(self.config.limits.held_per_session) || !self.has_room(fresh.len()) {
             self.tally.drop_bytes(Drop::Memory, fresh.len() as u32);
             self.overflow(now_us, id, seq + fresh.len() as u32);
             return;
@@ -374,9 +378,7 @@ impl Table {
             let mut buffer = [0; ROOM];
             while ready.len > 0 {
                 let n = stash::read(self.slots.get(id), &self.chunks, &mut ready, &mut buffer);
-                if !self.has_room(now_us, id, n)
-                    || self.append(now_us, id, gate, ready.time_us, &buffer[..n]).is_err()
-                {
+                if !self.has_room(n) || self.append(now_us, id, gate, ready.time_us, &buffer[..n]).is_err() {
                     self.overflow(now_us, id, self.slots.get(id).online_next);
                     return;
                 }
@@ -406,6 +408,13 @@ impl Table {
             // Not a hole: data in a SYN, which waits for the client's next packet.
             return;
         }
+        if !self.reserve_for_stash(now_us, id) {
+            // There is room for what moves on once this transaction has ended.
+            self.slots.get_mut(id).arm(Timer::Hole, now_us);
+            self.rearm(id);
+            return;
+        }
+        let slot = self.slots.get(id);
         let next = stash::first_byte(slot, &self.chunks);
         let end = slot.is(is::END_KNOWN).then_some(slot.online_end);
         let Some(to) = [next, end].into_iter().flatten().reduce(Seq::min) else { return };
@@ -459,7 +468,11 @@ impl Table {
         slot.skip_reason = Drop::Gap as u8;
         slot.after_gap = 1;
         if had_data {
-            let (dropped, partly_sent) = held::drop_unsent_tail(slot, &mut self.chunks);
+            let Ok((dropped, partly_sent)) = held::drop_unsent_tail(slot, &mut self.chunks) else {
+                let to = slot.online_next;
+                self.overflow(now_us, id, to);
+                return;
+            };
             self.tally.discard(slot, Drop::Gap, dropped);
             let sent = partly_sent || (dropped == 0 && slot.held.is_empty());
             if sent && goes_on && slot.phase() == Phase::Open {

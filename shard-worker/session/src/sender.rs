@@ -30,6 +30,7 @@ use crate::tally::{Count, Tally};
 use crate::target::{LAG_US, lags};
 use crate::targets::{Attempt, Leave};
 use crate::turns::{self, Gate, Row};
+use crate::undo::SESSION_IMAGES;
 
 /// Payload of one record at most: a super-frame that the injector cuts.
 pub(crate) const RECORD_BYTES: u32 = 32 * 1024;
@@ -169,10 +170,14 @@ impl Table {
     pub(crate) fn send_ready(&mut self, now_us: u64, out: &mut impl Sink) -> bool {
         let mut room = Room { records: BURST as i32, bytes: BURST_BYTES as i32 };
         for _ in 0..VISITS {
-            if room.records <= EXTRA_RECORDS || room.bytes < LEAST_BYTES {
+            if room.records <= EXTRA_RECORDS
+                || room.bytes < LEAST_BYTES
+                || !self.slots.has_room(SESSION_IMAGES)
+            {
                 break;
             }
             let Some(id) = self.ready.pop() else { return false };
+            self.at(id);
             if self.visit(now_us, id, out, &mut room) {
                 self.ready.push(id);
             }

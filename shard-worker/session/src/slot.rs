@@ -1,6 +1,6 @@
 //! One session as plain data: what must survive a restart of the worker stands here and nowhere else. No pointers;
 //! links are slot or chunk numbers with [`NONE`]. All of it is written by the functions of this crate only, through
-//! `Slots::get_mut`, so that an undo log can be put there.
+//! `Slots::get_mut`, which keeps the undo log.
 //!
 //! | phase | entered when | left when |
 //! |---|---|---|
@@ -159,6 +159,10 @@ pub(crate) mod try_bit {
     pub(crate) const FRUITFUL: u8 = 4;
 }
 
+/// The bit of [`Slot::check`] that says that the open transaction has touched the slot. A slot with it in a log's image or
+/// outside of any transaction is no transaction's work.
+const UNSEALED: u32 = 1;
+
 /// One session.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -309,7 +313,8 @@ pub(crate) struct Slot {
     pub(crate) anchor_target: Wide,
     /// `rcv_nxt`, its high half.
     pub(crate) rcv_high: u16,
-    pub(crate) reserved: [u8; 4],
+    /// See [`Slot::seal`] and [`UNSEALED`].
+    check: u32,
 }
 
 impl Slot {
@@ -326,6 +331,52 @@ impl Slot {
         slot.tail_piece = Place::NOWHERE;
         slot.cursor = Place::NOWHERE;
         slot
+    }
+
+    /// Empties the slot; it stays in the transaction that it is in.
+    pub(crate) fn reset(&mut self) {
+        *self = Slot { check: self.check, ..Slot::empty() };
+    }
+
+    /// Puts the checksum in place: at the end of each transaction that touched the slot.
+    pub(crate) fn seal(&mut self) {
+        self.check = 0;
+        self.check = self.checksum() & !UNSEALED;
+    }
+
+    /// Takes it away: the transaction touches the slot.
+    pub(crate) fn unseal(&mut self) {
+        self.check |= UNSEALED;
+    }
+
+    /// Whether the open transaction has not touched the slot.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.check & UNSEALED == 0
+    }
+
+    /// Whether the slot is as a transaction left it. A slot of zeros is, like the memory that an arena begins with.
+    pub(crate) fn is_intact(&self) -> bool {
+        self.check == Slot { check: 0, ..*self }.checksum() & !UNSEALED
+    }
+
+    /// Fletcher's sums over the words, four lanes side by side so that they go through vector registers. The checksum's own
+    /// place must be zero.
+    fn checksum(&self) -> u32 {
+        const LANES: usize = 4;
+        let words: &[[u32; LANES]; size_of::<Slot>() / (4 * LANES)] = zerocopy::transmute_ref!(self);
+        let (mut sums, mut sums_of_sums) = ([0u32; LANES], [0u32; LANES]);
+        for lanes in words {
+            for lane in 0..LANES {
+                sums[lane] = sums[lane].wrapping_add(lanes[lane]);
+                sums_of_sums[lane] = sums_of_sums[lane].wrapping_add(sums[lane]);
+            }
+        }
+        // Odd factors, so that no lane's sum can stand for another's.
+        (0..LANES).fold(0, |hash, lane| {
+            let factor = 0x9e37_79b1u32.wrapping_mul(2 * lane as u32 + 1);
+            let both = sums[lane] ^ sums_of_sums[lane].rotate_left(16);
+            hash ^ both.wrapping_mul(factor).rotate_left(7 * lane as u32)
+        })
     }
 
     pub(crate) fn phase(&self) -> Phase {

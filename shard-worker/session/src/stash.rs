@@ -81,6 +81,11 @@ fn entries<'c>(slot: &'c Slot, chunks: &'c Chunks) -> impl Iterator<Item = (Entr
     })
 }
 
+/// Every byte of every entry (for checks).
+pub(crate) fn bytes<'c>(slot: &'c Slot, chunks: &'c Chunks) -> impl Iterator<Item = &'c [u8]> + 'c {
+    entries(slot, chunks).flat_map(|(entry, place)| slot.stash.slices(chunks, place, entry.len as usize))
+}
+
 /// Entries with bytes that are still ahead.
 fn ahead<'c>(slot: &'c Slot, chunks: &'c Chunks) -> impl Iterator<Item = (Entry, Place)> + 'c {
     let next = slot.online_next;
@@ -199,7 +204,7 @@ mod tests {
         }
         assert_eq!(got, [vec![1; 10], vec![2; 10]].concat());
         assert_eq!(reset_when_passed(&mut slot, &mut chunks), 5 + 5);
-        assert_eq!(chunks.available(), 8);
+        assert_eq!(chunks.unused(), 8);
     }
 
     #[test]

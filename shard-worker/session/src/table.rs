@@ -2,6 +2,11 @@
 //! put them on the ready list; [`Table::pump`] alone emits, in turn for each ready session and in bounded portions, so
 //! acknowledgements ride on data that leaves anyway and no session starves another.
 //!
+//! What happens between two calls of [`Table::settle`] is one transaction: a table made on the arena of one that died in
+//! between finds everything as it was at the last `settle`. The caller ends it before the undo log is full, which
+//! [`Table::admits`] and [`Table::is_full`] tell, and before it lets anybody see what was emitted ([`Table::seal`], then
+//! [`Table::conclude`]).
+//!
 //! | file | this table's |
 //! |---|---|
 //! | `online` | captured side: duplicates, holes, turns |
@@ -13,11 +18,15 @@
 
 use flow::hash::flow_hash;
 use flow::{Captured, Drop, Endpoint, Inject, Returned};
-use zerocopy::IntoBytes;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::compiler_fence;
 
-use crate::arena::{self, Arena, Header, Slots};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::arena::{self, Arena, Header};
 use crate::chunks::Chunks;
 use crate::config::{Clients, Config};
+use crate::congestion::RTO_MOST_US;
 use crate::endpoints::Pool;
 use crate::index::Index;
 use crate::numbering::LastNumbers;
@@ -26,6 +35,7 @@ use crate::slot::{NEVER, NONE, Phase, Slot, is};
 use crate::strangers::Strangers;
 use crate::tally::{Count, Tally};
 use crate::targets::Targets;
+use crate::undo::{ITEM_IMAGES, SESSION_IMAGES, Slots};
 use crate::wheel::Wheel;
 
 /// Records one [`Table::pump`] emits at most.
@@ -39,6 +49,26 @@ pub(crate) const DUE: usize = 1024;
 pub trait Sink {
     /// One record; the parts together are `head.payload_len` bytes.
     fn emit<'p>(&mut self, head: &Inject, parts: impl Iterator<Item = &'p [u8]>);
+}
+
+/// A session found in an arena, as far as those may know that condemn it.
+pub struct Held<'s> {
+    /// Its number.
+    pub id: u32,
+    slot: &'s Slot,
+}
+
+impl Held<'_> {
+    /// Whether it is of the flow that a captured segment belongs to.
+    pub fn is_of(&self, segment: &Captured) -> bool {
+        let slot = self.slot;
+        (slot.client, slot.server, slot.mapping) == (segment.client, segment.server, segment.mapping)
+    }
+
+    /// Whether a returned header is addressed to it.
+    pub fn is_answered_by(&self, record: &Returned) -> bool {
+        self.slot.replayed == record.client
+    }
 }
 
 /// The sessions of one shard.
@@ -63,6 +93,10 @@ pub struct Table {
     /// IPv4 and IPv6.
     pub(crate) pools: [Option<Pool>; 2],
     pub(crate) draining: bool,
+    /// Until then no answer could come back, whatever the targets did.
+    pub(crate) deaf_us: u64,
+    /// Sessions before this one were given up.
+    abandoned: u32,
     /// Where the search for the oldest backlogs goes on.
     pub(crate) hand: u32,
     /// Challenges in the present second (RFC 5961, section 7).
@@ -75,12 +109,25 @@ impl Table {
         arena::bytes(sessions, chunks)
     }
 
-    /// A table over an arena: empty when the arena is zeroed, else rebuilt from the slots that stand there.
+    /// A table over an arena: empty when the arena is zeroed, else rebuilt from the slots that stand there as they were at
+    /// their table's last [`Table::settle`].
     ///
     /// Panics when the arena is smaller than [`Table::arena_bytes`] or not aligned to eight bytes.
     pub fn new(arena: &'static mut [u8], config: Config) -> Table {
+        Self::successor(arena, config, false, |_| false)
+    }
+
+    /// The same after a predecessor's death. `committed`: it died between [`Table::seal`] and [`Table::settle`], and what it had
+    /// sealed was made public; its last transaction stands. Sessions that are `condemned` are lost, without a look at what
+    /// they hold.
+    pub fn successor(
+        arena: &'static mut [u8],
+        config: Config,
+        committed: bool,
+        condemned: impl Fn(&Held<'_>) -> bool,
+    ) -> Table {
         let (sessions, chunks) = (config.limits.sessions, config.limits.chunks);
-        let arena = Arena::carve(arena, sessions, chunks);
+        let arena = Arena::carve(arena, sessions, chunks, committed);
         let pool = |range| {
             Pool::new(range, config.seeds.endpoint, config.seeds.shard, config.shard, config.shards.max(1))
         };
@@ -104,17 +151,60 @@ impl Table {
             targets: Targets::new(config.targets.len(), config.pace, config.seeds.isn),
             pools,
             draining: false,
+            deaf_us: 0,
+            abandoned: 0,
             hand: 0,
             challenges: (0, 0),
             config,
         };
         if arena.used {
-            table.rebuild();
+            table.rebuild(condemned);
         }
         table
     }
 
-    /// Takes one captured segment.
+    /// Whether a captured segment can be taken in the open transaction. If not, it can be taken after [`Table::settle`], as well
+    /// as it ever will: memory is short, and what was closed for its sake is free only then.
+    #[must_use]
+    pub fn admits(
+        &mut self,
+        now_us: u64,
+        segment: &Captured,
+        payload_bytes: usize,
+        percent_ppm: u32,
+        copies_milli: u32,
+    ) -> bool {
+        !self.is_full() && self.reserve(now_us, segment, payload_bytes, percent_ppm, copies_milli)
+    }
+
+    /// Whether the open transaction has to end before anything more happens. What cannot be done in it waits.
+    pub fn is_full(&self) -> bool {
+        !self.slots.has_room(ITEM_IMAGES)
+    }
+
+    /// Whether the open transaction has touched anything.
+    pub fn has_changed(&self) -> bool {
+        !self.slots.is_untouched()
+    }
+
+    /// Makes the slots ready for the end of the transaction: the last thing before the caller's point of no return.
+    pub fn seal(&mut self) {
+        self.slots.seal();
+    }
+
+    /// The transaction has happened: the first thing after what it emitted can be seen.
+    pub fn conclude(&mut self) {
+        self.slots.forget();
+        self.chunks.settle();
+    }
+
+    /// Ends a transaction that nobody else has a part in.
+    pub fn settle(&mut self) {
+        self.seal();
+        self.conclude();
+    }
+
+    /// Takes one captured segment, see [`Table::admits`].
     pub fn captured(
         &mut self,
         now_us: u64,
@@ -127,13 +217,28 @@ impl Table {
         self.take_captured(now_us, segment, payload, percent_ppm, copies_milli);
     }
 
+    /// Counts one captured segment as wanted and dropped under `reason`, without a look at any session.
+    pub fn turn_away(
+        &mut self,
+        segment: &Captured,
+        payload_bytes: usize,
+        reason: Drop,
+        percent_ppm: u32,
+        copies_milli: u32,
+    ) {
+        self.tally.one(Count::TakenSegments);
+        self.tally.add(Count::TakenBytes, payload_bytes as u64);
+        let copies = self.copies_wanted(segment, percent_ppm, copies_milli);
+        self.refuse(reason, copies, payload_bytes);
+    }
+
     /// Takes one returned header.
     pub fn returned(&mut self, now_us: u64, record: &Returned) {
         self.clock(now_us);
         self.take_returned(now_us, record);
     }
 
-    /// Runs the timers that are due.
+    /// Runs the timers that are due, as many as the transaction has room for.
     pub fn tick(&mut self, now_us: u64) {
         self.clock(now_us);
         self.run_timers(now_us);
@@ -147,7 +252,17 @@ impl Table {
 
     /// When [`Table::tick`] should run next.
     pub fn next_deadline_us(&self) -> Option<u64> {
-        self.wheel.next_deadline_us()
+        if self.due.is_empty() { self.wheel.next_deadline_us() } else { Some(self.header.clock_us) }
+    }
+
+    /// Until this time, 0 for never, the way back was not whole: silence of a target up to then is not held against it.
+    pub const fn was_deaf(&mut self, until_us: u64) {
+        self.deaf_us = until_us;
+    }
+
+    /// Until when the one on a four-tuple may have to wait for the way back, and for its own next retransmission then.
+    pub(crate) const fn hears_again_us(&self) -> u64 {
+        if self.deaf_us == 0 { 0 } else { self.deaf_us + RTO_MOST_US }
     }
 
     /// No new sessions from now on.
@@ -161,13 +276,25 @@ impl Table {
         self.tally.in_flight == 0 && self.ready.is_empty()
     }
 
-    /// Gives up everything: the rest is dropped as `stopped`, [`Table::pump`] emits the resets.
-    pub fn abandon(&mut self, now_us: u64) {
+    /// Gives up everything: the rest is dropped as `stopped`, [`Table::pump`] emits the resets. False: the transaction is full,
+    /// and it is to be called again after it.
+    pub fn abandon(&mut self, now_us: u64) -> bool {
         self.clock(now_us);
         self.draining = true;
-        for id in 0..self.slots.len() {
-            self.stop(now_us, id);
+        while self.abandoned < self.slots.len() {
+            if !self.slots.has_room(SESSION_IMAGES) {
+                return false;
+            }
+            self.stop(now_us, self.abandoned);
+            self.abandoned += 1;
         }
+        true
+    }
+
+    /// The session that the table of an arena was at when it last ran timers or emitted; its number means something only if
+    /// that is what it died of.
+    pub fn last_at(arena: &[u8]) -> Option<u32> {
+        Header::ref_from_prefix(arena).ok().map(|(header, _)| header.at)
     }
 
     /// The counters.
@@ -183,7 +310,8 @@ impl Table {
     /// A copy of the arena's bytes, from which another table can be made: for tests, and for looking at a table from
     /// outside.
     pub fn image(&self) -> Vec<u8> {
-        [self.header.as_bytes(), self.slots.as_bytes(), self.chunks.as_bytes()].concat()
+        [self.header.as_bytes(), &self.slots.log_bytes(), self.slots.as_bytes(), self.chunks.as_bytes()]
+            .concat()
     }
 
     /// Time never goes back, not even across a restart.
@@ -192,6 +320,12 @@ impl Table {
             self.wheel.expire(now_us, 0, &mut self.due);
         }
         self.header.clock_us = self.header.clock_us.max(now_us);
+    }
+
+    /// Notes which session is worked on, before that begins.
+    pub(crate) fn at(&mut self, id: u32) {
+        self.header.at = id;
+        compiler_fence(SeqCst);
     }
 
     /// After any change to a session: it may have something to emit, and its deadlines may have moved closer.
@@ -243,9 +377,9 @@ impl Table {
         })
     }
 
-    /// After a restart: indices, free lists, wheel and gauges from the slots. A slot that makes no sense is emptied and
-    /// what it had in flight counted as `worker_lost`.
-    fn rebuild(&mut self) {
+    /// After a restart: indices, free lists, wheel and gauges from the slots. A slot that makes no sense, or was changed by
+    /// anybody but a transaction, is emptied. Whoever knows what was in flight before can tell what went with it.
+    fn rebuild(&mut self, condemned: impl Fn(&Held<'_>) -> bool) {
         let mut used = vec![false; self.chunks.len()];
         self.free.clear();
         for id in (0..self.slots.len()).rev() {
@@ -254,18 +388,19 @@ impl Table {
                 self.free.push(id);
                 continue;
             }
-            self.tally.inherited += u64::from(slot.in_flight);
-            let sound = self.is_sound(&slot)
+            let sound = slot.is_intact()
+                && self.is_sound(&slot)
+                && !condemned(&Held { id, slot: &slot })
                 && slot.held.mark(&self.chunks, &mut used)
                 && slot.stash.mark(&self.chunks, &mut used);
             if !sound {
                 self.tally.one(Count::SlotsUnusable);
                 self.tally.one(Count::FailedWorkerLost);
-                self.tally.drop_bytes(Drop::WorkerLost, slot.in_flight);
-                *self.slots.get_mut(id) = Slot::empty();
+                self.slots.mend(id, |slot| *slot = Slot::empty());
                 self.free.push(id);
                 continue;
             }
+            self.tally.inherited += u64::from(slot.in_flight);
             self.tally.open += 1;
             self.tally.in_flight += u64::from(slot.in_flight);
         }
@@ -292,9 +427,10 @@ impl Table {
         }
         for link in [slot.next_copy, slot.waiter] {
             if link != NONE && self.slots.get(link).phase() == Phase::Free {
-                let slot = self.slots.get_mut(id);
-                slot.next_copy = if slot.next_copy == link { NONE } else { slot.next_copy };
-                slot.waiter = if slot.waiter == link { NONE } else { slot.waiter };
+                self.slots.mend(id, |slot| {
+                    slot.next_copy = if slot.next_copy == link { NONE } else { slot.next_copy };
+                    slot.waiter = if slot.waiter == link { NONE } else { slot.waiter };
+                });
             }
         }
         if slot.is(is::FIRST) {

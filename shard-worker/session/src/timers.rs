@@ -9,16 +9,23 @@ use crate::table::{DUE, Table};
 use crate::tally::Count;
 use crate::target::{alive_pause_us, awaits_answer};
 use crate::targets::SILENT_TRIES;
+use crate::undo::SESSION_IMAGES;
 
 impl Table {
     pub(crate) fn run_timers(&mut self, now_us: u64) {
         let mut due = std::mem::take(&mut self.due);
-        due.clear();
-        self.wheel.expire(now_us, DUE, &mut due);
-        for &id in &due {
+        if due.is_empty() {
+            self.wheel.expire(now_us, DUE, &mut due);
+        }
+        let mut done = 0;
+        while done < due.len() && self.slots.has_room(SESSION_IMAGES) {
+            let id = due[done];
+            self.at(id);
             self.run_deadlines(now_us, id);
             self.rearm(id);
+            done += 1;
         }
+        due.drain(..done);
         self.due = due;
     }
 
@@ -51,11 +58,13 @@ impl Table {
     }
 
     fn retransmission_due(&mut self, now_us: u64, id: u32) {
-        let dead_us = self.config.times.dead_us;
+        let (dead_us, deaf_us) = (self.config.times.dead_us, self.deaf_us);
         let v4 = self.config.targets[self.slots.get(id).target as usize].endpoint.addr.is_v4();
         let slot = self.slots.get_mut(id);
         match slot.phase() {
-            Phase::Opening | Phase::Open if now_us.saturating_sub(slot.progress_us) >= dead_us => {
+            Phase::Opening | Phase::Open
+                if now_us.saturating_sub(slot.progress_us.max(deaf_us)) >= dead_us =>
+            {
                 self.part(now_us, id, Drop::TimedOut, Count::FailedTimedOut);
             }
             // It waited for its turn.
@@ -94,7 +103,7 @@ impl Table {
         if slot.phase() != Phase::Open || slot.unsent() == 0 {
             return;
         }
-        if now_us.saturating_sub(slot.progress_us) >= idle_us {
+        if now_us.saturating_sub(slot.progress_us.max(self.deaf_us)) >= idle_us {
             self.part(now_us, id, Drop::TimedOut, Count::FailedTimedOut);
             return;
         }
@@ -138,10 +147,12 @@ impl Table {
     /// Something has lasted too long.
     fn end_due(&mut self, now_us: u64, id: u32) {
         let times = self.config.times;
+        let queue_until_us = self.hears_again_us() + times.queue_us;
         let slot = self.slots.get_mut(id);
         match slot.phase() {
             Phase::Free | Phase::Resetting => {}
             Phase::Lingering => self.finish(now_us, id, Drop::TargetClosed),
+            Phase::Queued if now_us < queue_until_us => slot.arm(Timer::End, queue_until_us),
             Phase::Queued => {
                 // The older session on the four-tuple does not come to an end: it has to.
                 if let Some(holder) = self.holder_of(id) {

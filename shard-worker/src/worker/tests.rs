@@ -6,8 +6,9 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use flow::record::{flag, inject_bit, opt};
-use flow::{Drop as Reason, Endpoint, Inject, Returned, Seq, TcpFields, hash};
-use shm::{Consumer, Producer, RoleState, Spec};
+use flow::{Captured, Drop as Reason, Endpoint, Inject, Returned, Seq, TcpFields, hash};
+use session::Count;
+use shm::{Consumer, Link, Producer, RoleState, Spec};
 use topology::plan::{
     CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
 };

@@ -1,7 +1,8 @@
-//! Words that may change while the pipeline runs. The supervisor writes them (signals, control socket); every role reads
-//! them once a batch. They are independent of each other and guard no other memory, so Relaxed is enough throughout.
+//! Words that may change while the pipeline runs. The supervisor writes them (signals, control socket), but for the last,
+//! which is the return receiver's; every role reads them once a batch. They are independent of each other and guard no
+//! other memory, so Relaxed is enough throughout.
 
-use crate::sync::{AtomicU32, Ordering::Relaxed};
+use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// The control words of a region.
 #[repr(C)]
@@ -12,6 +13,7 @@ pub struct Control {
     draining: AtomicU32,
     percent_ppm: AtomicU32,
     copies_milli: AtomicU32,
+    deaf_ms: AtomicU64,
     failed: AtomicU32,
 }
 
@@ -74,5 +76,16 @@ impl Control {
     /// See [`Control::copies_milli`].
     pub fn set_copies_milli(&self, milli: u32) {
         self.copies_milli.store(milli, Relaxed);
+    }
+
+    /// When an intercept was last missing, CLOCK_MONOTONIC milliseconds; 0 if none ever was. Until then a target's silence
+    /// says nothing about the target.
+    pub fn deaf_ms(&self) -> u64 {
+        self.deaf_ms.load(Relaxed)
+    }
+
+    /// See [`Control::deaf_ms`].
+    pub fn set_deaf_ms(&self, now_ms: u64) {
+        self.deaf_ms.store(now_ms, Relaxed);
     }
 }

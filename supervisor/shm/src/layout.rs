@@ -3,7 +3,7 @@
 //! ```text
 //! header      one page
 //! plan        64 KiB
-//! roles       capturer, injector, receiver, shard 0, ...; each: heartbeat, doorbell, counters (12 KiB)
+//! roles       capturer, injector, receiver, shard 0, ...; each: heartbeat, doorbell, counters, journal (36 KiB)
 //! indices     head and tail of each ring: capture[0..], inject[0..], returns[0..]
 //! rings       their bytes, in the same order
 //! arenas      shard 0, ...: sessions and held payload
@@ -17,10 +17,11 @@ use crate::counters::Block;
 use crate::doorbell::Doorbell;
 use crate::header::Header;
 use crate::heartbeat::Heartbeat;
+use crate::journal::Record;
 use crate::ring::{Indices, MAX_CAPACITY, MIN_CAPACITY};
 
 /// Version of the layout and of what its blocks mean.
-pub(crate) const VERSION: u64 = 1;
+pub(crate) const VERSION: u64 = 2;
 /// Bytes for the plan: 256 mappings and 256 targets as JSON are about 30 KiB.
 pub const PLAN_BYTES: usize = 64 * 1024;
 /// Shards at most.
@@ -28,9 +29,10 @@ pub const MAX_SHARDS: u16 = 256;
 /// Alignment of sections and arenas.
 pub(crate) const PAGE: u64 = 4096;
 
-const ROLE_BYTES: u64 = 3 * PAGE;
+const ROLE_BYTES: u64 = 9 * PAGE;
 const DOORBELL_IN_ROLE: u64 = 128;
 const COUNTERS_IN_ROLE: u64 = PAGE;
+const JOURNAL_IN_ROLE: u64 = 3 * PAGE;
 /// Roles that there is one of: capturer, injector, receiver.
 const SINGLE_ROLES: u64 = 3;
 /// Links of one shard.
@@ -43,7 +45,8 @@ const _: () = {
     assert!(CONTROL_IN_HEADER + size_of::<Control>() as u64 <= PAGE);
     assert!(size_of::<Heartbeat>() as u64 <= DOORBELL_IN_ROLE);
     assert!(DOORBELL_IN_ROLE + size_of::<Doorbell>() as u64 <= COUNTERS_IN_ROLE);
-    assert!(COUNTERS_IN_ROLE + size_of::<Block>() as u64 <= ROLE_BYTES);
+    assert!(COUNTERS_IN_ROLE + size_of::<Block>() as u64 <= JOURNAL_IN_ROLE);
+    assert!(JOURNAL_IN_ROLE + size_of::<Record>() as u64 <= ROLE_BYTES);
     assert!(size_of::<Indices>() == 256);
 };
 
@@ -87,6 +90,26 @@ pub enum Link {
     Inject(u16),
     /// Return receiver → shard k.
     Returns(u16),
+}
+
+/// What stands at a place of the region; without what is written once, and without the orders in the control words.
+#[cfg(feature = "scribble")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Of any role.
+    Heartbeat,
+    /// Of any role.
+    Doorbell,
+    /// Of any role.
+    Counters,
+    /// Of any role.
+    Journal,
+    /// Head and tail of a ring.
+    Indices(Link),
+    /// A ring's bytes.
+    Ring(Link),
+    /// A shard's arena.
+    Arena(u16),
 }
 
 impl Spec {
@@ -174,10 +197,12 @@ impl Layout {
             size_of::<Heartbeat>() as u64,
             size_of::<Doorbell>() as u64,
             size_of::<Block>() as u64,
+            size_of::<Record>() as u64,
             size_of::<Indices>() as u64,
             CONTROL_IN_HEADER,
             DOORBELL_IN_ROLE,
             COUNTERS_IN_ROLE,
+            JOURNAL_IN_ROLE,
             ROLE_BYTES,
             u64::from_ne_bytes(*b"tcptwin\0"),
         ];
@@ -186,6 +211,30 @@ impl Layout {
             .iter()
             .flat_map(|fact| fact.to_le_bytes())
             .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    }
+
+    /// Everything that roles write while they work, part by part.
+    #[cfg(feature = "scribble")]
+    pub(crate) fn parts(&self) -> Vec<(Part, std::ops::Range<u64>)> {
+        let span = |at: u64, bytes: u64| at..at + bytes;
+        let roles = [Role::Capturer, Role::Injector, Role::Receiver].into_iter();
+        let shards = || 0..self.spec.shards;
+        let of_roles = roles.chain(shards().map(Role::Shard)).flat_map(|role| {
+            [
+                (Part::Heartbeat, span(self.heartbeat(role), size_of::<Heartbeat>() as u64)),
+                (Part::Doorbell, span(self.doorbell(role), size_of::<Doorbell>() as u64)),
+                (Part::Counters, span(self.counters(role), size_of::<Block>() as u64)),
+                (Part::Journal, span(self.journal(role), size_of::<Record>() as u64)),
+            ]
+        });
+        let links = shards().flat_map(|k| [Link::Capture(k), Link::Inject(k), Link::Returns(k)]);
+        let of_links = links.flat_map(|link| {
+            let (at, bytes) = self.ring(link);
+            let indices = span(self.ring_indices(link), size_of::<Indices>() as u64);
+            [(Part::Indices(link), indices), (Part::Ring(link), span(at, bytes.into()))]
+        });
+        let arenas = shards().map(|k| (Part::Arena(k), span(self.arena(k), self.spec.arena)));
+        of_roles.chain(of_links).chain(arenas).collect()
     }
 
     pub(crate) const fn control(&self) -> u64 {
@@ -206,6 +255,10 @@ impl Layout {
 
     pub(crate) fn counters(&self, role: Role) -> u64 {
         self.heartbeat(role) + COUNTERS_IN_ROLE
+    }
+
+    pub(crate) fn journal(&self, role: Role) -> u64 {
+        self.heartbeat(role) + JOURNAL_IN_ROLE
     }
 
     pub(crate) fn ring_indices(&self, link: Link) -> u64 {
@@ -255,6 +308,18 @@ impl Layout {
         kind * usize::from(self.spec.shards) + usize::from(self.shard(link.shard()))
     }
 
+    /// The link at a position among all links.
+    pub(crate) fn link_at(&self, index: usize) -> Option<Link> {
+        let shards = usize::from(self.spec.shards);
+        let shard = (index % shards) as u16;
+        match index / shards {
+            0 => Some(Link::Capture(shard)),
+            1 => Some(Link::Inject(shard)),
+            2 => Some(Link::Returns(shard)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn link_count(&self) -> usize {
         LINKS as usize * usize::from(self.spec.shards)
     }
@@ -300,8 +365,10 @@ mod tests {
             all.push((layout.heartbeat(role), size_of::<Heartbeat>() as u64));
             all.push((layout.doorbell(role), size_of::<Doorbell>() as u64));
             all.push((layout.counters(role), size_of::<Block>() as u64));
+            all.push((layout.journal(role), size_of::<Record>() as u64));
         }
         for link in links {
+            assert_eq!(layout.link_at(layout.link_index(link)), Some(link));
             all.push((layout.ring_indices(link), size_of::<Indices>() as u64));
             let (at, bytes) = layout.ring(link);
             assert_eq!(at % PAGE, 0);

@@ -10,6 +10,7 @@
 //! | `ring` | SPSC byte ring: `ring/producer`, `ring/consumer`; `memory` is the bytes below it |
 //! | `doorbell` | sleeping and waking across processes without losing a wake-up |
 //! | `counters` | counters with one writer each |
+//! | `journal` | what makes a role's batch one step: a redo record of cursors and counters |
 //! | `heartbeat` | is a role alive, what does it do |
 //! | `control` | what may change while running: halt, pause, drain, percent, copies |
 //! | `lock` | the file lock that every role inherits: one instance a name |
@@ -38,6 +39,8 @@ mod header;
 #[cfg(not(loom))]
 mod heartbeat;
 #[cfg(not(loom))]
+mod journal;
+#[cfg(not(loom))]
 mod layout;
 #[cfg(not(loom))]
 mod leftover;
@@ -53,6 +56,9 @@ mod sys;
 pub use doorbell::Doorbell;
 pub use ring::{Batch, Consumer, Producer};
 
+#[cfg(all(feature = "scribble", not(loom)))]
+pub use layout::Part;
+
 #[cfg(not(loom))]
 pub use {
     clock::{monotonic_ms, monotonic_ns, monotonic_us},
@@ -60,6 +66,7 @@ pub use {
     counters::{COUNTERS_PER_ROLE, Counters},
     error::RegionError,
     heartbeat::{Heartbeat, RoleState},
+    journal::{Item, Journal, Word},
     layout::{Link, MAX_SHARDS, PLAN_BYTES, Role, Spec},
     leftover::Leftover,
     lock::{LockError, LockFile},

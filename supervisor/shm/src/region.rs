@@ -25,6 +25,7 @@ use crate::doorbell::Doorbell;
 use crate::error::RegionError;
 use crate::header::{Header, boot_id};
 use crate::heartbeat::{Heartbeat, RoleState};
+use crate::journal::{Item, Journal, Record};
 use crate::layout::{Layout, Link, PAGE, PLAN_BYTES, Role, Spec};
 use crate::leftover::{self, Leftover};
 use crate::memory::Memory;
@@ -55,6 +56,7 @@ struct Taken {
     producers: Box<[AtomicBool]>,
     consumers: Box<[AtomicBool]>,
     counters: Box<[AtomicBool]>,
+    journals: Box<[AtomicBool]>,
     arenas: Box<[AtomicBool]>,
 }
 
@@ -160,6 +162,7 @@ impl Region {
             producers: flags(layout.link_count()),
             consumers: flags(layout.link_count()),
             counters: flags(layout.role_count()),
+            journals: flags(layout.role_count()),
             arenas: flags(layout.spec().shards.into()),
         };
         Box::leak(Box::new(Self { base, layout, instance, taken }))
@@ -253,6 +256,23 @@ impl Region {
         self.block(role)[index].load(Relaxed)
     }
 
+    /// The writing end of a role's journal; stores again what a predecessor had committed, so it comes before the role's ring
+    /// ends. Panics when it was taken in this process before.
+    pub fn journal(&'static self, role: Role) -> Journal {
+        take(&self.taken.journals, self.layout.role_index(role), "the journal of", &role);
+        Journal::new(self, role, self.record(role))
+    }
+
+    /// What a role is at, or was when it died.
+    pub fn item(&self, role: Role) -> Item {
+        self.record(role).item()
+    }
+
+    /// Lets the next start of a role leave an item out. Only between the death of one and the start of the next.
+    pub fn leave_out(&self, role: Role, item: Item) {
+        self.record(role).leave_out(item);
+    }
+
     /// The writing end of a ring; goes on where a predecessor's published tail is. Panics when it was taken in this
     /// process before.
     pub fn producer(&self, link: Link) -> Producer {
@@ -281,6 +301,12 @@ impl Region {
         unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), self.spec().arena as usize) }
     }
 
+    /// Where everything stands that roles write while they work, for who would damage it: bytes from the file's begin.
+    #[cfg(feature = "scribble")]
+    pub fn parts(&self) -> Vec<(crate::Part, std::ops::Range<u64>)> {
+        self.layout.parts()
+    }
+
     fn write_plan(&self, plan: &[u8]) {
         // SAFETY: the section is mapped, callers checked the length against it, and no reference into it exists.
         unsafe {
@@ -293,12 +319,25 @@ impl Region {
         unsafe { self.view(0) }
     }
 
-    fn block(&self, role: Role) -> &'static Block {
+    pub(crate) fn block(&self, role: Role) -> &'static Block {
         // SAFETY: the block is made of atomics and stands at this offset (`layout`).
         unsafe { self.view(self.layout.counters(role)) }
     }
 
-    fn indices(&self, link: Link) -> &'static Indices {
+    pub(crate) fn record(&self, role: Role) -> &'static Record {
+        // SAFETY: the record is made of atomics and stands at this offset (`layout`).
+        unsafe { self.view(self.layout.journal(role)) }
+    }
+
+    pub(crate) fn link_number(&self, link: Link) -> usize {
+        self.layout.link_index(link)
+    }
+
+    pub(crate) fn link_of_number(&self, number: usize) -> Option<Link> {
+        self.layout.link_at(number)
+    }
+
+    pub(crate) fn indices(&self, link: Link) -> &'static Indices {
         // SAFETY: Indices is made of atomics and stands at this offset (`layout`).
         unsafe { self.view(self.layout.ring_indices(link)) }
     }

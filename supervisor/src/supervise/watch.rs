@@ -9,10 +9,21 @@ use topology::Process;
 use super::{Phase, Supervisor};
 use crate::backoff::Verdict;
 use crate::member::Death;
-use crate::{hang, procfs, spawn, words};
+use crate::{aftermath, hang, procfs, spawn, words};
 
 /// Between tries to start a role when the system refuses.
 const START_AGAIN: Duration = Duration::from_secs(1);
+
+/// What becomes of a dead worker's sessions.
+fn words_of(verdict: aftermath::Verdict) -> String {
+    match verdict {
+        aftermath::Verdict::GoesOn => ", 0 sessions lost".to_owned(),
+        aftermath::Verdict::LeavesOut(_) => {
+            ", a record that it died of twice is left out, with its session".to_owned()
+        }
+        aftermath::Verdict::BeginsAnew(lost) => format!(", {} given up", words::counted(lost, "session")),
+    }
+}
 
 impl Supervisor {
     pub(super) fn reap(&mut self, now: Instant) {
@@ -28,11 +39,6 @@ impl Supervisor {
         let process = self.members[position].process;
         let heartbeat = self.region.heartbeat(process.role());
         let draining = !matches!(self.phase, Phase::Running);
-        let asked = self.members[position].leaving;
-        let lost = match process {
-            Process::Shard(shard) if !asked => self.morgue.bury(shard, self.reason_of_loss()),
-            _ => 0,
-        };
         heartbeat.set_pending(false);
         let how = match death {
             Death::InOrder if draining => {
@@ -40,19 +46,21 @@ impl Supervisor {
                 return;
             }
             Death::InOrder => "ended by itself".to_owned(),
-            Death::Other(how) => how.clone(),
+            Death::Crash(how) | Death::Kill(how) => how.clone(),
         };
-        let sessions = match process {
-            Process::Shard(_) => format!(", {} lost", words::counted(lost, "session")),
-            _ => String::new(),
-        };
-        if draining {
+        if self.is_the_last(process, now) {
+            let sessions = self.give_up(process);
             // Those after it wait for this word.
             heartbeat.set_state(RoleState::Done);
             self.event(format!("{process} died while draining ({how}){sessions}"));
             return;
         }
         heartbeat.set_state(RoleState::Starting);
+        let crashed = matches!(death, Death::Crash(_)) || self.members[position].was_hung();
+        let sessions = match process {
+            Process::Shard(shard) => words_of(self.aftermath.of_a_death(shard, crashed)),
+            _ => String::new(),
+        };
         let member = &mut self.members[position];
         if std::mem::take(&mut member.leaving) {
             member.restarts += 1;
@@ -69,11 +77,34 @@ impl Supervisor {
                 };
                 self.event(format!("{process} restarted{pause} ({how}){sessions}"));
             }
-            Verdict::Stop => self.fail(
-                now,
-                format!("{process} died more than 20 times in a minute (last: {how}); replay was stopped"),
-            ),
+            Verdict::Stop => {
+                self.give_up(process);
+                self.fail(
+                    now,
+                    format!(
+                        "{process} died more than 20 times in a minute (last: {how}); replay was stopped"
+                    ),
+                );
+            }
         }
+    }
+
+    /// Whether a process that died now has no successor: all end anyway, and it is not the one whose work is waited for.
+    fn is_the_last(&self, process: Process, now: Instant) -> bool {
+        match self.phase {
+            Phase::Running => false,
+            Phase::Draining(drain) => {
+                drain.is_at_once() || drain.wants_kill(now) || !matches!(process, Process::Shard(_))
+            }
+            Phase::Over => true,
+        }
+    }
+
+    /// What a process without a successor takes with it, in words.
+    fn give_up(&mut self, process: Process) -> String {
+        let Process::Shard(shard) = process else { return String::new() };
+        let lost = self.aftermath.of_the_last(shard, self.reason_of_loss());
+        format!(", {} lost", words::counted(lost, "session"))
     }
 
     pub(super) fn start_due(&mut self, now: Instant) {
@@ -114,7 +145,7 @@ impl Supervisor {
             if let Some(hung) = member.watchdog.judge(now, sample, look) {
                 tracing::warn!("{} {}: killed, to be started again", member.process, hung.words());
                 self.events.push(format!("{} {}: killed", member.process, hung.words()));
-                member.kill();
+                member.kill_hung(hung);
             }
         }
         self.watch_receiver(now_ms);

@@ -93,18 +93,24 @@ pub struct Taken {
 /// One sentence, exit code 3.
 pub fn client_ranges(plan: &Plan, taken: &[Taken]) -> Result<(), Refusal> {
     let Clients::Pool { v4, v6, .. } = &plan.clients else { return Ok(()) };
-    let holds = |range: &Range| taken.iter().find(|one| range.contains(one.addr.into()));
-    for range in [v4, v6].into_iter().flatten() {
-        if let Some(one) = holds(range) {
-            return Err(Refusal::preflight(format!(
-                "the client range {range} holds {} ({}). Give a range that nobody uses, for example -c {}",
-                one.addr,
-                one.what,
-                if range.is_v4() { "198.18.16.0/20" } else { "2001:2:0:1::/64" },
-            )));
-        }
+    [v4, v6].into_iter().flatten().try_for_each(|range| free(range, taken))
+}
+
+/// Refuses a range of replayed clients, of a run or of a device that takes its route, that holds an address of a host we
+/// know.
+///
+/// # Errors
+/// One sentence, exit code 3.
+pub fn free(range: &Range, taken: &[Taken]) -> Result<(), Refusal> {
+    match taken.iter().find(|one| range.contains(one.addr.into())) {
+        None => Ok(()),
+        Some(one) => Err(Refusal::preflight(format!(
+            "the client range {range} holds {} ({}). Give a range that nobody uses, for example -c {}",
+            one.addr,
+            one.what,
+            if range.is_v4() { "198.18.16.0/20" } else { "2001:2:0:1::/64" },
+        ))),
     }
-    Ok(())
 }
 
 /// The addresses of the plan itself that no client may have: targets, intercepts, online services.

@@ -392,13 +392,11 @@ impl<'a> World<'a> {
             let of = format!("captured flow {} {} at {}+{len}", flow.id, flow.client, seen.offset);
             format!("{of} ack {} {:?}{}", seen.ack, seen.mark, if shot.cut > 0 { " cut" } else { "" })
         });
-        self.table.captured(
-            self.now_us,
-            &segment,
-            payload,
-            self.scenario.percent_ppm,
-            self.scenario.copies_milli,
-        );
+        let (percent_ppm, copies_milli) = (self.scenario.percent_ppm, self.scenario.copies_milli);
+        if !self.table.admits(self.now_us, &segment, payload.len(), percent_ppm, copies_milli) {
+            self.table.settle();
+        }
+        self.table.captured(self.now_us, &segment, payload, percent_ppm, copies_milli);
     }
 
     fn happen(&mut self, event: Event) -> Result<(), Broken> {
@@ -444,7 +442,11 @@ impl<'a> World<'a> {
             }
             Event::Successor => self.succeed(),
             Event::Drain => self.table.drain(self.now_us),
-            Event::Abandon => self.table.abandon(self.now_us),
+            Event::Abandon => {
+                while !self.table.abandon(self.now_us) {
+                    self.table.settle();
+                }
+            }
         }
         Ok(())
     }
@@ -477,6 +479,8 @@ impl<'a> World<'a> {
     /// The worker is gone; another takes over its arena.
     fn succeed(&mut self) {
         self.trace(|| "a successor takes the table over".to_owned());
+        // What was captured at this instant is not captured again here, so it must have happened.
+        self.table.settle();
         let image = self.table.image();
         let place = arena(image.len() as u64);
         place[..image.len()].copy_from_slice(&image);
@@ -502,6 +506,7 @@ impl<'a> World<'a> {
             self.sent = sent;
             self.sent.clear();
             if !more {
+                self.table.settle();
                 return Ok(());
             }
         }

@@ -4,7 +4,7 @@
 use flow::record::{SackBlock, flag, kind, opt};
 use flow::{Captured, Inject, Returned, Seq, TcpFields};
 use proptest::prelude::*;
-use session::{Clients, Config, Join, OnGap, Rtt, Sink, Table, Times};
+use session::{Clients, Config, Count, Join, OnGap, Rtt, Sink, Table, Times};
 
 use crate::kit::*;
 
@@ -138,11 +138,17 @@ fn story(seed: u64, steps: usize) {
     let mut now_us = 1_000 * SECOND;
     let mut last = Last::default();
     let mut flows: Vec<(Client, Seq)> = (0..5).map(|n| (Client::new(n), Client::new(n).isn)).collect();
+    let mut settled = table.digest();
     for step in 0..steps {
         match dice.roll(20) {
             0..=7 => {
                 let (segment, payload) = captured(&mut dice, &mut flows, now_us);
-                table.captured(now_us, &segment, &payload, 1_000_000, 1_000 + dice.roll(2_000) as u32);
+                let copies_milli = 1_000 + dice.roll(2_000) as u32;
+                if !table.admits(now_us, &segment, payload.len(), 1_000_000, copies_milli) {
+                    table.settle();
+                    settled = table.digest();
+                }
+                table.captured(now_us, &segment, &payload, 1_000_000, copies_milli);
             }
             8..=15 => {
                 if let Some(record) = returned(&mut dice, &last) {
@@ -150,21 +156,34 @@ fn story(seed: u64, steps: usize) {
                 }
             }
             16 => now_us += dice.roll(2 * SECOND),
-            17 if step % 97 == 0 => {
+            17 if dice.roll(8) == 0 => {
+                // The worker is killed in the middle of a transaction, or just past the point of no return.
+                let committed = dice.roll(2) == 0;
+                if committed {
+                    table.seal();
+                    settled = table.digest();
+                }
                 let memory = arena(&config.limits);
                 let image = table.image();
                 memory[..image.len()].copy_from_slice(&image);
-                let before = table.tally().in_flight;
-                table = Table::new(memory, config.clone());
-                assert_eq!(table.tally().in_flight, before, "seed {seed:#x} step {step}");
+                table = Table::successor(memory, config.clone(), committed, |_| false);
+                assert_eq!(table.digest(), settled, "seed {seed:#x} step {step} committed {committed}");
+                assert_eq!(table.tally().count(Count::SlotsUnusable), 0, "seed {seed:#x} step {step}");
             }
             _ => now_us += dice.roll(3 * MS),
         }
-        table.tick(now_us);
-        while table.pump(now_us, &mut last) {}
+        if dice.roll(3) > 0 {
+            table.tick(now_us);
+            while table.pump(now_us, &mut last) {}
+        }
         if let Err(why) = table.check() {
             panic!("seed {seed:#x} step {step}: {why}");
         }
+        if dice.roll(3) == 0 {
+            table.settle();
+            settled = table.digest();
+        }
+        table.tick(now_us);
         if let Some(next) = table.next_deadline_us() {
             assert!(next + 1_000 > now_us, "seed {seed:#x} step {step}: a deadline is never served");
         }

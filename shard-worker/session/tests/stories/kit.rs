@@ -280,7 +280,11 @@ impl World {
         let mut segment = *segment;
         segment.time_ns = self.now_us * 1000;
         segment.payload_len = payload.len() as u32;
-        self.table.captured(self.now_us, &segment, payload, self.percent_ppm, self.copies_milli);
+        let (percent_ppm, copies_milli) = (self.percent_ppm, self.copies_milli);
+        if !self.table.admits(self.now_us, &segment, payload.len(), percent_ppm, copies_milli) {
+            self.table.settle();
+        }
+        self.table.captured(self.now_us, &segment, payload, percent_ppm, copies_milli);
         self.check();
         self.pump();
     }
@@ -330,6 +334,7 @@ impl World {
                 }
             }
             if !more {
+                self.table.settle();
                 return;
             }
         }

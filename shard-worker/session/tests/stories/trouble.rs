@@ -2,7 +2,7 @@
 
 use flow::Drop;
 use flow::record::flag;
-use session::{Config, Count, Health, TargetConfig};
+use session::{Clients, Config, Count, Health, TargetConfig};
 
 use crate::kit::*;
 
@@ -53,6 +53,59 @@ fn a_dark_target_is_not_stormed() {
     let served: u32 = world.peers.iter().map(|peer| peer.lines).sum();
     assert_eq!(world.dropped(Drop::TimedOut) + u64::from(served) * 6, 4_800);
     assert!(served >= 790, "{served}");
+    assert_eq!(world.table.tally().in_flight, 0);
+}
+
+/// The way back is cut for three minutes: the target takes what it is sent, and nobody can know. No session dies of it, and
+/// everything is delivered once the way is whole again.
+#[test]
+fn who_hears_nothing_because_it_is_deaf_does_not_time_out() {
+    let mut config = roomy();
+    config.times.dead_us = 10 * SECOND;
+    let mut world = World::with(config, TargetOptions::default());
+    let mut clients = Vec::new();
+    arrive(&mut world, &mut clients, 50);
+    world.options.dead = true;
+    clients.iter_mut().for_each(|client| client.sends(&mut world, b"r1 10\n"));
+    for _ in 0..180 {
+        world.table.was_deaf(world.now_us + SECOND);
+        world.run(SECOND);
+    }
+    assert_eq!(world.count(Count::FailedTimedOut), 0);
+    world.options.dead = false;
+    world.run(9 * SECOND);
+    world.assert_delivered_but(Drop::TimedOut, 0);
+    assert_eq!(world.table.tally().in_flight, 0);
+}
+
+/// The same with kept addresses, and a client that opens the same four-tuple again and again meanwhile: the second waits for
+/// the first, further ones take other ports, none is given up.
+#[test]
+fn a_four_tuple_that_comes_back_while_deaf_supersedes_nobody() {
+    let mut config = roomy();
+    config.clients = Clients::Keep;
+    let mut world = World::with(config, TargetOptions::default());
+    let mut first = Client::new(1);
+    first.opens(&mut world);
+    first.asks(&mut world, "r0", 10);
+    world.options.dead = true;
+    first.sends(&mut world, b"r1 10\n");
+    first.closes(&mut world);
+    for again in 1..4 {
+        let mut next = Client::starting_at(1, first.isn.0 + again * 50_000_000);
+        next.opens(&mut world);
+        next.sends(&mut world, b"r2 10\n");
+        next.closes(&mut world);
+        for _ in 0..20 {
+            world.table.was_deaf(world.now_us + SECOND);
+            world.run(SECOND);
+        }
+    }
+    world.options.dead = false;
+    world.run(30 * SECOND);
+    assert_eq!((world.count(Count::FailedSuperseded), world.count(Count::Queued)), (0, 1));
+    assert_eq!(world.count(Count::PortShifted), 2);
+    world.assert_delivered_but(Drop::TimedOut, 0);
     assert_eq!(world.table.tally().in_flight, 0);
 }
 

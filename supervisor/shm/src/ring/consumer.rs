@@ -237,6 +237,18 @@ impl Batch<'_> {
         Records { consumer: self.consumer, left: self.consumer.batch[..self.count].iter() }
     }
 
+    /// Where record `index` begins, counted in ring bytes: names it for good.
+    pub fn position(&self, index: usize) -> Option<u64> {
+        self.consumer.batch[..self.count].get(index).map(|held| held.position)
+    }
+
+    /// The head that freeing the first `n` records leaves.
+    pub fn head_after(&self, n: usize) -> u64 {
+        n.min(self.count)
+            .checked_sub(1)
+            .map_or(self.consumer.released, |last| self.consumer.batch[last].end())
+    }
+
     /// Frees all records of the batch, seen or not.
     pub fn release(self) {
         let count = self.count;
@@ -244,7 +256,12 @@ impl Batch<'_> {
     }
 
     /// Frees the first `n` records (all of them when there are fewer); the others come again.
-    pub fn release_first(self, n: usize) {
+    pub fn release_first(mut self, n: usize) {
+        self.free_first(n);
+    }
+
+    /// Frees the first `n` records (all of them when there are fewer), and keeps the batch: the others can still be looked at.
+    pub fn free_first(&mut self, n: usize) {
         if let Some(last) = n.min(self.count).checked_sub(1) {
             self.consumer.cursor = self.consumer.batch[last].end();
             self.consumer.store_head();

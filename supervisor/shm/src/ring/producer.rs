@@ -124,6 +124,16 @@ impl Producer {
         true
     }
 
+    /// Whether anything was committed that is not published.
+    pub const fn is_staged(&self) -> bool {
+        self.staged != self.published
+    }
+
+    /// Up to where [`Producer::publish`] will have published: the tail to be.
+    pub const fn staged(&self) -> u64 {
+        self.staged
+    }
+
     /// Ring bytes that a record with `len` bytes of payload takes.
     pub const fn record_bytes(len: usize) -> usize {
         record_bytes(len)

@@ -1,0 +1,352 @@
+//! Watches every process through the shared region while faults go on, from a thread of its own: who died, when its
+//! successor handled its first packet, and whether two ever worked at once.
+//!
+//! A role counts its starts in its heartbeat (`epoch`), as its first act in the region. So a start is seen within a
+//! millisecond, and then: it must be one start, its predecessor must be gone from the process table, and somebody must
+//! have asked for that death.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use injector::ReturnCount;
+use lab::{Histogram, process};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use shard_worker::counters::{WorkerCount, offset_worker};
+use shm::{Region, Role, monotonic_us};
+use topology::Process;
+
+use crate::args::Kind;
+
+/// The thread, and what it writes down.
+pub(crate) struct Watch {
+    shared: Arc<Mutex<Book>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What is known.
+pub(crate) struct Book {
+    region: &'static Region,
+    supervisor: u32,
+    places: Vec<Place>,
+    /// The return channel is out since; and the receiver's headers when it came back, with the time.
+    link: Option<Outage>,
+    /// The supervisor died at this time, and not every role has handled a packet since.
+    headless_us: Option<u64>,
+    tallies: Vec<Tally>,
+    starts: u64,
+    /// Rules that were broken, as sentences.
+    broken: Vec<String>,
+}
+
+struct Outage {
+    kind: Kind,
+    healed: Option<(u64, u64)>,
+}
+
+/// One process of the pipeline.
+struct Place {
+    process: Process,
+    pid: Option<u32>,
+    epoch: u64,
+    down: Option<Down>,
+    last_death_us: u64,
+}
+
+/// A role that we put down.
+#[derive(Clone, Copy)]
+struct Down {
+    at_us: u64,
+    kind: Kind,
+    /// What the successor had handled when its start was seen.
+    reborn: Option<u64>,
+}
+
+/// Faults of one kind, and how long each took to be over.
+#[derive(Clone)]
+pub(crate) struct Tally {
+    pub(crate) kind: Kind,
+    pub(crate) faults: u64,
+    /// Death to first packet handled by the successor, or end of a cut to first header, µs.
+    pub(crate) recovery: Histogram,
+}
+
+/// Time for a process to take a signal.
+const SECOND_FAULT: Duration = Duration::from_millis(5);
+/// Between looks while all is well, and while somebody is down.
+const CALM: Duration = Duration::from_millis(1);
+const TENSE: Duration = Duration::from_micros(200);
+
+impl Watch {
+    /// Attaches to the region of an instance whose supervisor is `supervisor`.
+    pub(crate) fn start(name: &str, supervisor: u32, shards: u16) -> Result<Self> {
+        let region = Region::attach(name).context("attaching to the region")?;
+        let processes =
+            [Process::Capturer, Process::Injector].into_iter().chain((0..shards).map(Process::Shard));
+        let places = processes.map(|process| Place {
+            process,
+            pid: None,
+            epoch: region.heartbeat(process.role()).epoch(),
+            down: None,
+            last_death_us: 0,
+        });
+        let tally = |kind| Tally { kind, faults: 0, recovery: Histogram::default() };
+        let mut book = Book {
+            region,
+            supervisor,
+            places: places.collect(),
+            link: None,
+            headless_us: None,
+            tallies: Kind::ALL.into_iter().map(tally).collect(),
+            starts: 0,
+            broken: Vec::new(),
+        };
+        book.find_pids();
+        let (shared, stop) = (Arc::new(Mutex::new(book)), Arc::new(AtomicBool::new(false)));
+        let (theirs, until) = (Arc::clone(&shared), Arc::clone(&stop));
+        let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(move || {
+            while !until.load(Relaxed) {
+                let tense = lock(&theirs).look(monotonic_us());
+                std::thread::sleep(if tense { TENSE } else { CALM });
+            }
+        })?;
+        Ok(Self { shared, stop, thread: Some(thread) })
+    }
+
+    pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
+        lock(&self.shared)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was printed; the run fails by what it did not write down.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
+    book.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Book {
+    /// Processes that are up, and were for so long.
+    pub(crate) fn rested(&self, now_us: u64, spacing_us: u64) -> Vec<Process> {
+        let rested =
+            |p: &&Place| p.down.is_none() && p.pid.is_some() && now_us >= p.last_death_us + spacing_us;
+        self.places.iter().filter(rested).map(|p| p.process).collect()
+    }
+
+    /// Whether all is well: nobody down, the return channel whole.
+    pub(crate) fn is_calm(&self) -> bool {
+        self.places.iter().all(|p| p.down.is_none()) && self.link.is_none() && self.headless_us.is_none()
+    }
+
+    /// Who is down, for a message.
+    pub(crate) fn who_is_down(&self) -> String {
+        let mut who: Vec<String> =
+            self.places.iter().filter(|p| p.down.is_some()).map(|p| p.process.to_string()).collect();
+        who.extend(self.link.as_ref().map(|link| format!("the return channel ({})", link.kind.name())));
+        who.join(", ")
+    }
+
+    /// Sends a signal to a role; its process id.
+    pub(crate) fn strike(&mut self, kind: Kind, process: Process, signal: Signal) -> Result<u32> {
+        let place = self.places.iter_mut().find(|p| p.process == process).context("no such role")?;
+        let pid = place.pid.context("it has no process")?;
+        let send = |signal| {
+            kill(Pid::from_raw(pid.cast_signed()), signal)
+                .with_context(|| format!("signalling {process}, pid {pid}"))
+        };
+        if signal == Signal::SIGSEGV {
+            // Rust's runtime takes the first for a possible stack overflow: it puts the default action back and returns, to
+            // let the faulting instruction fault again. There is none, so the second one is the fault.
+            send(signal)?;
+            std::thread::sleep(SECOND_FAULT);
+        }
+        let at_us = monotonic_us();
+        send(signal)?;
+        place.down = Some(Down { at_us, kind, reborn: None });
+        place.last_death_us = at_us;
+        self.tally(kind).faults += 1;
+        Ok(pid)
+    }
+
+    /// The supervisor was killed, and all its roles with it.
+    pub(crate) fn supervisor_died(&mut self) {
+        let at_us = monotonic_us();
+        for place in &mut self.places {
+            place.down.get_or_insert(Down { at_us, kind: Kind::Supervisor, reborn: None });
+            place.last_death_us = at_us;
+        }
+        self.headless_us = Some(at_us);
+        self.tally(Kind::Supervisor).faults += 1;
+    }
+
+    /// A supervisor was started in its place.
+    pub(crate) const fn supervisor_started(&mut self, pid: u32) {
+        self.supervisor = pid;
+    }
+
+    /// The return channel is out, because of this.
+    pub(crate) fn link_cut(&mut self, kind: Kind) {
+        self.link = Some(Outage { kind, healed: None });
+        self.tally(kind).faults += 1;
+    }
+
+    /// What had cut the return channel is over.
+    pub(crate) fn link_healed(&mut self) {
+        let headers = self.headers();
+        if let Some(link) = &mut self.link {
+            link.healed = Some((monotonic_us(), headers));
+        }
+    }
+
+    /// A fault that no role recovers from.
+    pub(crate) fn count(&mut self, kind: Kind) {
+        self.tally(kind).faults += 1;
+    }
+
+    pub(crate) fn tallies(&self) -> &[Tally] {
+        &self.tallies
+    }
+
+    /// Successors that were seen to start.
+    pub(crate) const fn starts(&self) -> u64 {
+        self.starts
+    }
+
+    pub(crate) fn broken(&self) -> &[String] {
+        &self.broken
+    }
+
+    /// Private memory of every role by name, bytes: what a leak would be in. The region's pages are not in it.
+    pub(crate) fn private_bytes(&self) -> Vec<(String, u64)> {
+        let roles =
+            self.places.iter().filter_map(|p| Some((p.process.to_string(), process::private_bytes(p.pid?)?)));
+        let supervisor =
+            process::private_bytes(self.supervisor).map(|bytes| ("supervisor".to_owned(), bytes));
+        roles.chain(supervisor).collect()
+    }
+
+    fn tally(&mut self, kind: Kind) -> &mut Tally {
+        self.tallies.iter_mut().find(|tally| tally.kind == kind).expect("there is one for every kind")
+    }
+
+    fn headers(&self) -> u64 {
+        self.region.read_counter(Role::Receiver, ReturnCount::Headers.index())
+    }
+
+    /// Looks at every role; true while somebody is down.
+    fn look(&mut self, now_us: u64) -> bool {
+        let mut started = false;
+        for index in 0..self.places.len() {
+            started |= self.look_at(index, now_us);
+        }
+        if started {
+            self.find_pids();
+        }
+        if let Some(since_us) = self.headless_us
+            && self.places.iter().all(|p| p.down.is_none())
+        {
+            self.headless_us = None;
+            self.tally(Kind::Supervisor).recovery.record(now_us - since_us);
+        }
+        if let Some(Outage { kind, healed: Some((healed_us, before)) }) = self.link
+            && self.headers() != before
+        {
+            self.link = None;
+            self.tally(kind).recovery.record(now_us - healed_us);
+        }
+        self.places.iter().any(|p| p.down.is_some()) || self.link.is_some()
+    }
+
+    /// True when the role was started since the last look.
+    fn look_at(&mut self, index: usize, now_us: u64) -> bool {
+        let region = self.region;
+        let place = &mut self.places[index];
+        let epoch = region.heartbeat(place.process.role()).epoch();
+        if epoch != place.epoch {
+            let (process, before) = (place.process, place.epoch);
+            if epoch != before + 1 {
+                self.broken.push(format!("{process}: start {before} was followed by start {epoch}"));
+            }
+            if let Some(pid) = place.pid.filter(|&pid| is_alive(pid)) {
+                self.broken.push(format!("{process}: started while its predecessor, pid {pid}, lives"));
+            }
+            match &mut place.down {
+                Some(down) => down.reborn = Some(handled(region, process)),
+                None => self.broken.push(format!("{process}: died, and nobody killed it (start {epoch})")),
+            }
+            (place.epoch, place.pid) = (epoch, None);
+            self.starts += 1;
+            return true;
+        }
+        if let Some(Down { at_us, kind, reborn: Some(before) }) = place.down
+            && handled(region, place.process) != before
+        {
+            place.down = None;
+            if kind != Kind::Supervisor {
+                self.tally(kind).recovery.record(now_us - at_us);
+            }
+        }
+        self.places[index].pid.is_none()
+    }
+
+    /// Who is who among the supervisor's children.
+    fn find_pids(&mut self) {
+        for (kind, number, pid) in roles_of(self.supervisor) {
+            let place = self
+                .places
+                .iter_mut()
+                .find(|p| p.process.kind() == kind && p.process.index().to_string() == number);
+            if let Some(place) = place
+                && place.pid.is_none()
+            {
+                place.pid = Some(pid);
+            }
+        }
+    }
+}
+
+/// A counter that grows when the role has handled a packet.
+fn handled(region: &Region, process: Process) -> u64 {
+    let index = match process {
+        Process::Capturer => capturer::Count::Segments.index(),
+        Process::Injector => injector::Count::Records.index(),
+        Process::Shard(_) => offset_worker(WorkerCount::Batches),
+    };
+    region.read_counter(process.role(), index)
+}
+
+/// Not ended; a zombie has ended.
+fn is_alive(pid: u32) -> bool {
+    process::Process::read(pid).is_some_and(|p| !p.is_zombie())
+}
+
+/// The roles among a supervisor's children: kind, number, process id.
+pub(crate) fn roles_of(supervisor: u32) -> Vec<(String, String, u32)> {
+    let role = |pid: u32| {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+        let words: Vec<&str> = line.split('\0').collect();
+        let ["role", kind, number] = words.get(1..4)? else { return None };
+        Some(((*kind).to_owned(), (*number).to_owned(), pid))
+    };
+    children(supervisor).into_iter().filter_map(role).collect()
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    match fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")) {
+        Ok(list) => list.split_whitespace().filter_map(|word| word.parse().ok()).collect(),
+        // A kernel without this file.
+        Err(_) => process::all().into_iter().filter(|p| p.parent == pid).map(|p| p.pid).collect(),
+    }
+}

@@ -1,0 +1,231 @@
+//! What one transaction of a shard moves together: the session table, what it emitted, the counters, and how far the inputs
+//! are taken (DESIGN 6).
+//!
+//! | step | a worker that dies after it |
+//! |---|---|
+//! | the machine changes slots, each one's image noted first | never took the batch: its successor puts the images back |
+//! | outputs lie beyond the published tail, values in the journal | the same |
+//! | the journal is committed | took it: its successor stores the values again |
+//! | outputs published, inputs freed, images and journal forgotten | took it |
+//!
+//! A batch is one transaction, unless the undo log or payload memory wants one in between.
+//!
+//! **Pause.** While the control word says pause, sessions that exist go on, because cutting them would make failures that the
+//! target is not to blame for; flows that the machine does not know are not begun. It is told to sample everything out,
+//! and what it refuses for that reason is counted as wanted and dropped as `paused`, with the copies that the flow would
+//! have had. A flow that outlives the pause is joined like any flow older than the capture.
+//!
+//! **What a worker dies of.** Before each record, and before timers and output, the journal is told what is worked on. When
+//! a worker has died of the same twice, the supervisor lets its successor leave that out: the record is turned away as
+//! `quarantined`, and its session, which may be what is broken, is lost without another look at it.
+
+use flow::{Captured, sample};
+use session::{Count, Held, Table};
+use shm::{Control, Doorbell, Item, Journal, Link, Region, Role, Word};
+use topology::Plan;
+
+use crate::config::machine_config;
+use crate::counters::{Publisher, WorkerCount};
+use crate::inbox::{Found, Inbox, Taken};
+use crate::outbox::Outbox;
+
+/// Pumps of one step: 1,024 records, so that input waits a millisecond at most behind a long backlog of output.
+const PUMPS: usize = 64;
+
+/// The parts of a shard that a transaction moves.
+pub(crate) struct Shard {
+    number: u16,
+    injector: &'static Doorbell,
+    journal: Journal,
+    outbox: Outbox,
+    pub(crate) table: Table,
+    pub(crate) publisher: Publisher,
+    left_out: Item,
+    known: Known,
+}
+
+/// Absolute values of other parts as last published.
+#[derive(Default)]
+struct Known {
+    faults: u64,
+    refused: u64,
+}
+
+impl Shard {
+    /// Takes over a shard of a region in whatever state it was left, and its inputs.
+    pub(crate) fn attach(region: &'static Region, plan: &Plan, number: u16) -> (Self, Inbox) {
+        let mut journal = region.journal(Role::Shard(number));
+        let mut inbox = Inbox::new(
+            number,
+            region.consumer(Link::Capture(number)),
+            region.consumer(Link::Returns(number)),
+        );
+        let left_out = journal.left_out();
+        let found = inbox.take().find(left_out);
+        let condemned = |held: &Held<'_>| match (&found, left_out) {
+            (Some(Found::Captured(segment)), _) => held.is_of(segment),
+            (Some(Found::Returned(header)), _) => held.is_answered_by(header),
+            (None, Item::Session(id)) => held.id == id,
+            (None, _) => false,
+        };
+        let repeated = journal.repeated();
+        let table = Table::successor(region.arena(number), machine_config(plan, number), repeated, condemned);
+        journal.done();
+        let mut publisher = Publisher::new(region.counters(Role::Shard(number)), table.tally());
+        publisher.add(WorkerCount::Repeated, repeated.into());
+        let injector = region.doorbell(Role::Injector);
+        let outbox = Outbox::new(region.producer(Link::Inject(number)));
+        let mut shard =
+            Self { number, injector, journal, outbox, table, publisher, left_out, known: Known::default() };
+        if matches!(left_out, Item::Session(_)) {
+            shard.has_left_out();
+        }
+        shard.commit(shm::monotonic_us(), None, true);
+        // Published by a predecessor that died before it could say so.
+        shard.injector.ring();
+        (shard, inbox)
+    }
+
+    /// Whether whatever a step emits finds room.
+    pub(crate) fn has_room(&mut self) -> bool {
+        self.outbox.has_room()
+    }
+
+    /// Gives a batch to the machine: answers first, so that the turns they open go out with what was captured meanwhile.
+    pub(crate) fn feed(&mut self, now_us: u64, taken: &mut Taken<'_>, control: &Control) {
+        while let Some((name, header)) = taken.next_returned() {
+            self.journal.at(name);
+            match header {
+                _ if name == self.left_out => self.has_left_out(),
+                Some(header) => self.table.returned(now_us, &header),
+                None => self.publisher.add(WorkerCount::MalformedReturned, 1),
+            }
+            taken.returned_is_done();
+            if self.table.is_full() {
+                self.commit(now_us, Some(taken), false);
+            }
+        }
+        let ordered = Ordered {
+            paused: control.paused(),
+            percent_ppm: control.percent_ppm(),
+            copies_milli: control.copies_milli(),
+        };
+        while let Some((name, segment)) = taken.next_captured() {
+            self.journal.at(name);
+            let admitted =
+                segment.is_none_or(|(segment, payload)| self.admits(now_us, &segment, payload, &ordered));
+            if !admitted {
+                self.commit(now_us, Some(taken), false);
+                self.journal.at(name);
+            }
+            match taken.next_captured() {
+                Some((_, Some((segment, payload)))) if name == self.left_out => {
+                    let Ordered { percent_ppm, copies_milli, .. } = ordered;
+                    let reason = flow::Drop::Quarantined;
+                    self.table.turn_away(&segment, payload.len(), reason, percent_ppm, copies_milli);
+                    self.has_left_out();
+                }
+                Some((_, Some((segment, payload)))) => self.captured(now_us, &segment, payload, &ordered),
+                _ => self.publisher.add(WorkerCount::MalformedCaptured, 1),
+            }
+            taken.captured_is_done();
+        }
+        self.journal.at(Item::Nothing);
+    }
+
+    fn admits(&mut self, now_us: u64, segment: &Captured, payload: &[u8], ordered: &Ordered) -> bool {
+        self.table.admits(now_us, segment, payload.len(), ordered.percent(), ordered.copies_milli)
+    }
+
+    fn captured(&mut self, now_us: u64, segment: &Captured, payload: &[u8], ordered: &Ordered) {
+        let before = self.table.tally().count(Count::SampledOut);
+        self.table.captured(now_us, segment, payload, ordered.percent(), ordered.copies_milli);
+        if ordered.paused && self.table.tally().count(Count::SampledOut) != before {
+            // How many sessions the flow would have, had it been begun; the machine asks in the same way.
+            let (seed, copies_milli) = (self.table.config().seeds.sample, ordered.copies_milli);
+            let (client, server) = (&segment.client, &segment.server);
+            let copies = sample::copies(seed, client, server, 0, ordered.percent_ppm, copies_milli);
+            self.publisher.paused(copies, payload.len());
+        }
+    }
+
+    /// Runs the timers that are due; true if any were.
+    pub(crate) fn tick(&mut self, now_us: u64) -> bool {
+        let due = self.table.next_deadline_us().is_some_and(|at_us| at_us <= now_us);
+        if due {
+            self.journal.at(Item::Sessions);
+            self.table.tick(now_us);
+        }
+        due
+    }
+
+    /// Lets the machine emit; true when it has more to say than there is room for.
+    pub(crate) fn pump(&mut self, now_us: u64) -> bool {
+        self.journal.at(Item::Sessions);
+        let mut more = true;
+        for _ in 0..PUMPS {
+            more = self.table.pump(now_us, &mut self.outbox);
+            if !more || self.table.is_full() || !self.outbox.has_room() {
+                break;
+            }
+        }
+        more
+    }
+
+    /// Ends the transaction; true if it sent anything. `all`: late figures too.
+    pub(crate) fn commit(&mut self, now_us: u64, mut taken: Option<&mut Taken<'_>>, all: bool) -> bool {
+        self.publisher.raise(WorkerCount::OutboxRefused, &mut self.known.refused, self.outbox.refused());
+        let counted = self.publisher.note(now_us, self.table.tally(), all);
+        if !counted && taken.is_none() && !self.table.has_changed() && !self.outbox.is_staged() {
+            self.journal.at(Item::Nothing);
+            return false;
+        }
+        self.table.seal();
+        self.publisher.write(&mut self.journal);
+        self.journal.put(Word::Tail(Link::Inject(self.number)), self.outbox.staged());
+        if let Some(taken) = &taken {
+            taken.note(&mut self.journal);
+        }
+        self.journal.commit();
+        let sent = self.outbox.publish();
+        if let Some(taken) = &mut taken {
+            taken.free();
+        }
+        self.table.conclude();
+        self.journal.done();
+        if sent {
+            self.injector.ring();
+        }
+        sent
+    }
+
+    /// The last word: nothing is taken or emitted any more.
+    pub(crate) fn last(&mut self, now_us: u64) {
+        self.commit(now_us, None, true);
+    }
+
+    /// Counts what the inputs' rings found wrong, in all.
+    pub(crate) fn note_faults(&mut self, faults: u64) {
+        self.publisher.raise(WorkerCount::RingFaults, &mut self.known.faults, faults);
+    }
+
+    fn has_left_out(&mut self) {
+        self.left_out = Item::Nothing;
+        self.journal.has_left_out();
+        self.publisher.add(WorkerCount::LeftOut, 1);
+    }
+}
+
+/// What the control words say, once a batch.
+struct Ordered {
+    paused: bool,
+    percent_ppm: u32,
+    copies_milli: u32,
+}
+
+impl Ordered {
+    /// While paused, flows that are not known are sampled out.
+    const fn percent(&self) -> u32 {
+        if self.paused { 0 } else { self.percent_ppm }
+    }
+}
