@@ -73,7 +73,7 @@ struct Suspicion {
 
 /// Silence at which it is looked whether somebody stopped it: more than an idle role ever leaves between two beats. Being
 /// stopped is no matter of degree, so nothing is waited for.
-const NOTICE_MS: u64 = 150;
+pub(crate) const NOTICE_MS: u64 = 150;
 /// Silence that makes suspect while input is pending.
 const SUSPECT_MS: u64 = 250;
 /// Silence that makes suspect in any case: ten beats.

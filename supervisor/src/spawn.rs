@@ -2,8 +2,8 @@
 //!
 //! Only the main thread may call this: the parent-death signal that a role asks for fires when the *thread* that started
 //! it ends (prctl(2)). Descriptors are close-on-exec except while their role is started, so a role inherits what is its
-//! own: its sockets, the instance's lock, and the writing end of a pipe that nobody writes to. The pipe closes when the
-//! role dies, however it dies, and wakes the supervisor's poll.
+//! own: its sockets and the instance's lock. A pidfd wakes the supervisor's poll when the role can be reaped, and not
+//! before: woken by the first of a dying role's threads, it would only take their core.
 
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
 use std::process::{Command, Stdio};
@@ -19,7 +19,7 @@ use crate::sockets::Sockets;
 pub(crate) struct Started {
     /// The process; to be reaped.
     pub(crate) pid: u32,
-    /// Becomes readable (end of file) when the process is gone.
+    /// Becomes readable when the process is dead.
     pub(crate) alive: OwnedFd,
 }
 
@@ -37,9 +37,6 @@ pub(crate) fn start(
     sockets: &Sockets,
     quiet: bool,
 ) -> anyhow::Result<Started> {
-    let (reader, writer) =
-        std::io::pipe().context("making a pipe failed; is the limit of open files (ulimit -n) reached?")?;
-    let writer = OwnedFd::from(writer);
     let fds = descriptors(process, sockets);
     let mut command = Command::new("/proc/self/exe");
     command
@@ -60,14 +57,24 @@ pub(crate) fn start(
     if quiet {
         command.env(logging::LEVEL, "warn");
     }
-    inherit(&writer, true)?;
     keep_sockets(process, sockets, true)?;
     let child = command.spawn();
     keep_sockets(process, sockets, false)?;
-    let child = child.with_context(|| {
+    let mut child = child.with_context(|| {
         format!("starting {process} failed; are the limits on processes (ulimit -u) or memory reached?")
     })?;
-    Ok(Started { pid: child.id(), alive: reader.into() })
+    let pid = child.id();
+    match shm::watch_process(pid) {
+        Ok(alive) => Ok(Started { pid, alive }),
+        Err(error) => {
+            // Unwatched it is of no use.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error).with_context(|| {
+                format!("watching {process} failed; is the limit of open files (ulimit -n) reached?")
+            })
+        }
+    }
 }
 
 /// The descriptors of a role, in the order in which it takes them over; `None` where it has no such socket.

@@ -135,7 +135,7 @@ pub(crate) struct Ended {
     pub(crate) sockets: Sockets,
 }
 
-/// Between looks at heartbeats: a hung role is found within 250 to 350 ms.
+/// Between looks at heartbeats: a role that hangs at its work is suspected within 250 to 350 ms.
 const TICK: Duration = Duration::from_millis(100);
 /// The same where each step waits for the one before: while draining, and while roles are replaced.
 const SHORT_TICK: Duration = Duration::from_millis(10);
@@ -263,7 +263,7 @@ impl Supervisor {
         let now = Instant::now();
         let due =
             self.members.iter().filter_map(Member::due).map(|at| at.saturating_duration_since(now)).min();
-        let sleep = due.map_or(tick, |due| due.min(tick));
+        let sleep = due.map_or(tick, |due| due.min(tick)).min(self.until_silent(tick));
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds = vec![readable(self.signals.bell())];
         fds.extend(self.members.iter().filter_map(Member::alive).map(readable));
@@ -279,6 +279,17 @@ impl Supervisor {
         if rang {
             self.signals.heard();
         }
+    }
+
+    /// Time until the next role that lives could be noticed for its silence: it is looked at then and not a tick later.
+    fn until_silent(&self, tick: Duration) -> Duration {
+        let now_ms = shm::monotonic_ms();
+        let left = |member: &Member| {
+            let noticed_ms = self.region.heartbeat(member.process.role()).last_ms() + hang::NOTICE_MS;
+            // One that is silent already is looked at every tick.
+            noticed_ms.checked_sub(now_ms).filter(|left| *left > 0).map(Duration::from_millis)
+        };
+        self.members.iter().filter(|member| member.is_alive()).filter_map(left).min().unwrap_or(tick)
     }
 
     fn answer(&mut self, now: Instant) {

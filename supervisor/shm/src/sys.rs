@@ -34,6 +34,18 @@ pub fn set_fine_timers() -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// A descriptor that becomes readable when a process, with all its threads, is dead and can be reaped (pidfd_open(2),
+/// Linux 5.3). The process must be a child that was not reaped yet: no other has its number then.
+pub fn watch_process(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: two integers; the kernel touches no memory of ours. Close-on-exec by default.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0_u32) };
+    match RawFd::try_from(fd) {
+        // SAFETY: just opened, and nobody else knows it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Takes over a descriptor that was handed down by number, close-on-exec from now on. The caller passes each number once,
 /// and only such as were made to be handed down.
 pub fn inherit(number: RawFd) -> io::Result<OwnedFd> {
@@ -54,6 +66,23 @@ mod tests {
         set_fine_timers().unwrap();
         let slack = std::fs::read_to_string("/proc/thread-self/timerslack_ns").unwrap_or_else(|_| "1".into());
         assert_eq!(slack.trim(), "1");
+    }
+
+    #[test]
+    fn a_process_is_watched_to_its_end() {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd as _;
+        let mut child =
+            std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let watch = watch_process(child.id()).unwrap();
+        let is_dead = |ms: u16| {
+            poll(&mut [PollFd::new(watch.as_fd(), PollFlags::POLLIN)], PollTimeout::from(ms)) == Ok(1)
+        };
+        assert!(!is_dead(0));
+        drop(child.stdin.take());
+        assert!(is_dead(10_000));
+        assert!(child.try_wait().unwrap().is_some(), "who is seen dead can be reaped");
+        assert!(watch_process(child.id()).is_err());
     }
 
     #[test]
