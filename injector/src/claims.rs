@@ -116,8 +116,8 @@ impl LiveClaims {
         full
     }
 
-    /// An answer of this flow came. True when the flow is known.
-    pub(crate) fn touch(&mut self, now_us: u64, claim: &Claim) -> bool {
+    /// Something of this flow is new. True when the flow is known.
+    fn touch(&mut self, now_us: u64, claim: &Claim) -> bool {
         let Some(&at) = self.index.get(claim) else { return false };
         self.slots[at as usize].touched_us = now_us;
         if at != self.newest {
