@@ -1,6 +1,9 @@
 //! Flows that this instance owns at the intercepts (`--keep-clients`). The drain hands each over before its SYN leaves; the
 //! receiver thread forwards it at once and remembers it, so that an intercept that comes back is told again.
 //!
+//! What is remembered dies with the process. Its successor learns it from the answers that come, and claims again whatever
+//! is sent again.
+//!
 //! The memory is bounded twice: by a number of flows, past which the one silent longest is forgotten, and by silence.
 
 use std::collections::HashMap;
@@ -116,8 +119,8 @@ impl LiveClaims {
         full
     }
 
-    /// An answer of this flow came. True when the flow is known.
-    pub(crate) fn touch(&mut self, now_us: u64, claim: &Claim) -> bool {
+    /// Something of this flow is new. True when the flow is known.
+    fn touch(&mut self, now_us: u64, claim: &Claim) -> bool {
         let Some(&at) = self.index.get(claim) else { return false };
         self.slots[at as usize].touched_us = now_us;
         if at != self.newest {

@@ -110,10 +110,12 @@ impl<E: Engine> Drain<E> {
     }
 }
 
-/// The flow of a record that asks to be claimed.
+/// The flow of a record that asks to be claimed, or that is sent again: perhaps its answer had no owner, because an intercept
+/// lost its claims and we, started again as well, do not know them any more.
 fn claimed(guard: &Guard, bytes: &[u8]) -> Option<(Endpoint, Endpoint)> {
     let (head, _) = Inject::split(bytes)?;
-    (head.bits & inject_bit::CLAIM != 0).then_some((head.client, guard.target(head.target)?))
+    let asks = head.bits & (inject_bit::CLAIM | inject_bit::AGAIN) != 0;
+    asks.then_some((head.client, guard.target(head.target)?))
 }
 
 #[cfg(test)]
@@ -208,11 +210,13 @@ mod tests {
         let mut drain = Drain::new(vec![end], guard, Notebook::default(), Some(sender));
         assert!(shard.push(&record(Inject { bits: inject_bit::CLAIM, ..head(7) }, &[])));
         assert!(shard.push(&record(head(8), &[])));
+        assert!(shard.push(&record(Inject { bits: inject_bit::AGAIN, ..head(9) }, b"x")));
         shard.publish();
         drain.round();
-        let claim = claims.pop().unwrap();
-        assert_eq!((claim.client.port, claim.target.to_string()), (7, "10.0.0.1:80".to_owned()));
-        assert!(claims.pop().is_err());
-        assert_eq!(drain.tally.get(Count::Claims), 1);
+        let mut next = || claims.pop().map(|claim| (claim.client.port, claim.target.to_string()));
+        assert_eq!(next(), Ok((7, "10.0.0.1:80".to_owned())));
+        assert_eq!(next(), Ok((9, "10.0.0.1:80".to_owned())));
+        assert!(next().is_err());
+        assert_eq!(drain.tally.get(Count::Claims), 2);
     }
 }

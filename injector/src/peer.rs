@@ -475,7 +475,7 @@ fn take_batch(
     now_us: u64,
     shared: &mut Shared,
 ) -> Result<(), Lost> {
-    let (mut headers, mut duplicates, mut lost) = (0, 0, 0);
+    let (mut headers, mut duplicates, mut lost, mut evicted) = (0, 0, 0, 0);
     let mut verdict = Ok(());
     for record in batch.records() {
         let record: Returned = match record {
@@ -493,13 +493,15 @@ fn take_batch(
         headers += 1;
         lost += u64::from(!shared.sorter.put(&record));
         if let Some(live) = &mut shared.live {
-            live.touch(now_us, &Claim { client: record.client, target: record.target });
+            // What comes to us is ours: so a process that was started again learns its predecessor's claims.
+            evicted += u64::from(live.insert(now_us, Claim { client: record.client, target: record.target }));
         }
     }
     let add = |count: ReturnCount, n| shared.counters.add(count.index(), n);
     add(ReturnCount::Headers, headers);
     add(ReturnCount::Duplicates, duplicates);
     add(ReturnCount::Lost, lost);
+    add(ReturnCount::ClaimsEvicted, evicted);
     shared.counters.add(intercept_index(index, InterceptCount::Headers), headers);
     verdict
 }

@@ -341,10 +341,16 @@ fn live_claims_are_forwarded_at_once_and_again_after_a_restart() {
     // One more while nobody is there.
     assert!(rig.claims.push(claim(3)));
     rig.claims.wake();
-    let (mut end, _) = rig.greet(8, 1);
+    let (mut end, _) = rig.greet(8, 50);
     let seen = collect(&mut end, 4);
     assert_eq!(seen.get(&client(3)), Some(&target.into()));
     until(|| rig.count(ReturnCount::ClaimsLive) == 4);
+    // Answers to flows that a predecessor of this process claimed: they are ours, and claimed from now on.
+    send(&mut end, 50..=51);
+    rig.take(2);
+    drop(end);
+    let (mut end, _) = rig.greet(9, 1);
+    assert_eq!(collect(&mut end, 6).get(&client(51)), Some(&target.into()));
 }
 
 #[test]
