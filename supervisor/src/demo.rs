@@ -84,6 +84,7 @@ fn play(args: DemoArgs, privilege: Privilege) -> anyhow::Result<bool> {
             std::thread::sleep((due - started.elapsed()).min(Duration::from_millis(50)));
             continue;
         }
+        anyhow::ensure!(!stage.run_ended(), "`{}` ended in the middle of the demo", stage.commands[0]);
         let line = stage.line(&last, started.elapsed())?;
         view.line(&last, &line);
         last = line;

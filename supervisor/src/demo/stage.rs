@@ -8,6 +8,7 @@ use lab::load::RunningLoad;
 use lab::twin::Stats;
 use lab::witness::lag;
 use lab::{HttpOptions, HttpService, Instance, Load, Network, Twin, Witness};
+use shm::Region;
 
 use super::DemoArgs;
 use super::view::Line;
@@ -15,6 +16,8 @@ use super::view::Line;
 /// Everything that runs during the demo. Processes are ended before the network they stand in.
 pub(super) struct Stage {
     args: DemoArgs,
+    /// Name of the run.
+    name: String,
     run: Option<Instance>,
     intercept: Instance,
     /// The command lines, as typed.
@@ -61,6 +64,7 @@ impl Stage {
         let run = twin.run(&network.online, &["-x", &map, "-s", &assistant, "--name", &name])?;
         Ok(Self {
             args,
+            name,
             commands: [run.command_line.clone(), intercept.command_line.clone()],
             run: Some(run),
             intercept,
@@ -141,5 +145,14 @@ impl Stage {
 
     fn run(&self) -> &Instance {
         self.run.as_ref().expect("present until finish")
+    }
+}
+
+impl Drop for Stage {
+    /// A run that was killed leaves its shared region to the next of its name; a demo's name has no next.
+    fn drop(&mut self) {
+        drop(self.run.take());
+        // The name is this process's own. What cannot be removed is no worse than it was.
+        let _ = Region::remove(&self.name);
     }
 }

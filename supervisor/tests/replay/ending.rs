@@ -1,14 +1,17 @@
 //! Names, drain, signals, and what is left behind: nothing.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lab::real;
 use lab::story::{Story, step};
 use lab::twin::{Kind, leftovers};
-use lab::{Load, Mode, wait};
-use nix::sys::signal::Signal;
+use lab::{Load, Mode, process, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::stage::{ONLINE_PORT, SETTLE, Stage, answered};
 
@@ -23,6 +26,11 @@ pub(crate) const STORIES: &[Story] = &[
     ),
     ("metrics_say_what_stats_say", 60, metrics_say_what_stats_say),
     ("paused_traffic_is_counted_as_paused", 60, paused_traffic_is_counted_as_paused),
+    (
+        "a_demo_whose_run_is_killed_says_so_and_leaves_nothing",
+        60,
+        a_demo_whose_run_is_killed_says_so_and_leaves_nothing,
+    ),
 ];
 
 fn ctrl_c_drains_and_leaves_nothing_behind() -> Result<()> {
@@ -147,5 +155,29 @@ fn paused_traffic_is_counted_as_paused() -> Result<()> {
     );
     ensure!(stats.dropped("paused") == second.request_bytes, "{}", stats.ledger());
     ensure!(stats.delivered() == first.request_bytes + third.request_bytes, "{}", stats.ledger());
+    Ok(())
+}
+
+fn a_demo_whose_run_is_killed_says_so_and_leaves_nothing() -> Result<()> {
+    step("a demo");
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_tcptwin"));
+    let demo = demo.args(["demo", "--seconds", "10"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let pid = demo.id();
+    let name = format!("--name demo-{pid} ");
+    let working = || process::tree(pid).into_iter().filter(|p| p.command_line().contains(&name));
+    let begun =
+        wait::until("its capturer", SETTLE, || working().any(|p| p.command_line().contains("role capturer")));
+    step("its run dies");
+    // The others of that name are its roles.
+    let run = working().find(|p| p.parent == pid);
+    let killed = run.map(|run| kill(Pid::from_raw(run.pid.cast_signed()), Signal::SIGKILL));
+    let ended = demo.wait_with_output()?;
+    let said = String::from_utf8_lossy(&ended.stderr);
+    begun?;
+    ensure!(killed == Some(Ok(())), "the run was not found: {said}");
+    ensure!(ended.status.code() == Some(1), "ended with {}: {said}", ended.status);
+    ensure!(said.contains("ended in the middle of the demo"), "it said: {said}");
+    let region = format!("/dev/shm/tcptwin-demo-{pid}");
+    ensure!(!Path::new(&region).exists(), "left behind: {region}");
     Ok(())
 }
