@@ -142,7 +142,9 @@ pub fn take_over(plan: &Plan, sockets: Vec<OwnedFd>) -> Result<Vec<CaptureSocket
 
 /// The sockets are new ones, the region is not: frame numbers go on, at the first slot of each ring. Called by the
 /// supervisor before the first capturer of a region that it adopted.
-pub fn begin_anew(region: &Region, plan: &Plan) {
+pub fn begin_anew(region: &'static Region, plan: &Plan) {
+    // What a dead capturer had committed is in place then, and no successor stores its positions over ours.
+    region.journal(Role::Capturer).done();
     let counters = region.counters(Role::Capturer);
     let last = (0..MAX_RINGS).map(|ring| counters.get(POSITIONS + ring)).max().unwrap_or(0);
     for (ring, spec) in ring_specs(plan).iter().cycle().take(interface_names(plan).len() * RINGS).enumerate()
@@ -227,4 +229,26 @@ fn open_simple_on(plan: &Plan, interface: &Interface) -> Result<CaptureSocket, O
     }
     socket.bind(interface.index).map_err(failed)?;
     Ok(CaptureSocket(socket))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{plan, regions};
+    use shm::Word;
+
+    #[test]
+    fn new_sockets_begin_at_a_first_slot_whatever_a_dead_capturer_had_committed() {
+        let plan = plan(&["8080-10.0.3.2:8080"]);
+        let [dead, heir, successor] = regions(&plan, 3).try_into().unwrap();
+        let mut journal = dead.journal(Role::Capturer);
+        journal.put(Word::Counter(POSITIONS), 100_001);
+        journal.commit();
+        begin_anew(heir, &plan);
+        assert!(!successor.journal(Role::Capturer).repeated());
+        for (ring, spec) in ring_specs(&plan).iter().enumerate() {
+            let position = successor.read_counter(Role::Capturer, POSITIONS + ring);
+            assert!(position >= 100_001 && position.is_multiple_of(spec.slots().into()), "{position}");
+        }
+    }
 }
