@@ -9,8 +9,8 @@
 //! | crashes at one item | then |
 //! |---|---|
 //! | 1 | the successor tries it again |
-//! | 2, 3 | the successor leaves it out, and its session |
-//! | 4 | all sessions of the shard are given up |
+//! | 2 | the successor leaves it out, and its session; both are kept in a file (`quarantine`) |
+//! | 3 | all sessions of the shard are given up |
 //!
 //! **A worker that nobody follows**, at the end of the run. What it had in flight is dropped, to the byte: that is the
 //! published gauge, since it moves with everything else.
@@ -20,16 +20,24 @@
 //! dropped[reason] += in_flight;  in_flight = 0              holds again
 //! ```
 
+use std::path::PathBuf;
+
 use flow::Drop;
 use session::{Count, Table};
 use shard_worker::counters::{
     Gauge, offset_count, offset_dropped_bytes, offset_dropped_segments, offset_gauge,
 };
 use shm::{Counters, Item, Journal, Region, Role};
+use topology::Plan;
+
+use crate::quarantine;
 
 /// Looks after what dead shard workers leave.
 pub(crate) struct Aftermath {
     region: &'static Region,
+    plan: Plan,
+    /// Where what is left out is kept.
+    directory: PathBuf,
     shards: Vec<Shard>,
 }
 
@@ -44,12 +52,12 @@ struct Shard {
 }
 
 /// What a death comes to, before a successor starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// It goes on where the dead one was.
     GoesOn,
-    /// It goes on, but for one record or session.
-    LeavesOut(Item),
+    /// It goes on, but for one record or session, which is kept in this file; or why not.
+    LeavesOut(Item, Result<PathBuf, String>),
     /// So many sessions were given up.
     BeginsAnew(u64),
 }
@@ -57,14 +65,14 @@ pub(crate) enum Verdict {
 /// Crashes at one item after which it is left out.
 const LEAVE_OUT: u32 = 2;
 /// Crashes at one item after which leaving it out has not helped.
-const BEGIN_ANEW: u32 = 4;
+const BEGIN_ANEW: u32 = 3;
 
 impl Aftermath {
     /// For all shards of a region.
-    pub(crate) fn new(region: &'static Region) -> Self {
+    pub(crate) fn new(region: &'static Region, plan: Plan, directory: PathBuf) -> Self {
         let shard =
             || Shard { counters: None, journal: None, arena: None, suspect: Item::Nothing, crashes: 0 };
-        Self { region, shards: (0..region.spec().shards).map(|_| shard()).collect() }
+        Self { region, plan, directory, shards: (0..region.spec().shards).map(|_| shard()).collect() }
     }
 
     /// A worker died, and another will follow. `crashed`: it died of something that it did.
@@ -91,9 +99,11 @@ impl Aftermath {
                 shard.crashes = 0;
                 Verdict::BeginsAnew(shard.give_up(region, number, Drop::WorkerLost))
             }
-            LEAVE_OUT.. => {
+            LEAVE_OUT => {
                 region.leave_out(role, item);
-                Verdict::LeavesOut(item)
+                let arena = shard.arena(region, number);
+                let kept = quarantine::keep(&self.directory, region, &self.plan, number, item, arena);
+                Verdict::LeavesOut(item, kept.map_err(|error| format!("{error:#}")))
             }
             _ => Verdict::GoesOn,
         }
@@ -137,12 +147,15 @@ impl Shard {
 
 #[cfg(test)]
 mod tests {
+    use lab::scratch::Scratch;
+
     use super::*;
 
     struct Scene {
         name: String,
         region: &'static Region,
         aftermath: Aftermath,
+        _scratch: Scratch,
     }
 
     impl Scene {
@@ -156,7 +169,10 @@ mod tests {
                 arena: 1 << 20,
             };
             let region = Region::create(&name, &spec, b"{}", 1).unwrap();
-            Self { name, region, aftermath: Aftermath::new(region) }
+            let scratch = Scratch::new("aftermath").unwrap();
+            let plan = crate::testing::plan(&name, &[]);
+            let aftermath = Aftermath::new(region, plan, scratch.path().to_owned());
+            Self { name, region, aftermath, _scratch: scratch }
         }
 
         /// What the worker had published, by index and value.
@@ -223,16 +239,17 @@ mod tests {
     }
 
     #[test]
-    fn the_second_crash_at_an_item_leaves_it_out_and_the_fourth_gives_the_shard_up() {
+    fn the_second_crash_at_an_item_leaves_it_out_and_the_third_gives_the_shard_up() {
         let mut scene = Scene::new("poison");
         scene.published(&[(WANTED, 10), (IN_FLIGHT, 10), (OPEN, 2)]);
         let item = Item::Captured(640);
         assert_eq!(scene.crash(item), Verdict::GoesOn);
         assert_eq!(scene.crash(Item::Returned(640)), Verdict::GoesOn, "another one");
         assert_eq!(scene.crash(item), Verdict::GoesOn);
-        assert_eq!(scene.crash(item), Verdict::LeavesOut(item));
+        let Verdict::LeavesOut(left, Ok(file)) = scene.crash(item) else { panic!("it is left out and kept") };
+        assert_eq!(left, item);
+        assert!(file.ends_with("1.json") && file.exists());
         assert_eq!(Region::attach(&scene.name).unwrap().journal(Role::Shard(0)).left_out(), item);
-        assert_eq!(scene.crash(item), Verdict::LeavesOut(item));
         let keep = Table::arena_bytes(0, 0) as usize;
         scene.aftermath.shards[0].arena(scene.region, 0).fill(7);
         assert_eq!(scene.crash(item), Verdict::BeginsAnew(2));
@@ -246,6 +263,6 @@ mod tests {
     fn a_session_that_kills_is_known_by_its_number() {
         let mut scene = Scene::new("session");
         assert_eq!(scene.crash(Item::Sessions), Verdict::GoesOn);
-        assert_eq!(scene.crash(Item::Sessions), Verdict::LeavesOut(Item::Session(0)));
+        assert!(matches!(scene.crash(Item::Sessions), Verdict::LeavesOut(Item::Session(0), Ok(_))));
     }
 }

@@ -37,6 +37,13 @@ pub(crate) enum Action {
         /// What to change.
         order: Order,
     },
+    /// Show a process what a worker died of.
+    Autopsy {
+        /// The file that was kept.
+        file: String,
+        /// This is that process.
+        inside: bool,
+    },
     /// Make a key.
     Keygen {
         /// Where.
@@ -97,6 +104,7 @@ fn read_from(
         "stats" => Ok(Action::Stats { name: name(matches)?, json: matches.get_flag("json") }),
         "top" => Ok(Action::Top { name: name(matches)? }),
         "ctl" => Ok(Action::Ctl { name: name(matches)?, order: order(matches)? }),
+        "autopsy" => Ok(Action::Autopsy { file: text(matches, "file"), inside: matches.get_flag("inside") }),
         "keygen" => Ok(Action::Keygen { file: text(matches, "file") }),
         "demo" => Ok(Action::Demo(DemoArgs::from_arg_matches(matches).map_err(|error| sentence(&error))?)),
         "handover" => Ok(Action::Handover { name: name(matches)? }),
@@ -153,6 +161,12 @@ fn command() -> clap::Command {
                 .about("Make a key for the return channel")
                 .arg(Arg::new("file").value_name("FILE").required(true).help("Where to write it; never overwritten"))
                 .after_help("Copy the file to the hosts of `run` and `intercept` and name it with --key, or keep it at /etc/tcptwin/key."),
+        )
+        .subcommand(
+            clap::Command::new("autopsy")
+                .about("Take again what a shard worker died of twice, in a process of its own")
+                .arg(Arg::new("file").value_name("FILE").required(true).help("A file that `run` has kept and named"))
+                .arg(Arg::new("inside").long("inside").hide(true).action(ArgAction::SetTrue)),
         )
         .subcommand(
             DemoArgs::augment_args(clap::Command::new("demo"))
@@ -346,6 +360,7 @@ mod tests {
             ("tcptwin ctl percent 120", "from 0.01 to 100"),
             ("tcptwin ctl copies -1", "up to 1000"),
             ("tcptwin keygen", "is missing"),
+            ("tcptwin autopsy", "is missing"),
             ("tcptwin stats --name a/b", "1 to 32 letters"),
             ("tcptwin run -f /no/such/file.toml", "the file cannot be read (no such file or directory)"),
             ("tcptwin run --quiet=yes", ""),

@@ -11,6 +11,7 @@
 //! | `sockets` | what outlives the roles |
 //! | `spawn`, `role`, `member` | starting a role; being one; one process over its life |
 //! | `backoff`, `hang`, `aftermath`, `drain` | how soon again; alive or hung; what a death costs; the ordered end |
+//! | `quarantine` | what workers died of twice, kept and shown again |
 //! | `control`, `ctl`, `place` | the control socket, its clients, where it is |
 //! | `collect`, `stats` | counters and /proc → the figures |
 //! | `live`, `summary`, `metrics`, `terminal`, `words` | the figures for people and for Prometheus |
@@ -38,6 +39,7 @@ mod metrics;
 mod place;
 mod preflight;
 mod procfs;
+mod quarantine;
 mod role;
 mod run;
 mod service;
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
             println!("{}", upgrade::answer(&name));
             Ok(ExitCode::SUCCESS)
         }
+        Ok(Action::Autopsy { file, inside }) => quarantine::autopsy(&file, inside),
         Ok(Action::Keygen { file }) => key::make(&file).map(|()| ExitCode::SUCCESS),
         Err(refusal) => Err(refusal.into()),
     };

@@ -179,7 +179,7 @@ impl Supervisor {
                 .context("taking over a role of the image before failed")?,
             Some(_) => anyhow::bail!("the image before had other roles than the plan in the region"),
         };
-        let aftermath = Aftermath::new(region);
+        let aftermath = Aftermath::new(region, plan.clone(), house.directory.clone());
         let age = Duration::from_micros(shm::monotonic_us().saturating_sub(house.started_us));
         let now = Instant::now();
         let collector = Collector::new(region, plan.clone(), now.checked_sub(age).unwrap_or(now));

@@ -26,6 +26,11 @@ pub(crate) struct Header {
     pub(crate) pools: [PoolState; 2],
 }
 
+impl Header {
+    /// Bytes before the walks.
+    pub(crate) const FIRST: usize = std::mem::offset_of!(Header, pools);
+}
+
 /// Names the layout of header, slot and chunk; changes with any of them.
 const MAGIC: u64 = 0x7477_696e_5f73_0004;
 

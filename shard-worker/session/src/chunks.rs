@@ -26,6 +26,13 @@ pub(crate) struct Chunk {
     bytes: [u8; ROOM],
 }
 
+impl Chunk {
+    /// Next of the list; meaningless in the last.
+    pub(crate) fn next(&self) -> u32 {
+        self.next
+    }
+}
+
 /// A position in a list: a chunk and an offset in its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -23,6 +23,7 @@
 //! | `numbering` | our sequence numbers, time stamps, segment sizes |
 //! | `timers`, `wheel` | deadlines |
 //! | `ending` | FIN, RST, reconnect, the end |
+//! | `specimen` | what is kept of an arena when a worker died of a record |
 //! | `check` | the invariants, for tests |
 //! | `endpoints` | the walk over the client range |
 //! | `index`, `ready` | hash index over slots; the queue of sessions that may emit |
@@ -47,6 +48,7 @@ mod ready;
 mod sack;
 mod sender;
 mod slot;
+mod specimen;
 mod stash;
 mod strangers;
 pub mod table;
@@ -61,5 +63,6 @@ mod wide;
 
 pub use config::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, TargetConfig, Times};
 pub use histogram::Histogram;
+pub use specimen::{Part, specimen};
 pub use table::{BURST, BURST_BYTES, Held, Sink, Table};
 pub use tally::{Count, Dropped, Health, Tally};

@@ -58,7 +58,11 @@ pub struct Held<'s> {
     slot: &'s Slot,
 }
 
-impl Held<'_> {
+impl<'s> Held<'s> {
+    pub(crate) fn new(id: u32, slot: &'s Slot) -> Self {
+        Self { id, slot }
+    }
+
     /// Whether it is of the flow that a captured segment belongs to.
     pub fn is_of(&self, segment: &Captured) -> bool {
         let slot = self.slot;
@@ -104,6 +108,9 @@ pub struct Table {
 }
 
 impl Table {
+    /// Bytes of one session in an arena, without what it holds.
+    pub const SLOT_BYTES: usize = size_of::<Slot>();
+
     /// Bytes that the arena must have for so many sessions and chunks.
     pub fn arena_bytes(sessions: u32, chunks: u32) -> u64 {
         arena::bytes(sessions, chunks)
@@ -390,7 +397,7 @@ impl Table {
             }
             let sound = slot.is_intact()
                 && self.is_sound(&slot)
-                && !condemned(&Held { id, slot: &slot })
+                && !condemned(&Held::new(id, &slot))
                 && slot.held.mark(&self.chunks, &mut used)
                 && slot.stash.mark(&self.chunks, &mut used);
             if !sound {

@@ -47,6 +47,26 @@ pub(crate) struct Image {
     slot: Slot,
 }
 
+impl Image {
+    /// Which slot.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// As it was.
+    pub(crate) fn slot(&self) -> &Slot {
+        &self.slot
+    }
+}
+
+/// The images of the transaction that a dead worker left open, given the bytes of its log.
+pub(crate) fn images(log: &[u8]) -> &[Image] {
+    let Some((head, images)) = log.split_at_checked(size_of::<Head>()) else { return &[] };
+    let count = u64::read_from_bytes(head).unwrap_or(0) as usize;
+    let all = <[Image]>::ref_from_bytes(images).unwrap_or(&[]);
+    all.get(..count).unwrap_or(&[])
+}
+
 /// Images that a log for so many sessions has.
 pub(crate) const fn capacity(sessions: u32) -> u32 {
     if sessions < IMAGES { sessions } else { IMAGES }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use flow::record::{flag, inject_bit, opt};
 use flow::{Captured, Drop as Reason, Endpoint, Inject, Returned, Seq, TcpFields, hash};
 use session::Count;
-use shm::{Consumer, Link, Producer, RoleState, Spec};
+use shm::{Consumer, Item, Link, Producer, RoleState, Spec};
 use topology::plan::{
     CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
 };
@@ -446,6 +446,64 @@ fn a_successor_continues_sessions_and_settles_the_ledger() {
     until("the delivery", || rig.count(Count::Delivered) == 11);
     assert!(rig.ledger_holds());
     assert_eq!(rig.count(Count::SessionsStarted), 1);
+}
+
+#[test]
+fn what_was_died_of_twice_is_left_out_with_its_session() {
+    let mut rig = Rig::new();
+    let mut killer = rig.open("203.0.113.5:40000");
+    let mut other = rig.open("203.0.113.6:40000");
+    rig.ask(&mut killer, b"before", 10);
+    rig.ask(&mut other, b"others", 10);
+    until("the deliveries", || rig.count(Count::Delivered) == 12);
+    rig.halt();
+    // As a supervisor would after the second crash, of a record that the next worker finds in its ring.
+    let data = killer.segment(flag::ACK | flag::PSH, 6);
+    rig.capture(&data, b"killer");
+    let region = Region::attach(&rig.name).unwrap();
+    let position = region.consumer(Link::Capture(SHARD)).peek_batch(1).position(0).unwrap();
+    region.leave_out(Role::Shard(SHARD), Item::Captured(position));
+    rig.region.control().set_halt(false);
+    let mut rig = {
+        let region = Region::attach(&rig.name).unwrap();
+        rig.started(region)
+    };
+    until("it is left out", || rig.read(offset_worker(WorkerCount::LeftOut)) == 1);
+    assert_eq!(rig.read(offset_dropped_bytes(Reason::Quarantined)), 6);
+    assert_eq!((rig.count(Count::SlotsUnusable), rig.read(offset_gauge(Gauge::Open))), (1, 1));
+    rig.ask(&mut other, b"goes on", 10);
+    until("the other's delivery", || rig.count(Count::Delivered) == 19);
+    assert!(rig.ledger_holds());
+    assert_eq!(rig.read(offset_worker(WorkerCount::SettledLost)), 0);
+    // The order was obeyed once.
+    assert_eq!(region.journal(Role::Shard(SHARD)).left_out(), Item::Nothing);
+}
+
+#[test]
+fn a_slot_that_somebody_scribbled_over_costs_its_session_alone() {
+    let mut rig = Rig::new();
+    let mut damaged = rig.open("203.0.113.5:40000");
+    let mut sound = rig.open("203.0.113.6:40000");
+    let data = damaged.segment(flag::ACK | flag::PSH, 5);
+    rig.capture(&data, b"hello");
+    rig.injected("the request", |_, payload| payload == b"hello");
+    until("its count", || rig.count(Count::Wanted) == 5);
+    rig.halt();
+    let arena = Region::attach(&rig.name).unwrap().arena(SHARD);
+    // Slots are handed out from the first; somewhere in the first one.
+    let slots = session::Table::arena_bytes(8_192, 0) as usize - 8_192 * session::Table::SLOT_BYTES;
+    arena[slots + 100] ^= 4;
+    rig.region.control().set_halt(false);
+    let mut rig = {
+        let region = Region::attach(&rig.name).unwrap();
+        rig.started(region)
+    };
+    until("the loss", || rig.read(offset_dropped_bytes(Reason::WorkerLost)) == 5);
+    assert_eq!(rig.count(Count::SlotsUnusable), 1);
+    rig.ask(&mut sound, b"goes on", 10);
+    until("the other's delivery", || rig.count(Count::Delivered) == 7);
+    assert!(rig.ledger_holds());
+    assert_eq!(rig.read(offset_worker(WorkerCount::SettledLost)), 0, "a damaged slot explains it");
 }
 
 #[test]

@@ -29,7 +29,7 @@ use crate::journal::{Item, Journal, Record};
 use crate::layout::{Layout, Link, PAGE, PLAN_BYTES, Role, Spec};
 use crate::leftover::{self, Leftover};
 use crate::memory::Memory;
-use crate::ring::{Consumer, Indices, Producer};
+use crate::ring::{self, Consumer, Indices, Producer};
 use crate::sync::Ordering::Relaxed;
 
 /// Where Linux keeps named shared memory (shm_overview(7)).
@@ -266,6 +266,17 @@ impl Region {
     /// What a role is at, or was when it died.
     pub fn item(&self, role: Role) -> Item {
         self.record(role).item()
+    }
+
+    /// A copy of the record that a shard died of. Only between the death of one and the start of the next: nobody overwrites
+    /// what was not released.
+    pub fn record_of(&self, shard: u16, item: Item) -> Option<Vec<u8>> {
+        let (link, position) = match item {
+            Item::Captured(position) => (Link::Capture(shard), position),
+            Item::Returned(position) => (Link::Returns(shard), position),
+            Item::Nothing | Item::Sessions | Item::Session(_) => return None,
+        };
+        ring::copy_record(&self.ring(link), position)
     }
 
     /// Lets the next start of a role leave an item out. Only between the death of one and the start of the next.

@@ -19,6 +19,7 @@
 //!
 //! A restarted consumer goes on at `head`: what its predecessor walked but did not release comes again. A restarted
 //! producer goes on at `tail`: what was committed but not published never was.
+#![allow(unsafe_code)]
 
 mod consumer;
 mod producer;
@@ -106,6 +107,19 @@ pub(crate) fn head_word(position: u64, len: u32, pad: bool) -> u64 {
 pub(crate) fn parse_head(position: u64, word: u64) -> Option<(u32, bool)> {
     let (low, seal_found) = (word as u32, (word >> 32) as u32);
     (seal_found == seal(position)).then_some((low & 0x7fff_ffff, low >> 31 != 0))
+}
+
+/// A copy of the record at a position, if one of that position's seal stands there. For who looks at a ring that nobody
+/// writes or reads.
+#[cfg(not(loom))]
+pub(crate) fn copy_record(memory: &Memory, position: u64) -> Option<Vec<u8>> {
+    let offset = align_down(position) as usize & (memory.capacity() - 1);
+    // SAFETY: the caller looks while nobody writes; in bounds, since both are multiples of a line.
+    let word = unsafe { memory.read_head(offset) };
+    let (len, pad) = parse_head(position, word)?;
+    let fits = !pad && record_bytes(len as usize) <= memory.capacity() - offset;
+    // SAFETY: as above; the length was checked against the ring's end.
+    fits.then(|| unsafe { memory.read(offset + HEAD, len as usize) }.to_vec())
 }
 
 const fn align_down(position: u64) -> u64 {

@@ -18,8 +18,12 @@ const START_AGAIN: Duration = Duration::from_secs(1);
 fn words_of(verdict: aftermath::Verdict) -> String {
     match verdict {
         aftermath::Verdict::GoesOn => ", 0 sessions lost".to_owned(),
-        aftermath::Verdict::LeavesOut(_) => {
-            ", a record that it died of twice is left out, with its session".to_owned()
+        aftermath::Verdict::LeavesOut(_, kept) => {
+            let file = match kept {
+                Ok(file) => format!("tcptwin autopsy {}", file.display()),
+                Err(why) => format!("not kept: {why}"),
+            };
+            format!(", what it died of twice is left out, with its session ({file})")
         }
         aftermath::Verdict::BeginsAnew(lost) => format!(", {} given up", words::counted(lost, "session")),
     }

@@ -1,0 +1,344 @@
+//! Records that a shard worker has died of twice: kept as files, so that somebody can find out why, and shown again by
+//! `tcptwin autopsy FILE` to a table made of what the file holds, in a process that may die of it.
+//!
+//! A file has the record, the sessions that it belongs to with what they held, and the plan without its key. Payload is
+//! real users' data: the files are this user's alone, beside the control socket, few and bounded.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus};
+
+use anyhow::Context as _;
+use flow::{Captured, Inject, Returned, record};
+use serde::{Deserialize, Serialize};
+use session::{Held, Part, Sink, Table};
+use shm::{Item, Region};
+use topology::{Plan, Refusal};
+
+/// Files of one instance at most; what comes later is left out all the same, but not kept.
+const FILES: usize = 16;
+/// Bytes of sessions in a file at most; a record adds up to 64 KiB, and both are written as hexadecimal digits.
+const SESSION_BYTES: usize = 96 << 10;
+
+/// What a file holds.
+#[derive(Serialize, Deserialize)]
+struct Specimen {
+    /// The program that died, by its version.
+    version: String,
+    plan: Plan,
+    shard: u16,
+    /// Session, if it was not a record that it died of.
+    session: Option<u32>,
+    captured: Option<String>,
+    returned: Option<String>,
+    percent_ppm: u32,
+    copies_milli: u32,
+    /// CLOCK_MONOTONIC of that host, µs.
+    time_us: u64,
+    arena: Vec<Cut>,
+}
+
+/// A part of the shard's arena.
+#[derive(Serialize, Deserialize)]
+struct Cut {
+    at: u64,
+    bytes: String,
+}
+
+/// Keeps what a shard's worker died of; the path, or why there is none.
+pub(crate) fn keep(
+    directory: &Path,
+    region: &Region,
+    plan: &Plan,
+    shard: u16,
+    item: Item,
+    arena: &[u8],
+) -> anyhow::Result<PathBuf> {
+    let directory = directory.join(format!("{}.quarantine", plan.name));
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)
+        .with_context(|| format!("making {} failed", directory.display()))?;
+    let specimen = take(region, plan, shard, item, arena);
+    for number in 1..=FILES {
+        let path = directory.join(format!("{number}.json"));
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            Ok(mut file) => {
+                let text = serde_json::to_vec(&specimen).context("the specimen cannot be written")?;
+                file.write_all(&text).with_context(|| format!("writing {} failed", path.display()))?;
+                return Ok(path);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(|| format!("making {} failed", path.display())),
+        }
+    }
+    anyhow::bail!("{} holds {FILES} files already; look at them and remove them", directory.display())
+}
+
+fn take(region: &Region, plan: &Plan, shard: u16, item: Item, arena: &[u8]) -> Specimen {
+    let bytes = region.record_of(shard, item).unwrap_or_default();
+    let captured = matches!(item, Item::Captured(_)).then_some(&bytes);
+    let returned = matches!(item, Item::Returned(_)).then_some(&bytes);
+    let segment = captured.and_then(|bytes| Captured::split(bytes)).map(|(segment, _)| segment);
+    let header = returned.and_then(|bytes| record::split::<Returned>(bytes)).map(|(header, _)| header);
+    let wanted = |held: &Held<'_>| {
+        segment.is_some_and(|segment| held.is_of(&segment))
+            || header.is_some_and(|header| held.is_answered_by(&header))
+            || item == Item::Session(held.id)
+    };
+    let config = shard_worker::machine_config(plan, shard);
+    let parts = session::specimen(arena, &config, SESSION_BYTES, wanted);
+    Specimen {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        plan: Plan { key: None, ..plan.clone() },
+        shard,
+        session: if let Item::Session(id) = item { Some(id) } else { None },
+        captured: captured.map(|bytes| to_hex(bytes)),
+        returned: returned.map(|bytes| to_hex(bytes)),
+        percent_ppm: region.control().percent_ppm(),
+        copies_milli: region.control().copies_milli(),
+        time_us: shm::monotonic_us(),
+        arena: parts.iter().map(|Part { at, bytes }| Cut { at: *at, bytes: to_hex(bytes) }).collect(),
+    }
+}
+
+/// `tcptwin autopsy FILE`: says what the file holds, and lets a process of its own take it.
+///
+/// # Errors
+/// The file is none of ours.
+pub(crate) fn autopsy(file: &str, inside: bool) -> anyhow::Result<ExitCode> {
+    let specimen = read(file)?;
+    if inside {
+        let sent = specimen.replay().map_err(Refusal::usage)?;
+        println!("  taken: {} sent", crate::words::counted(sent, "record"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{file}: {}", specimen.words());
+    let child = Command::new("/proc/self/exe").args(["autopsy", "--inside", file]).status();
+    let status = child.context("starting a process to take it failed")?;
+    println!("{}", verdict(status));
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn verdict(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt as _;
+    match (status.success(), status.signal()) {
+        (true, _) => "this program survives it".to_owned(),
+        (false, Some(signal)) => {
+            format!("this program dies of it (signal {signal}): please report it, without the payload")
+        }
+        (false, None) => format!("this program fails at it ({status})"),
+    }
+}
+
+fn read(file: &str) -> Result<Specimen, Refusal> {
+    let text = std::fs::read(file).map_err(|error| {
+        let why = crate::words::of_io(&error);
+        Refusal::usage(format!(
+            "autopsy {file}: the file cannot be read ({why}). `tcptwin run` names the files that it keeps"
+        ))
+    })?;
+    serde_json::from_slice(&text).map_err(|error| {
+        Refusal::usage(format!("autopsy {file}: this is no file that `tcptwin run` has kept ({error})"))
+    })
+}
+
+impl Specimen {
+    fn words(&self) -> String {
+        let segment = self.captured.as_deref().and_then(from_hex);
+        let header = self.returned.as_deref().and_then(from_hex);
+        let what = match (segment, header, self.session) {
+            (Some(bytes), ..) => match Captured::split(&bytes) {
+                Some((head, payload)) => format!(
+                    "a captured segment {} -> {} with {}",
+                    head.client,
+                    head.server,
+                    crate::words::counted(payload.len() as u64, "byte")
+                ),
+                None => "a captured record whose lengths disagree".to_owned(),
+            },
+            (_, Some(bytes), _) => match record::split::<Returned>(&bytes) {
+                Some((head, _)) => format!("a returned header {} -> {}", head.target, head.client),
+                None => "a returned record that is too short".to_owned(),
+            },
+            (.., Some(id)) => format!("what session {id} had to do"),
+            _ => "nothing".to_owned(),
+        };
+        format!("{what}, of which shard {} of tcptwin {} died twice", self.shard, self.version)
+    }
+
+    /// Makes a table of the arena's parts and lets it take the record, its timers, and whatever it has to say; how many
+    /// records it sent.
+    fn replay(&self) -> Result<u64, String> {
+        let config = shard_worker::machine_config(&self.plan, self.shard);
+        let bytes = Table::arena_bytes(config.limits.sessions, config.limits.chunks) as usize;
+        let words: &'static mut [u64] = vec![0u64; bytes.div_ceil(8)].leak();
+        let arena = zerocopy::IntoBytes::as_mut_bytes(words);
+        for cut in &self.arena {
+            let bytes = from_hex(&cut.bytes).ok_or("a part of the arena is not hexadecimal")?;
+            let place = (cut.at as usize)
+                .checked_add(bytes.len())
+                .and_then(|end| arena.get_mut(cut.at as usize..end));
+            place.ok_or("a part of the arena lies outside of it")?.copy_from_slice(&bytes);
+        }
+        let mut table = Table::new(arena, config);
+        let mut sent = Sent(0);
+        let record = |text: &Option<String>| match text {
+            Some(text) => from_hex(text).ok_or("the record is not hexadecimal").map(Some),
+            None => Ok(None),
+        };
+        if let Some(bytes) = record(&self.captured)?
+            && let Some((segment, payload)) = Captured::split(&bytes)
+        {
+            let (percent_ppm, copies_milli) = (self.percent_ppm, self.copies_milli);
+            if !table.admits(self.time_us, &segment, payload.len(), percent_ppm, copies_milli) {
+                table.settle();
+            }
+            table.captured(self.time_us, &segment, payload, percent_ppm, copies_milli);
+        }
+        if let Some(bytes) = record(&self.returned)?
+            && let Some((header, _)) = record::split::<Returned>(&bytes)
+        {
+            table.returned(self.time_us, &header);
+        }
+        table.tick(self.time_us);
+        while table.pump(self.time_us, &mut sent) {
+            table.settle();
+        }
+        table.settle();
+        Ok(sent.0)
+    }
+}
+
+/// Counts.
+struct Sent(u64);
+
+impl Sink for Sent {
+    fn emit<'p>(&mut self, _head: &Inject, parts: impl Iterator<Item = &'p [u8]>) {
+        // All of the payload is walked over, as for the injector.
+        let _ = parts.map(<[u8]>::len).sum::<usize>();
+        self.0 += 1;
+    }
+}
+
+fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes();
+    if !digits.len().is_multiple_of(2) {
+        return None;
+    }
+    digits.chunks_exact(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use flow::record::flag;
+    use flow::{Endpoint, Seq, TcpFields};
+    use lab::scratch::Scratch;
+    use shm::{Link, Role};
+    use topology::wiring;
+    use zerocopy::IntoBytes as _;
+
+    use super::*;
+
+    fn endpoint(text: &str) -> Endpoint {
+        text.parse::<std::net::SocketAddr>().unwrap().into()
+    }
+
+    fn segment(flags: u16, seq: u32, payload_len: u32) -> Captured {
+        Captured {
+            tcp: TcpFields { seq: Seq(seq), ack: Seq(1), flags, ..TcpFields::default() },
+            payload_len,
+            client: endpoint("203.0.113.5:40000"),
+            server: endpoint("10.0.0.10:80"),
+            ..Captured::default()
+        }
+    }
+
+    /// A worker holds a request and dies in the middle of the next.
+    #[test]
+    fn what_is_kept_is_taken_again_as_it_was() {
+        let name = format!("quarantine-{}", std::process::id());
+        let plan = crate::testing::plan(&name, &[]);
+        let spec = wiring::region_spec(&plan, Table::arena_bytes);
+        let region = Region::create(&name, &spec, &plan.to_bytes(), 1).unwrap();
+        region.control().set_percent_ppm(1_000_000);
+        region.control().set_copies_milli(1_000);
+        let killer = segment(flag::ACK | flag::PSH, 16, 6);
+        let mut ring = region.producer(Link::Capture(1));
+        assert!(ring.push(b"another record") && ring.push(&[killer.as_bytes(), b"killer"].concat()));
+        ring.publish();
+        let mut reader = Region::attach(&name).unwrap().consumer(Link::Capture(1));
+        let batch = reader.peek_batch(2);
+        let item = Item::Captured(batch.position(1).unwrap());
+        let now_us = shm::monotonic_us();
+        let mut table = Table::new(region.arena(1), shard_worker::machine_config(&plan, 1));
+        for (head, payload) in [
+            (segment(flag::SYN, 0, 0), &b""[..]),
+            (segment(flag::ACK, 1, 0), b""),
+            (segment(flag::ACK | flag::PSH, 1, 15), b"held and unsent"),
+        ] {
+            table.captured(now_us, &head, payload, 1_000_000, 1_000);
+        }
+        table.settle();
+        table.captured(now_us, &killer, b"killer", 1_000_000, 1_000);
+        let successor = Region::attach(&name).unwrap();
+        let scratch = Scratch::new("quarantine").unwrap();
+        let kept = keep(scratch.path(), region, &plan, 1, item, successor.arena(1)).unwrap();
+        Region::remove(&name).unwrap();
+        let specimen = read(kept.to_str().unwrap()).unwrap();
+        assert!(
+            specimen.words().contains("203.0.113.5:40000 -> 10.0.0.10:80 with 6 bytes"),
+            "{}",
+            specimen.words()
+        );
+        assert_eq!(specimen.replay(), Ok(1), "its session still owes the SYN");
+        let held = "held and unsent".bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
+        assert!(specimen.arena.iter().any(|cut| cut.bytes.contains(&held)));
+        let mut cut = specimen;
+        cut.arena.push(Cut { at: u64::MAX, bytes: "00".into() });
+        assert!(cut.replay().unwrap_err().contains("outside"));
+        cut.arena.push(Cut { at: 0, bytes: "0".into() });
+        cut.arena.swap(0, 1);
+        assert!(cut.replay().is_err());
+        assert_eq!(region.read_counter(Role::Shard(1), 0), 0, "nothing was counted for it");
+    }
+
+    #[test]
+    fn a_quarantine_has_so_many_places_and_no_more() {
+        let name = format!("quarantine-full-{}", std::process::id());
+        let plan = crate::testing::plan(&name, &[]);
+        let spec = wiring::region_spec(&plan, Table::arena_bytes);
+        let region = Region::create(&name, &spec, &plan.to_bytes(), 1).unwrap();
+        Region::remove(&name).unwrap();
+        let scratch = Scratch::new("quarantine").unwrap();
+        let arena = region.arena(0);
+        for _ in 0..FILES {
+            keep(scratch.path(), region, &plan, 0, Item::Session(3), arena).unwrap();
+        }
+        let full = keep(scratch.path(), region, &plan, 0, Item::Session(3), arena).unwrap_err();
+        assert!(full.to_string().contains("holds 16 files already"), "{full}");
+    }
+
+    #[test]
+    fn what_is_no_specimen_is_refused_in_a_sentence() {
+        let scratch = Scratch::new("quarantine").unwrap();
+        let file = scratch.file("other");
+        for (text, part) in
+            [(None, "cannot be read (no such file"), (Some("{}"), "no file that `tcptwin run`")]
+        {
+            if let Some(text) = text {
+                std::fs::write(&file, text).unwrap();
+            }
+            let refusal = read(file.to_str().unwrap()).err().unwrap();
+            assert!(refusal.exit == 2 && refusal.sentence.contains(part), "{refusal}");
+        }
+        assert_eq!((from_hex("0g"), from_hex("0"), from_hex("0aff")), (None, None, Some(vec![10, 255])));
+    }
+}
