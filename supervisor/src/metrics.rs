@@ -138,6 +138,7 @@ fn feed(stats: &Stats) {
     };
     gauge!("tcptwin_build_info", with("version", &stats.version)).set(1.0);
     gauge!("tcptwin_uptime_seconds", instance()).set(stats.uptime_s);
+    gauge!("tcptwin_epoch", instance()).set(stats.epoch as f64);
     for state in ["starting", "running", "paused", "draining", "stopped"] {
         gauge!("tcptwin_state", with("state", state)).set(f64::from(u8::from(stats.state == state)));
     }
