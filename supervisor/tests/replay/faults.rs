@@ -31,7 +31,6 @@ pub(crate) const STORIES: &[Story] = &[
         the_return_channel_is_cut_while_clients_are_kept,
     ),
     ("the_target_is_restarted_under_load", 90, the_target_is_restarted_under_load),
-    ("the_supervisor_is_killed_and_started_again", 90, the_supervisor_is_killed_and_started_again),
 ];
 
 impl Stage {
@@ -226,37 +225,4 @@ fn the_target_is_restarted_under_load() -> Result<()> {
     more(&load, 1_000)?;
     let report = answered(load.stop()?)?;
     arrived_after(&stage, run, recovered..report.sent)
-}
-
-fn the_supervisor_is_killed_and_started_again() -> Result<()> {
-    let stage = Stage::new()?;
-    let _intercept = stage.intercept()?;
-    let name = format!("again{}", std::process::id());
-    let run = stage.run(&["--name", &name])?;
-    let load = stage.start(Load { rate: Some(500.0), ..stage.load(50_000) })?;
-    let roles: Vec<u32> = run.stats()?.roles()?.iter().map(|r| r.pid).collect();
-    step("kill the supervisor");
-    run.kill()?;
-    wait::until("its roles die with it", Duration::from_secs(5), || {
-        roles.iter().all(|&pid| process::Process::read(pid).is_none_or(|p| p.is_zombie()))
-    })?;
-    step("the same name starts again");
-    let run = stage.run(&["--name", &name])?;
-    let recovered = more(&load, 500)?;
-    more(&load, 700)?;
-    let report = answered(load.stop()?)?;
-    stage.wait_for(recovered..report.sent)?;
-    let stats = end(run)?;
-    let after = Fidelity::of_ids(&stage.online, &stage.target, 1, recovered..report.sent);
-    ensure!(after.is_exact(), "after the start: {after}; {}", stats.ledger());
-    let others = stats.dropped_in_all() - stats.dropped("duplicate") - stats.dropped("joined_midturn");
-    ensure!(others == 0, "{}", stats.ledger());
-    clean_after_join(&stats)
-}
-
-fn clean_after_join(stats: &lab::Stats) -> Result<()> {
-    let joined = stats.dropped("joined_midturn");
-    ensure!(stats.in_flight() == 0 && stats.missed() == 0, "{}", stats.ledger());
-    ensure!(stats.delivered() + joined + stats.dropped("duplicate") == stats.wanted(), "{}", stats.ledger());
-    Ok(())
 }

@@ -59,6 +59,7 @@ fn a_killed_supervisors_sessions_go_on() -> Result<()> {
     let mut gaps = Vec::new();
     for _ in 0..3 {
         let started = run.stats()?.number("/sessions/started")?;
+        let roles = pids(&run)?;
         let before = sent(&load).saturating_sub(UNDER_WAY);
         step("kill the supervisor, and start it again");
         run.kill()?;
@@ -66,6 +67,9 @@ fn a_killed_supervisors_sessions_go_on() -> Result<()> {
         run = stage.run(&options)?;
         let (after, away) = (sent(&load), begin.elapsed());
         gaps.push(before..after);
+        let lives = |pid: &&u32| lab::process::Process::read(**pid).is_some_and(|p| !p.is_zombie());
+        let left = roles.iter().find(lives);
+        ensure!(left.is_none(), "role {left:?} of the dead supervisor lives beside the new ones");
         more(&load, 700)?;
         let stats = run.stats()?;
         println!("    works again {} ms after its start; {}", away.as_millis(), stats.ledger());
