@@ -19,7 +19,8 @@ pub(crate) struct Header {
     chunks: u32,
     /// The session whose timers run or that emits: who died of it can be asked (`Table::last_at`).
     pub(crate) at: u32,
-    reserved: u32,
+    /// Slots from here on were never handed out: a successor need not look at them, nor touch their memory.
+    pub(crate) fresh: u32,
     /// The latest time the table has seen: time never goes back across a restart.
     pub(crate) clock_us: u64,
     /// The walks over the client ranges, IPv4 and IPv6.

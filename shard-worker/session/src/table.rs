@@ -288,7 +288,7 @@ impl Table {
     pub fn abandon(&mut self, now_us: u64) -> bool {
         self.clock(now_us);
         self.draining = true;
-        while self.abandoned < self.slots.len() {
+        while self.abandoned < self.header.fresh.min(self.slots.len()) {
             if !self.slots.has_room(SESSION_IMAGES) {
                 return false;
             }
@@ -389,7 +389,10 @@ impl Table {
     fn rebuild(&mut self, condemned: impl Fn(&Held<'_>) -> bool) {
         let mut used = vec![false; self.chunks.len()];
         self.free.clear();
-        for id in (0..self.slots.len()).rev() {
+        let fresh = self.header.fresh.min(self.slots.len());
+        // The lowest are taken first.
+        self.free.extend((fresh..self.slots.len()).rev());
+        for id in (0..fresh).rev() {
             let slot = *self.slots.get(id);
             if slot.phase() == Phase::Free {
                 self.free.push(id);
@@ -412,7 +415,7 @@ impl Table {
             self.tally.in_flight += u64::from(slot.in_flight);
         }
         self.chunks.rebuild(&used);
-        for id in 0..self.slots.len() {
+        for id in 0..fresh {
             self.reindex(id);
         }
     }
