@@ -29,6 +29,7 @@ pub(crate) fn plan(mappings: &[&str]) -> Plan {
     Plan {
         name: "test".to_owned(),
         instance: 1,
+        format: 0,
         seeds: Seeds { shard: 11, sample: 12, endpoint: 13, isn: 14, table: 15 },
         mappings,
         targets,

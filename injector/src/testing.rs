@@ -20,6 +20,7 @@ pub(crate) fn plan(targets: &[&str]) -> Plan {
     Plan {
         name: "test".to_owned(),
         instance: 7,
+        format: 0,
         seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
         mappings: vec![Mapping { online_ip: None, online_port: 80, target: 0 }],
         targets: targets.iter().map(|t| Target { addr: t.parse().unwrap(), mtu: 1_500 }).collect(),

@@ -39,6 +39,7 @@ fn plan(name: &str) -> Plan {
     Plan {
         name: name.to_owned(),
         instance: 1,
+        format: 0,
         seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
         mappings: vec![Mapping { online_ip: None, online_port: 80, target: 0 }],
         targets: vec![Target { addr: "10.0.3.2:8080".parse().unwrap(), mtu: 1_500 }],

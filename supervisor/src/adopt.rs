@@ -81,7 +81,8 @@ pub(crate) fn look(plan: &mut Plan, notes: &mut Vec<String>) -> Result<Found, Re
 pub(crate) fn usable_plan(region: &Region) -> Result<Plan, String> {
     let plan = Plan::from_bytes(&region.plan_bytes())
         .map_err(|_| "its plan is not readable by this program".to_owned())?;
-    if *region.spec() != wiring::region_spec(&plan, session::Table::arena_bytes) {
+    let same = plan.format == crate::format::of_this_program();
+    if !same || *region.spec() != wiring::region_spec(&plan, session::Table::arena_bytes) {
         return Err("another build of this program keeps its sessions in another form".to_owned());
     }
     Ok(plan)
@@ -217,6 +218,12 @@ mod tests {
             let (mut new, mut notes) = (plan("damage", &[]), vec![]);
             assert!(matches!(look(&mut new, &mut notes).unwrap(), Found::Remove), "{part}");
             assert!(notes[0].contains(part), "{notes:?}");
+        }
+        {
+            let (_left, _) = left(&Plan { format: 1, ..old.clone() });
+            let (mut new, mut notes) = (plan("damage", &[]), vec![]);
+            assert!(matches!(look(&mut new, &mut notes).unwrap(), Found::Remove));
+            assert!(notes[0].contains("keeps its sessions in another form"), "{notes:?}");
         }
         let (_left, region) = left(&old);
         region.adopt(b"").unwrap();

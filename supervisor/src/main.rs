@@ -17,6 +17,7 @@
 //! | `live`, `summary`, `metrics`, `terminal`, `words` | the figures for people and for Prometheus |
 //! | `intercepting` | `intercept` |
 //! | `demo` | `demo` |
+//! | `format` | what a region's bytes mean to this program |
 //! | `key`, `logging`, `procfs`, `signals` | keys, log lines, /proc, Ctrl-C |
 
 mod adopt;
@@ -28,6 +29,7 @@ mod control;
 mod ctl;
 mod demo;
 mod drain;
+mod format;
 mod hang;
 mod host;
 mod intercepting;

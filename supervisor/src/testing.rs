@@ -25,6 +25,7 @@ pub(crate) fn plan(name: &str, more: &[(Key, &str)]) -> Plan {
         random: [NEXT.fetch_add(1, Relaxed); 6],
         key: None,
         arena_bytes: session::Table::arena_bytes,
+        format: crate::format::of_this_program(),
     };
     plan_from(&options, &facts).unwrap()
 }

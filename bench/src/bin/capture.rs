@@ -151,6 +151,7 @@ fn plan() -> Plan {
     Plan {
         name: "bench".to_owned(),
         instance: 1,
+        format: 0,
         seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
         mappings: vec![Mapping { online_ip: None, online_port: 8080, target: 0 }],
         targets: vec![target],

@@ -13,7 +13,7 @@ use crate::undo::{self, Image, Slots};
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct Header {
-    /// [`MAGIC`] once the arena has been used; zero before.
+    /// [`FORMAT`] once the arena has been used; zero before.
     magic: u64,
     sessions: u32,
     chunks: u32,
@@ -33,7 +33,7 @@ impl Header {
 }
 
 /// Names the layout of header, slot and chunk; changes with any of them.
-const MAGIC: u64 = 0x7477_696e_5f73_0004;
+pub const FORMAT: u64 = 0x7477_696e_5f73_0005;
 
 /// The parts of an arena.
 pub(crate) struct Arena {
@@ -61,12 +61,12 @@ impl Arena {
             "the arena is as large as Table::arena_bytes says"
         );
         let (header, _) = Header::ref_from_prefix(memory).expect("the arena is page aligned");
-        let used = header.magic == MAGIC && header.sessions == sessions && header.chunks == chunks;
+        let used = header.magic == FORMAT && header.sessions == sessions && header.chunks == chunks;
         if !used && header.magic != 0 {
             memory.fill(0);
         }
         let (header, rest) = Header::mut_from_prefix(memory).expect("the arena is page aligned");
-        (header.magic, header.sessions, header.chunks) = (MAGIC, sessions, chunks);
+        (header.magic, header.sessions, header.chunks) = (FORMAT, sessions, chunks);
         let (log, rest) = undo::Head::mut_from_prefix(rest).expect("the size was checked");
         let images = undo::capacity(sessions) as usize;
         let (images, rest) =

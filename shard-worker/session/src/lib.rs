@@ -61,6 +61,7 @@ mod undo;
 pub mod wheel;
 mod wide;
 
+pub use arena::FORMAT;
 pub use config::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, TargetConfig, Times};
 pub use histogram::Histogram;
 pub use specimen::{Part, specimen};

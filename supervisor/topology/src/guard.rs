@@ -141,6 +141,7 @@ mod tests {
             random: [0; 6],
             key: Some([0; 32]),
             arena_bytes: |sessions, chunks| u64::from(sessions) * 448 + u64::from(chunks) * 1024,
+            format: 0,
         };
         plan_from(&options, &facts).unwrap()
     }

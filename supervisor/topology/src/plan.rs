@@ -14,6 +14,8 @@ pub struct Plan {
     pub name: String,
     /// Random number of this instance, constant over restarts of its roles; announced to intercept.
     pub instance: u64,
+    /// What the region's bytes mean to the program that made it: another program with the same number can go on with them.
+    pub format: u64,
     /// Keys of the hashes.
     pub seeds: Seeds,
     /// `-x`, in the order given. At most [`MAX_MAPPINGS`].

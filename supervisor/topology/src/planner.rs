@@ -26,6 +26,8 @@ pub struct Facts {
     pub key: Option<[u8; 32]>,
     /// Bytes of an arena for so many sessions and chunks.
     pub arena_bytes: fn(u32, u32) -> u64,
+    /// See [`Plan::format`].
+    pub format: u64,
 }
 
 /// Port of the return channel unless given; TCPCopy's.
@@ -70,6 +72,7 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
     Ok(Plan {
         name,
         instance,
+        format: facts.format,
         seeds: Seeds { shard, sample, endpoint, isn, table },
         mappings,
         targets,

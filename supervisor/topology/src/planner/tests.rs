@@ -13,6 +13,7 @@ fn facts(cores: u16) -> Facts {
         random: [1, 2, 3, 4, 5, 6],
         key: Some([7; 32]),
         arena_bytes: arena,
+        format: 0,
     }
 }
 
