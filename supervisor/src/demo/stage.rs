@@ -16,9 +16,9 @@ use super::view::Line;
 /// Everything that runs during the demo. Processes are ended before the network they stand in.
 pub(super) struct Stage {
     args: DemoArgs,
-    /// Name of the run.
-    name: String,
     run: Option<Instance>,
+    /// Goes when the run is gone.
+    _leftover: Leftover,
     intercept: Instance,
     /// The command lines, as typed.
     pub(super) commands: [String; 2],
@@ -61,12 +61,13 @@ impl Stage {
         let service = at_target.to_string();
         let intercept = twin.intercept(&network.assistant, &["-x", &service, "--name", &assistant_name])?;
         let (map, assistant) = (lab::twin::map(ONLINE_PORT, at_target), network.assistant.v4().to_string());
+        let leftover = Leftover(name.clone());
         let run = twin.run(&network.online, &["-x", &map, "-s", &assistant, "--name", &name])?;
         Ok(Self {
             args,
-            name,
             commands: [run.command_line.clone(), intercept.command_line.clone()],
             run: Some(run),
+            _leftover: leftover,
             intercept,
             services,
             online,
@@ -148,11 +149,12 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
-    /// A run that was killed leaves its shared region to the next of its name; a demo's name has no next.
+/// What a run of this name leaves when it is killed: its shared region, for the next of that name. A demo's has no next.
+struct Leftover(String);
+
+impl Drop for Leftover {
     fn drop(&mut self) {
-        drop(self.run.take());
         // The name is this process's own. What cannot be removed is no worse than it was.
-        let _ = Region::remove(&self.name);
+        let _ = Region::remove(&self.0);
     }
 }
