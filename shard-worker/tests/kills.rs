@@ -105,6 +105,15 @@ impl Drop for Worker {
     }
 }
 
+/// The region's file, removed whatever happens.
+struct File<'n>(&'n str);
+
+impl Drop for File<'_> {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(path(self.0));
+    }
+}
+
 #[test]
 fn the_worker() {
     let Ok(name) = std::env::var(NAME) else { return };
@@ -332,6 +341,7 @@ fn nothing_is_lost_torn_or_doubled() {
         arena: shard_worker::arena_bytes(&plan).next_multiple_of(4_096),
     };
     let region = Region::create(&name, &spec, &plan.to_bytes(), 1).unwrap();
+    let _file = File(&name);
     region.control().set_percent_ppm(plan.percent_ppm);
     region.control().set_copies_milli(plan.copies_milli);
     let mut world = World::new(region, seed);
@@ -381,7 +391,6 @@ fn nothing_is_lost_torn_or_doubled() {
         }
         assert!(since.elapsed() < Duration::from_secs(60), "seed {seed}: {} in flight", in_flight(&world));
     }
-    std::fs::remove_file(path(&name)).unwrap();
     let count = |count| world.read_worker(offset_count(count));
     let dropped: u64 =
         Reason::ALL.iter().map(|&reason| world.read_worker(offset_dropped_bytes(reason))).sum();
