@@ -1,17 +1,19 @@
 //! Is a role that does not beat hung, or does the host only keep it from a core? Killing it in the second case would lose
 //! its sessions for nothing, and on a busy host again and again.
 //!
-//! A role beats when it works and every 100 ms when idle. It is *suspect* when input is pending (it said so, or bytes stand
-//! in its rings: one that was stopped while asleep cannot say so any more) and it did not beat for 250 ms, or when it did
-//! not beat for a second. From then on it is looked at in /proc:
+//! A role beats when it works and every 100 ms when idle. After a beat and a half of silence it is *suspect* if input is
+//! pending (it said so, or bytes stand in its rings: one that was stopped while asleep cannot say so any more), and after a
+//! second in any case. From then on it is looked at in /proc, every 10 ms:
 //!
 //! | seen | judged |
 //! |---|---|
-//! | stopped (T, t), and this from a beat and a half of silence on | hung at once |
-//! | used more than 200 ms of CPU since the suspicion, without a beat | hung: it spins |
+//! | stopped (T, t), input pending or not | hung at once |
+//! | silent for 250 ms, and used more than 100 ms of CPU since the suspicion | hung: it spins |
 //! | asleep (S, D) at each look for 250 ms, without any CPU time | hung: it waits for what does not come |
 //! | runnable (R), hardly any CPU time | starved: given up to 5 s |
 //! | anything for 5 s | hung |
+//!
+//! One that is starting takes over what its predecessor left, in one go, and may compute for as long as a starved one.
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +22,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Sample {
     /// Input waits for it, by its own word or by its rings.
     pub(crate) pending: bool,
+    /// It is still starting.
+    pub(crate) starting: bool,
     /// Its last beat, CLOCK_MONOTONIC milliseconds.
     pub(crate) beat_ms: u64,
     /// Now, on the same clock.
@@ -71,15 +75,15 @@ struct Suspicion {
     asleep_since: Option<(Instant, Duration)>,
 }
 
-/// Silence at which it is looked whether somebody stopped it: more than an idle role ever leaves between two beats. Being
-/// stopped is no matter of degree, so nothing is waited for.
+/// Silence that makes suspect while input is pending: more than an idle role ever leaves between two beats. Being stopped is
+/// no matter of degree, so then nothing more is waited for.
 pub(crate) const NOTICE_MS: u64 = 150;
-/// Silence that makes suspect while input is pending.
-const SUSPECT_MS: u64 = 250;
+/// Silence before which nothing but a stop is judged.
+const HUNG_MS: u64 = 250;
 /// Silence that makes suspect in any case: ten beats.
 const SILENT_MS: u64 = 1_000;
 /// CPU time without a beat that proves spinning.
-const SPIN: Duration = Duration::from_millis(200);
+const SPIN: Duration = Duration::from_millis(100);
 /// Sleep without CPU time, while input is pending, that proves waiting for nothing.
 const ASLEEP: Duration = Duration::from_millis(250);
 /// CPU time below which a role did nothing at all between looks.
@@ -90,6 +94,11 @@ const PATIENCE: Duration = Duration::from_millis(PATIENCE_MS);
 pub(crate) const PATIENCE_MS: u64 = 5_000;
 
 impl Watchdog {
+    /// Whether the role is suspect.
+    pub(crate) const fn suspects(&self) -> bool {
+        self.suspicion.is_some()
+    }
+
     /// Judges a role; `look` asks /proc for state and CPU time and is called for suspects only.
     pub(crate) fn judge(
         &mut self,
@@ -107,7 +116,7 @@ impl Watchdog {
         if matches!(state, 'T' | 't') {
             return Some(Hung::Stopped);
         }
-        if silent < if sample.pending { SUSPECT_MS } else { SILENT_MS } {
+        if !sample.pending && silent < SILENT_MS {
             self.suspicion = None;
             return None;
         }
@@ -118,7 +127,8 @@ impl Watchdog {
         let suspicion = self.suspicion.as_mut().expect("set just above");
         let used = cpu.saturating_sub(suspicion.cpu);
         match state {
-            _ if used > SPIN => return Some(Hung::Spins),
+            _ if sample.starting => {}
+            _ if used > SPIN && silent >= HUNG_MS => return Some(Hung::Spins),
             'S' | 'D' | 'I' => {
                 let (since, before) = *suspicion.asleep_since.get_or_insert((now, cpu));
                 if cpu.saturating_sub(before) > NOTHING {
@@ -142,7 +152,8 @@ mod tests {
         let mut watchdog = Watchdog::default();
         let start = Instant::now();
         (0..looks).find_map(|i| {
-            let sample = Sample { pending: true, beat_ms: 1_000, now_ms: 1_000 + SUSPECT_MS + 50 * i as u64 };
+            let now_ms = 1_000 + NOTICE_MS + 50 * i as u64;
+            let sample = Sample { pending: true, starting: false, beat_ms: 1_000, now_ms };
             let (state, cpu) = at(i);
             let now = start + Duration::from_millis(50 * i as u64);
             watchdog.judge(now, sample, || Some((state, Duration::from_millis(cpu)))).map(|hung| (i, hung))
@@ -155,8 +166,23 @@ mod tests {
     }
 
     #[test]
-    fn a_spinning_role_is_hung_after_200_ms_of_cpu() {
-        assert_eq!(watch(20, |i| ('R', 50 * i as u64)), Some((5, Hung::Spins)));
+    fn a_spinning_role_is_hung_after_100_ms_of_cpu() {
+        assert_eq!(watch(20, |i| ('R', 50 * i as u64)), Some((3, Hung::Spins)));
+        // On four cores at once: still not before a quarter of a second.
+        assert_eq!(watch(20, |i| ('R', 200 * i as u64)), Some((2, Hung::Spins)));
+    }
+
+    #[test]
+    fn one_that_starts_may_compute() {
+        let mut watchdog = Watchdog::default();
+        let start = Instant::now();
+        let mut at = |ms: u64| {
+            let sample = Sample { pending: true, starting: true, beat_ms: 1_000, now_ms: 1_000 + ms };
+            let cpu = Duration::from_millis(ms);
+            watchdog.judge(start + Duration::from_millis(ms), sample, || Some(('R', cpu)))
+        };
+        assert_eq!((at(200), at(900), at(4_900)), (None, None, None));
+        assert_eq!(at(5_300), Some(Hung::TooLong));
     }
 
     #[test]
@@ -178,7 +204,7 @@ mod tests {
         let mut watchdog = Watchdog::default();
         let now = Instant::now();
         for pending in [false, true] {
-            let at = |silent| Sample { pending, beat_ms: 1_000, now_ms: 1_000 + silent };
+            let at = |silent| Sample { pending, starting: false, beat_ms: 1_000, now_ms: 1_000 + silent };
             let stopped = || Some(('T', Duration::ZERO));
             assert_eq!(watchdog.judge(now, at(NOTICE_MS - 1), || panic!("it has just beaten")), None);
             assert_eq!(watchdog.judge(now, at(NOTICE_MS), stopped), Some(Hung::Stopped));
@@ -190,7 +216,7 @@ mod tests {
     fn a_beat_or_empty_input_clears_the_suspicion() {
         let mut watchdog = Watchdog::default();
         let now = Instant::now();
-        let late = Sample { pending: true, beat_ms: 1_000, now_ms: 1_300 };
+        let late = Sample { pending: true, starting: false, beat_ms: 1_000, now_ms: 1_300 };
         let asleep = || Some(('S', Duration::ZERO));
         assert_eq!(watchdog.judge(now, late, asleep), None);
         let beat = Sample { beat_ms: 1_310, now_ms: 1_320, ..late };

@@ -135,9 +135,10 @@ pub(crate) struct Ended {
     pub(crate) sockets: Sockets,
 }
 
-/// Between looks at heartbeats: a role that hangs at its work is suspected within 250 to 350 ms.
+/// Between looks at heartbeats of roles that beat.
 const TICK: Duration = Duration::from_millis(100);
-/// The same where each step waits for the one before: while draining, and while roles are replaced.
+/// The same where each step waits for the one before, while draining and while roles are replaced; and while a role is
+/// suspect.
 const SHORT_TICK: Duration = Duration::from_millis(10);
 /// Between lines of a terminal's view.
 const LINE: Duration = Duration::from_secs(1);
@@ -258,7 +259,8 @@ impl Supervisor {
 
     /// Sleeps until something happens or the next tick.
     fn wait(&mut self) {
-        let calm = matches!(self.phase, Phase::Running) && self.rolling.is_none();
+        let suspects = self.members.iter().any(|member| member.watchdog.suspects());
+        let calm = matches!(self.phase, Phase::Running) && self.rolling.is_none() && !suspects;
         let tick = if calm { TICK } else { SHORT_TICK };
         let now = Instant::now();
         let due =

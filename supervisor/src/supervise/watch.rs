@@ -144,7 +144,8 @@ impl Supervisor {
             member.recovery.runs(heartbeat.running_us());
             let Some(pid) = member.pid() else { continue };
             let pending = heartbeat.pending() || inputs.iter().any(|link| region.link_depth(*link) > 0);
-            let sample = hang::Sample { pending, beat_ms: heartbeat.last_ms(), now_ms };
+            let starting = heartbeat.state() == RoleState::Starting;
+            let sample = hang::Sample { pending, starting, beat_ms: heartbeat.last_ms(), now_ms };
             let look = || Some((procfs::look(pid)?.state, procfs::cpu_exact(pid)?));
             if let Some(hung) = member.watchdog.judge(now, sample, look) {
                 tracing::warn!("{} {}: killed, to be started again", member.process, hung.words());
