@@ -63,8 +63,8 @@ fi
 echo "== any bytes at all: a million generated inputs at every place where bytes come in"
 scripts/fuzz.sh --quick
 
-echo "== the replay machine over bad links, in virtual time: three thousand worlds"
-scripts/sim.sh --seeds 3000 --jobs 2
+echo "== the replay machine over bad links, in virtual time: eight thousand worlds"
+scripts/sim.sh --seeds 8000 --jobs 2
 
 if ! $quick; then
     echo "== every process killed, stopped and cut off under real traffic"
