@@ -1,6 +1,8 @@
 //! What a table must hold for one record to be taken as it was: parts of an arena, cut out after a worker died of that record,
 //! so that another table can be made of them later, far away from the traffic.
 
+use std::collections::HashMap;
+
 use zerocopy::FromBytes;
 
 use crate::arena::Header;
@@ -8,7 +10,7 @@ use crate::chunks::{CHUNK, Chunk, List};
 use crate::config::Config;
 use crate::slot::{Phase, Slot};
 use crate::table::Held;
-use crate::undo::{self, Image};
+use crate::undo;
 
 /// Bytes of an arena, and where they stood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +30,7 @@ pub fn specimen(arena: &[u8], config: &Config, most: usize, wanted: impl Fn(&Hel
     let chunks_at = slots_at + sessions as usize * size_of::<Slot>();
     let Some(slots) = arena.get(slots_at..chunks_at) else { return Vec::new() };
     let images = arena.get(log_at..slots_at).map_or(&[][..], undo::images);
+    let images: HashMap<u32, &Slot> = images.iter().map(|image| (image.id(), image.slot())).collect();
     // The words that say whose arena it is; the walks over the ranges behind them are long and not needed.
     let mut parts = vec![Part { at: 0, bytes: arena[..Header::FIRST].to_vec() }];
     let mut left = most.saturating_sub(Header::FIRST);
@@ -40,8 +43,10 @@ pub fn specimen(arena: &[u8], config: &Config, most: usize, wanted: impl Fn(&Hel
         fits
     };
     for (id, bytes) in (0..sessions).zip(slots.chunks_exact(size_of::<Slot>())) {
-        let image = images.iter().find(|image| image.id() == id).map(Image::slot);
-        let Some(slot) = image.copied().or_else(|| Slot::read_from_bytes(bytes).ok()) else { continue };
+        let Some(slot) = images.get(&id).map(|slot| **slot).or_else(|| Slot::read_from_bytes(bytes).ok())
+        else {
+            continue;
+        };
         if slot.phase() == Phase::Free || !wanted(&Held::new(id, &slot)) {
             continue;
         }
