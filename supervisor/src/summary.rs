@@ -50,6 +50,10 @@ pub(crate) fn lines(stats: &Stats) -> Vec<String> {
     for (errno, count) in stats.inject.errors.iter().filter(|(_, count)| **count > 0) {
         add("", format!("{} {errno} when sending", thousands(*count)));
     }
+    for target in stats.targets.iter().filter(|target| target.state != "ok" || target.trips > 0) {
+        let times = counted(target.trips, "time");
+        add("target", format!("{} {}; new connections were held back {times}", target.addr, target.state));
+    }
     for intercept in &stats.intercepts {
         let why = if intercept.trouble.is_empty() {
             String::new()
@@ -168,7 +172,7 @@ fn roles(roles: &[RoleStats], uptime_s: f64) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::{Amount, Intercept};
+    use crate::stats::{Amount, Intercept, Target};
 
     fn stats() -> Stats {
         let mut stats =
@@ -181,6 +185,9 @@ mod tests {
         stats.sessions.failed.insert("timed_out".into(), 2);
         stats.turns.sent = 20_000;
         stats.turns.guessed = 5;
+        let target =
+            |addr: &str, state: &str, trips| Target { addr: addr.into(), state: state.into(), trips };
+        stats.targets = vec![target("10.0.3.2:8080", "sick", 2), target("10.0.3.2:8443", "ok", 0)];
         stats.intercepts.push(Intercept {
             addr: "10.0.4.2:36524".into(),
             state: "up".into(),
@@ -215,10 +222,12 @@ mod tests {
             "failed: 2 timed out",
             "20,000 sent",
             "shard-worker 1",
+            "10.0.3.2:8080 sick; new connections were held back 2 times",
             "10.0 % cpu",
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
         assert!(!text.contains("dropped refused") && !text.contains("off by"), "{text}");
+        assert!(!text.contains("8443"), "a target that is well needs no line: {text}");
     }
 }
