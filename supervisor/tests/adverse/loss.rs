@@ -19,6 +19,8 @@ pub(crate) const STORIES: &[Story] = &[
     ("posts_of_100_kb_with_one_packet_lost_in_a_thousand", 60, || posts(1_000, 100.0)),
     ("posts_of_100_kb_with_one_packet_lost_in_a_hundred", 60, || posts(10_000, 100.0)),
     ("posts_of_100_kb_with_one_packet_lost_in_twenty", 60, || posts(50_000, 99.0)),
+    ("keep_alive_with_one_packet_in_twenty_lost_on_the_way_there", 60, || one_way(there)),
+    ("keep_alive_with_one_packet_in_twenty_lost_on_the_way_back", 60, || one_way(back)),
     ("a_connection_per_request_with_one_packet_lost_in_a_hundred", 60, a_connection_per_request),
     ("requests_overtake_each_other_on_a_cable_of_1_to_20_ms", 60, reordering),
     ("a_bad_cable_loses_doubles_alters_and_reorders_requests", 60, || {
@@ -38,37 +40,45 @@ pub(crate) const STORIES: &[Story] = &[
 /// Seed of the cables' draws.
 const SEED: u64 = 0x7465_7374;
 
-/// The segments of both directions between the replayed clients and the target.
-fn target_path(net: &Network) -> [Way<'_>; 2] {
-    [
-        Way { from: &net.online, to: &net.target, what: "tcp dport 8080" },
-        Way { from: &net.target, to: &net.assistant, what: "tcp sport 8080" },
-    ]
+/// The segments of the replayed clients.
+fn there(net: &Network) -> Way<'_> {
+    Way { from: &net.online, to: &net.target, what: "tcp dport 8080" }
+}
+
+/// The target's.
+fn back(net: &Network) -> Way<'_> {
+    Way { from: &net.target, to: &net.assistant, what: "tcp sport 8080" }
+}
+
+fn one_way(way: impl Fn(&Network) -> Way<'_>) -> Result<()> {
+    let stage = Stage::new()?;
+    let load = Load { connections: 50, rate: Some(2_000.0), ..stage.load(6_000) };
+    through_loss(&stage, &[way(&stage.net)], 50_000, 99.9, load)
 }
 
 fn keep_alive(ppm: u32, percent: f64) -> Result<()> {
     let stage = Stage::new()?;
     let load = Load { connections: 50, rate: Some(2_000.0), ..stage.load(6_000) };
-    through_loss(&stage, ppm, percent, load)
+    through_loss(&stage, &[there(&stage.net), back(&stage.net)], ppm, percent, load)
 }
 
 fn posts(ppm: u32, percent: f64) -> Result<()> {
     let stage = Stage::new()?;
     let load = Load { connections: 16, rate: Some(50.0), body_bytes: 100_000, ..stage.load(200) };
-    through_loss(&stage, ppm, percent, load)
+    through_loss(&stage, &[there(&stage.net), back(&stage.net)], ppm, percent, load)
 }
 
 fn a_connection_per_request() -> Result<()> {
     let stage = Stage::new()?;
     let load = Load { mode: lab::Mode::ClientCloses, rate: Some(500.0), ..stage.load(1_500) };
-    through_loss(&stage, 10_000, 100.0, load)
+    through_loss(&stage, &[there(&stage.net), back(&stage.net)], 10_000, 100.0, load)
 }
 
-fn through_loss(stage: &Stage, ppm: u32, percent: f64, load: Load) -> Result<()> {
+fn through_loss(stage: &Stage, ways: &[Way<'_>], ppm: u32, percent: f64, load: Load) -> Result<()> {
     let _intercept = stage.intercept()?;
     let run = stage.run(&["--shards", "2"])?;
-    step(format!("{ppm} of a million packets are lost, each way"));
-    let loss = lose(&stage.net, &target_path(&stage.net), ppm)?;
+    step(format!("{ppm} of a million packets are lost on {} of two ways", ways.len()));
+    let loss = lose(&stage.net, ways, ppm)?;
     let report = stage.send(load)?;
     stage.wait_for_target(1)?;
     let stats = end(run)?;
