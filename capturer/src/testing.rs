@@ -8,58 +8,16 @@ use flow::record::flag;
 use flow::{Endpoint, Seq, TcpFields};
 use shm::{Region, Spec};
 use topology::Plan;
-use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
-};
+use topology::plan::{CapturePlan, Rings};
 
-/// A plan with these mappings (`[IP:]PORT-TARGET:PORT`) and the ranges 198.18.0.0/15 and 2001:2::/48 for replayed clients.
+/// A plan with these mappings (`[IP:]PORT-TARGET:PORT`), two shards and large capture rings.
 pub(crate) fn plan(mappings: &[&str]) -> Plan {
-    let parse = |(text, target): (&&str, u16)| {
-        let (online, addr) = text.split_once('-').expect("a mapping has a dash");
-        let (online_ip, online_port) = match online.parse::<SocketAddr>() {
-            Ok(addr) => (Some(addr.ip()), addr.port()),
-            Err(_) => (None, online.parse().expect("a port")),
-        };
-        (
-            Mapping { online_ip, online_port, target },
-            Target { addr: addr.parse().expect("a target"), mtu: 1500 },
-        )
-    };
-    let (mappings, targets) = mappings.iter().zip(0..).map(parse).unzip();
+    let small = Plan::small(mappings);
     Plan {
-        name: "test".to_owned(),
-        instance: 1,
-        format: 0,
-        seeds: Seeds { shard: 11, sample: 12, endpoint: 13, isn: 14, table: 15 },
-        mappings,
-        targets,
-        clients: Clients::Pool {
-            v4: Some("198.18.0.0/15".parse().expect("a range")),
-            v6: Some("2001:2::/48".parse().expect("a range")),
-            chosen: true,
-        },
-        intercepts: vec![],
-        key: None,
-        capture: CapturePlan {
-            engine: CaptureEngine::Ring,
-            interfaces: vec!["lo".to_owned()],
-            buffer_bytes: 16 << 20,
-            promiscuous: false,
-        },
-        copies_milli: 1_000,
-        percent_ppm: 1_000_000,
         shards: 2,
-        cores: vec![],
-        limits: Limits { sessions_per_shard: 16, chunks_per_shard: 16, held_per_session: 1 << 16 },
-        rings: Rings { capture: 8 << 20, inject: 1 << 12, returns: 1 << 12 },
-        replay: ReplayPlan {
-            wait: true,
-            rtt: Rtt::None,
-            join: Join::Boundary,
-            on_gap: OnGap::Skip,
-            idle_s: 60,
-            drain_ms: 1_000,
-        },
+        capture: CapturePlan { buffer_bytes: 16 << 20, ..small.capture },
+        rings: Rings { capture: 8 << 20, ..small.rings },
+        ..small
     }
 }
 

@@ -10,48 +10,13 @@ use nix::sched::{CloneFlags, unshare};
 use returns::{Hello, Link, Message, Policy, Refused, Welcome};
 use shm::{Region, Spec};
 use topology::Plan;
-use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
-};
 use zerocopy::IntoBytes;
 
 /// A plan with these targets and the default pools.
 pub(crate) fn plan(targets: &[&str]) -> Plan {
-    Plan {
-        name: "test".to_owned(),
-        instance: 7,
-        format: 0,
-        seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
-        mappings: vec![Mapping { online_ip: None, online_port: 80, target: 0 }],
-        targets: targets.iter().map(|t| Target { addr: t.parse().unwrap(), mtu: 1_500 }).collect(),
-        clients: Clients::Pool {
-            v4: Some("198.18.0.0/15".parse().unwrap()),
-            v6: Some("2001:2::/48".parse().unwrap()),
-            chosen: false,
-        },
-        intercepts: Vec::new(),
-        key: None,
-        capture: CapturePlan {
-            engine: CaptureEngine::Ring,
-            interfaces: Vec::new(),
-            buffer_bytes: 1 << 20,
-            promiscuous: false,
-        },
-        copies_milli: 1_000,
-        percent_ppm: 1_000_000,
-        shards: 2,
-        cores: Vec::new(),
-        limits: Limits { sessions_per_shard: 64, chunks_per_shard: 64, held_per_session: 1 << 16 },
-        rings: Rings { capture: 1 << 18, inject: 1 << 18, returns: 1 << 18 },
-        replay: ReplayPlan {
-            wait: true,
-            rtt: Rtt::None,
-            join: Join::Boundary,
-            on_gap: OnGap::Skip,
-            idle_s: 60,
-            drain_ms: 1_000,
-        },
-    }
+    let mappings: Vec<String> = targets.iter().map(|target| format!("80-{target}")).collect();
+    let mappings: Vec<&str> = mappings.iter().map(String::as_str).collect();
+    Plan { instance: 7, shards: 2, ..Plan::small(&mappings) }
 }
 
 /// A ring record: the head with its payload length set, then the payload.

@@ -18,9 +18,7 @@ use shard_worker::counters::{
 };
 use shm::{Consumer, Link, Producer, Region, Role, Spec, path};
 use topology::Plan;
-use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
-};
+use topology::plan::{Join, Limits, ReplayPlan};
 use zerocopy::IntoBytes as _;
 
 const NAME: &str = "WORKER_TEST_NAME";
@@ -36,37 +34,10 @@ const REQUESTS: u32 = 50;
 const HEAD: usize = 12;
 
 fn plan(name: &str) -> Plan {
-    Plan {
-        name: name.to_owned(),
-        instance: 1,
-        format: 0,
-        seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
-        mappings: vec![Mapping { online_ip: None, online_port: 80, target: 0 }],
-        targets: vec![Target { addr: "10.0.3.2:8080".parse().unwrap(), mtu: 1_500 }],
-        clients: Clients::Pool { v4: Some("198.18.0.0/15".parse().unwrap()), v6: None, chosen: false },
-        intercepts: Vec::new(),
-        key: None,
-        capture: CapturePlan {
-            engine: CaptureEngine::Ring,
-            interfaces: Vec::new(),
-            buffer_bytes: 1 << 20,
-            promiscuous: false,
-        },
-        copies_milli: 1_000,
-        percent_ppm: 1_000_000,
-        shards: 1,
-        cores: Vec::new(),
-        limits: Limits { sessions_per_shard: 16_384, chunks_per_shard: 16_384, held_per_session: 1 << 22 },
-        rings: Rings { capture: 1 << 20, inject: 1 << 19, returns: 1 << 18 },
-        replay: ReplayPlan {
-            wait: true,
-            rtt: Rtt::None,
-            join: Join::Never,
-            on_gap: OnGap::Skip,
-            idle_s: 600,
-            drain_ms: 10_000,
-        },
-    }
+    let small = Plan::small(&["80-10.0.3.2:8080"]);
+    let limits = Limits { sessions_per_shard: 16_384, chunks_per_shard: 16_384, held_per_session: 1 << 22 };
+    let replay = ReplayPlan { join: Join::Never, ..small.replay };
+    Plan { name: name.to_owned(), limits, replay, ..small }
 }
 
 /// splitmix64.

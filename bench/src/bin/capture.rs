@@ -21,9 +21,7 @@ use lab::{Namespace, netlink};
 use nix::time::{ClockId, clock_gettime};
 use shm::{Consumer, Link, Region, Spec};
 use topology::Plan;
-use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
-};
+use topology::plan::{CapturePlan, Clients, Rings};
 
 const SHARDS: u16 = 2;
 const BATCH: u32 = 256;
@@ -147,36 +145,12 @@ fn send(payload: u32, frames: u32) -> Result<()> {
 }
 
 fn plan() -> Plan {
-    let target = Target { addr: ([10, 0, 3, 2], 8080).into(), mtu: 1500 };
+    let small = Plan::small(&["8080-10.0.3.2:8080"]);
     Plan {
-        name: "bench".to_owned(),
-        instance: 1,
-        format: 0,
-        seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
-        mappings: vec![Mapping { online_ip: None, online_port: 8080, target: 0 }],
-        targets: vec![target],
         clients: Clients::Keep,
-        intercepts: vec![],
-        key: None,
-        capture: CapturePlan {
-            engine: CaptureEngine::Ring,
-            interfaces: vec!["lo".to_owned()],
-            buffer_bytes: 128 << 20,
-            promiscuous: false,
-        },
-        copies_milli: 1_000,
-        percent_ppm: 1_000_000,
+        capture: CapturePlan { buffer_bytes: 128 << 20, ..small.capture },
         shards: SHARDS,
-        cores: vec![],
-        limits: Limits { sessions_per_shard: 16, chunks_per_shard: 16, held_per_session: 1 << 16 },
-        rings: Rings { capture: 8 << 20, inject: 1 << 12, returns: 1 << 12 },
-        replay: ReplayPlan {
-            wait: true,
-            rtt: Rtt::None,
-            join: Join::Boundary,
-            on_gap: OnGap::Skip,
-            idle_s: 60,
-            drain_ms: 1_000,
-        },
+        rings: Rings { capture: 8 << 20, ..small.rings },
+        ..small
     }
 }

@@ -9,9 +9,7 @@ use flow::record::{flag, inject_bit, opt};
 use flow::{Captured, Drop as Reason, Endpoint, Inject, Returned, Seq, TcpFields, hash};
 use session::Count;
 use shm::{Consumer, Item, Link, Producer, RoleState, Spec};
-use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
-};
+use topology::plan::{Clients, Limits};
 use zerocopy::IntoBytes;
 
 use super::*;
@@ -22,37 +20,8 @@ const SHARD: u16 = 1;
 const TARGET: &str = "10.0.3.2:8080";
 
 fn plan() -> Plan {
-    Plan {
-        name: "test".to_owned(),
-        instance: 7,
-        format: 0,
-        seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
-        mappings: vec![Mapping { online_ip: None, online_port: 80, target: 0 }],
-        targets: vec![Target { addr: TARGET.parse().unwrap(), mtu: 1_500 }],
-        clients: Clients::Pool { v4: Some("198.18.0.0/15".parse().unwrap()), v6: None, chosen: false },
-        intercepts: Vec::new(),
-        key: None,
-        capture: CapturePlan {
-            engine: CaptureEngine::Ring,
-            interfaces: Vec::new(),
-            buffer_bytes: 1 << 20,
-            promiscuous: false,
-        },
-        copies_milli: 1_000,
-        percent_ppm: 1_000_000,
-        shards: 2,
-        cores: Vec::new(),
-        limits: Limits { sessions_per_shard: 8_192, chunks_per_shard: 4_096, held_per_session: 1 << 20 },
-        rings: Rings { capture: 1 << 20, inject: 1 << 19, returns: 1 << 18 },
-        replay: ReplayPlan {
-            wait: true,
-            rtt: Rtt::None,
-            join: Join::Boundary,
-            on_gap: OnGap::Skip,
-            idle_s: 600,
-            drain_ms: 30_000,
-        },
-    }
+    let limits = Limits { sessions_per_shard: 8_192, chunks_per_shard: 4_096, held_per_session: 1 << 20 };
+    Plan { shards: 2, limits, ..Plan::small(&["80-10.0.3.2:8080"]) }
 }
 
 /// The worker, and the roles around it.

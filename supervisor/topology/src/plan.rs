@@ -201,6 +201,56 @@ pub const MAX_MAPPINGS: usize = 256;
 pub const MAX_TARGETS: usize = 256;
 
 impl Plan {
+    /// The smallest plan that works, for one role alone in a test or a bench: these mappings (`[IP:]PORT-TARGET:PORT`),
+    /// the default client ranges, one shard, a few MiB. Panics when a text is no such mapping.
+    pub fn small(mappings: &[&str]) -> Self {
+        let parse = |(text, target): (&&str, u16)| {
+            let (online, addr) = text.split_once('-').expect("a mapping has a dash");
+            let (online_ip, online_port) = match online.parse::<SocketAddr>() {
+                Ok(addr) => (Some(addr.ip()), addr.port()),
+                Err(_) => (None, online.parse().expect("a port")),
+            };
+            let target_addr = addr.parse().expect("a target's address and port");
+            (Mapping { online_ip, online_port, target }, Target { addr: target_addr, mtu: 1_500 })
+        };
+        let (mappings, targets) = mappings.iter().zip(0..).map(parse).unzip();
+        Self {
+            name: "small".to_owned(),
+            instance: 1,
+            format: 0,
+            seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
+            mappings,
+            targets,
+            clients: Clients::Pool {
+                v4: Some("198.18.0.0/15".parse().expect("a range")),
+                v6: Some("2001:2::/48".parse().expect("a range")),
+                chosen: false,
+            },
+            intercepts: Vec::new(),
+            key: None,
+            capture: CapturePlan {
+                engine: CaptureEngine::Ring,
+                interfaces: vec!["lo".to_owned()],
+                buffer_bytes: 1 << 20,
+                promiscuous: false,
+            },
+            copies_milli: 1_000,
+            percent_ppm: 1_000_000,
+            shards: 1,
+            cores: Vec::new(),
+            limits: Limits { sessions_per_shard: 64, chunks_per_shard: 64, held_per_session: 1 << 16 },
+            rings: Rings { capture: 1 << 20, inject: 1 << 19, returns: 1 << 18 },
+            replay: ReplayPlan {
+                wait: true,
+                rtt: Rtt::None,
+                join: Join::Boundary,
+                on_gap: OnGap::Skip,
+                idle_s: 600,
+                drain_ms: 10_000,
+            },
+        }
+    }
+
     /// As the bytes that stand in the region.
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a plan holds only plain values")
