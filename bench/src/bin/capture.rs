@@ -9,6 +9,7 @@
 //! ago, wrote them. Rows: bytes of TCP payload; the ring alone (frames looked at, nothing copied); with dispatch.
 
 use anyhow::{Context as _, Result};
+use bench::cpu_ns;
 use capturer::dispatch::Dispatcher;
 use capturer::live::Live;
 use capturer::source::Source as _;
@@ -18,7 +19,6 @@ use flow::record::flag;
 use flow::{Addr, Endpoint, Seq, TcpFields};
 use lab::user::become_root_in_user_namespace;
 use lab::{Namespace, netlink};
-use nix::time::{ClockId, clock_gettime};
 use shm::{Consumer, Link, Region, Spec};
 use topology::Plan;
 use topology::plan::{CapturePlan, Clients, Rings};
@@ -95,7 +95,7 @@ impl Bench {
         send(payload, frames)?;
         let (mut taken, mut bytes, mut spent_ns) = (0, 0, 0);
         while taken < frames {
-            let begun = cpu_ns()?;
+            let begun = cpu_ns();
             let got = self.source.drain(BATCH, &mut |frame| {
                 bytes += frame.packet.len();
                 if dispatch {
@@ -104,7 +104,7 @@ impl Bench {
             });
             self.dispatcher.commit(|note| self.source.positions(note));
             self.source.release();
-            spent_ns += cpu_ns()? - begun;
+            spent_ns += cpu_ns() - begun;
             taken += got;
             let dropped = self.source.take_dropped();
             anyhow::ensure!(
@@ -118,12 +118,6 @@ impl Bench {
         }
         Ok(spent_ns as f64 / f64::from(frames))
     }
-}
-
-/// CPU time rather than the wall clock's: this machine is shared.
-fn cpu_ns() -> Result<i64> {
-    let now = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?;
-    Ok(now.tv_sec() * 1_000_000_000 + now.tv_nsec())
 }
 
 /// Sends segments of many clients; what comes back over loopback is addressed to this host.

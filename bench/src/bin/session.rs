@@ -9,11 +9,9 @@
 //! the others measure the neighbours. A turn is one captured request, its record out, one returned answer and whatever
 //! acknowledgement that draws. With 50,000 sessions each turn finds its slot cold.
 
-use std::time::Duration;
-
-use flow::record::{flag, opt};
-use flow::{Addr, Captured, Endpoint, Inject, Returned, Seq, TcpFields};
-use nix::time::{ClockId, clock_gettime};
+use bench::{ANSWER, Client, REQUEST, cpu_ns};
+use flow::record::flag;
+use flow::{Endpoint, Inject, Returned};
 use session::{
     Clients, Config, Count, Join, Limits, OnGap, Pace, Rtt, Seeds, Sink, Table, TargetConfig, Times,
 };
@@ -21,8 +19,6 @@ use session::{
 const ROUNDS: usize = 9;
 /// Records of one batch, which is one transaction.
 const BATCH: usize = 32;
-const REQUEST: u32 = 200;
-const ANSWER: u32 = 600;
 
 fn main() {
     println!("{:<44} {:>9}", "", "ns each");
@@ -32,13 +28,13 @@ fn main() {
         let mut clients: Vec<Client> = (0..sessions).map(Client::new).collect();
         clients.iter_mut().for_each(|client| rig.open(client));
         let best = best_of(|| {
-            let start = cpu_time();
+            let start = cpu_ns();
             for _ in 0..turns {
                 for client in &mut clients {
                     rig.turn(client);
                 }
             }
-            ((cpu_time() - start).as_nanos(), turns * sessions)
+            (cpu_ns() - start, turns * sessions)
         });
         println!("{:<44} {best:>9.0}", format!("turn, {sessions} sessions"));
         assert_eq!(rig.table.tally().in_flight, 0);
@@ -49,23 +45,23 @@ fn main() {
         let mut clients: Vec<Client> = (0..sessions).map(Client::new).collect();
         clients.iter_mut().for_each(|client| rig.open(client));
         let best = best_of(|| {
-            let start = cpu_time();
+            let start = cpu_ns();
             for _ in 0..turns {
                 clients.chunks_mut(BATCH).for_each(|some| rig.turns(some));
             }
-            ((cpu_time() - start).as_nanos(), turns * sessions)
+            (cpu_ns() - start, turns * sessions)
         });
         println!("{:<44} {best:>9.0}", format!("turn, {sessions} sessions, {BATCH} a batch"));
     }
     let mut rig = Rig::new(4_096);
     let mut serial = 0;
     let best = best_of(|| {
-        let start = cpu_time();
+        let start = cpu_ns();
         for _ in 0..20_000u32 {
             serial += 1;
             rig.short(serial);
         }
-        ((cpu_time() - start).as_nanos(), 20_000)
+        (cpu_ns() - start, 20_000)
     });
     println!("{:<44} {best:>9.0}", "short connection (SYN, request, FIN)");
     let mut rig = Rig::new(64);
@@ -73,11 +69,11 @@ fn main() {
     rig.open(&mut client);
     let payload = vec![b'x'; 60_000];
     let best = best_of(|| {
-        let start = cpu_time();
+        let start = cpu_ns();
         for _ in 0..2_000 {
             rig.captures(&mut client, flag::ACK | flag::PSH, &payload);
         }
-        ((cpu_time() - start).as_nanos(), 2_000)
+        (cpu_ns() - start, 2_000)
     });
     println!("{:<44} {best:>9.0}", "super-frame of 60,000 bytes");
     println!("delivered {} bytes", rig.table.tally().count(Count::Delivered));
@@ -89,9 +85,9 @@ fn main() {
         let best = best_of(|| {
             let place = place(&config);
             place[..image.len()].copy_from_slice(&image);
-            let start = cpu_time();
+            let start = cpu_ns();
             let table = Table::new(place, config.clone());
-            let spent = (cpu_time() - start).as_nanos();
+            let spent = cpu_ns() - start;
             assert_eq!(table.tally().open, u64::from(sessions));
             (spent, 1)
         });
@@ -106,32 +102,13 @@ fn place(config: &Config) -> &'static mut [u8] {
     zerocopy::IntoBytes::as_mut_bytes(words)
 }
 
-/// CPU time of this thread.
-fn cpu_time() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every kernel has this clock").into()
-}
-
-fn best_of(mut round: impl FnMut() -> (u128, u32)) -> f64 {
+fn best_of(mut round: impl FnMut() -> (i64, u32)) -> f64 {
     (0..ROUNDS)
         .map(|_| {
             let (ns, n) = round();
             ns as f64 / f64::from(n)
         })
         .fold(f64::INFINITY, f64::min)
-}
-
-/// A client on the online side.
-struct Client {
-    at: Endpoint,
-    seq: Seq,
-    ack: Seq,
-}
-
-impl Client {
-    fn new(n: u32) -> Self {
-        let addr = Addr::from(std::net::IpAddr::from(std::net::Ipv4Addr::from(0x0a09_0000 + n / 60_000)));
-        Self { at: Endpoint::new(addr, (1_024 + n % 60_000) as u16), seq: Seq(n), ack: Seq(0) }
-    }
 }
 
 struct Rig {
@@ -170,19 +147,12 @@ impl Rig {
 
     fn takes(&mut self, client: &mut Client, flags: u16, payload: &[u8]) {
         self.now_us += 3;
-        let segment = Captured {
-            time_ns: self.now_us * 1_000,
-            tcp: TcpFields { seq: client.seq, ack: client.ack, flags, ..TcpFields::default() },
-            payload_len: payload.len() as u32,
-            client: client.at,
-            server: self.target.address,
-            ..Captured::default()
-        };
+        let time_ns = self.now_us * 1_000;
+        let segment = client.segment(self.target.address, time_ns, flags, payload.len() as u32);
         if !self.table.admits(self.now_us, &segment, payload.len(), 1_000_000, 1_000) {
             self.table.settle();
         }
         self.table.captured(self.now_us, &segment, payload, 1_000_000, 1_000);
-        client.seq += payload.len() as u32 + u32::from(flags & (flag::SYN | flag::FIN) != 0);
     }
 
     /// Until neither side has anything to say.
@@ -205,20 +175,20 @@ impl Rig {
 
     fn open(&mut self, client: &mut Client) {
         self.captures(client, flag::SYN, &[]);
-        client.ack = Seq(1);
+        client.has_read(1);
         self.captures(client, flag::ACK, &[]);
     }
 
     fn turn(&mut self, client: &mut Client) {
         self.captures(client, flag::ACK | flag::PSH, &[b'r'; REQUEST as usize]);
-        client.ack += ANSWER;
+        client.has_read(ANSWER);
     }
 
     /// A turn of each, in one batch of requests and one of answers.
     fn turns(&mut self, clients: &mut [Client]) {
         for client in &mut *clients {
             self.takes(client, flag::ACK | flag::PSH, &[b'r'; REQUEST as usize]);
-            client.ack += ANSWER;
+            client.has_read(ANSWER);
         }
         self.settle();
     }
@@ -231,7 +201,7 @@ impl Rig {
     }
 }
 
-/// Answers every record at once; a request of [`REQUEST`] bytes gets [`ANSWER`] bytes, anything longer an acknowledgement.
+/// Answers every record at once.
 struct Target {
     address: Endpoint,
     answers: Vec<Returned>,
@@ -239,31 +209,7 @@ struct Target {
 
 impl Sink for Target {
     fn emit<'p>(&mut self, head: &Inject, parts: impl Iterator<Item = &'p [u8]>) {
-        let bytes: usize = parts.map(<[u8]>::len).sum();
-        let tcp = &head.tcp;
-        if bytes == 0 && tcp.flags & (flag::SYN | flag::FIN) == 0 {
-            return;
-        }
-        let mut answer = Returned { client: head.client, target: self.address, ..Returned::default() };
-        let ends = u32::from(tcp.flags & (flag::SYN | flag::FIN) != 0);
-        answer.tcp = TcpFields {
-            seq: tcp.ack,
-            ack: tcp.seq + bytes as u32 + ends,
-            flags: flag::ACK | (tcp.flags & (flag::SYN | flag::FIN)),
-            window: 60_000,
-            options: opt::TIMESTAMPS,
-            ts_val: 1,
-            ..TcpFields::default()
-        };
-        if tcp.has(flag::SYN) {
-            answer.tcp.seq = Seq(77);
-            answer.tcp.options |= opt::MSS | opt::WINDOW_SCALE | opt::SACK_PERMITTED;
-            (answer.tcp.mss, answer.tcp.window_scale) = (1_460, 7);
-        } else if bytes == REQUEST as usize {
-            answer.payload_len = ANSWER;
-            answer.tcp.flags |= flag::PSH;
-        }
-        self.answers.push(answer);
+        self.answers.extend(bench::answer(head, self.address, parts.map(<[u8]>::len).sum()));
     }
 }
 
