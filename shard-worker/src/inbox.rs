@@ -2,10 +2,14 @@
 //! published: outputs first, inputs last. A worker that dies in between finds the same inputs again.
 
 use flow::{Captured, Returned, record};
+use session::Table;
 use shm::{Batch, Consumer, Item, Journal, Link, Word};
 
 /// Records of each ring in one step (DESIGN 6).
 pub(crate) const BATCH: usize = 32;
+
+/// A batch of fewer packets has no misses that could overlap.
+const FEW: usize = 4;
 
 /// The reading ends of the capture and return rings.
 pub(crate) struct Inbox {
@@ -58,6 +62,17 @@ impl Inbox {
 impl Taken<'_> {
     pub(crate) fn is_empty(&self) -> bool {
         self.captured.is_empty() && self.returned.is_empty()
+    }
+
+    /// Lets the machine ask for the memory that this batch will need.
+    pub(crate) fn foresee(&self, table: &mut Table) {
+        if self.captured.len() + self.returned.len() < FEW {
+            return;
+        }
+        let captured = self.captured.iter().filter_map(|bytes| Captured::split(bytes).map(|(head, _)| head));
+        let returned =
+            self.returned.iter().filter_map(|bytes| record::split::<Returned>(bytes).map(|(head, _)| head));
+        table.foresee(captured, returned);
     }
 
     /// The next returned header, and its name; `None` inside for a record of another length.

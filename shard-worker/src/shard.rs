@@ -93,6 +93,7 @@ impl Shard {
 
     /// Gives a batch to the machine: answers first, so that the turns they open go out with what was captured meanwhile.
     pub(crate) fn feed(&mut self, now_us: u64, taken: &mut Taken<'_>, control: &Control) {
+        taken.foresee(&mut self.table);
         while let Some((name, header)) = taken.next_returned() {
             self.journal.at(name);
             match header {

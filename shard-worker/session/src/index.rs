@@ -7,6 +7,8 @@
 //! the length, also give its home position) and the slot number. Any capacity takes the same 12 bytes a slot. The hash
 //! must be keyed (`flow::hash`): crafted tuples cannot pile up.
 
+use crate::sys::prefetch;
+
 /// Entries that can be indexed are at most half of this crate's largest table.
 const MAX_CAPACITY: u32 = 1 << 30;
 
@@ -57,6 +59,16 @@ impl Index {
             }
             at = self.after(at);
         }
+    }
+
+    /// Asks for the entry where a hash begins.
+    pub(crate) fn ask_for(&self, hash: u64) {
+        prefetch(&self.entries[self.home(tag(hash))]);
+    }
+
+    /// The first slot under this hash or one that is equal in its lower half: nearly always the right one.
+    pub(crate) fn guess(&self, hash: u64) -> Option<u32> {
+        self.find(hash, |_| true)
     }
 
     /// Adds a slot under a hash; false when the index is full. Equal keys may stand more than once.

@@ -26,6 +26,7 @@
 //! | `specimen` | what is kept of an arena when a worker died of a record |
 //! | `check` | the invariants, for tests |
 //! | `endpoints` | the walk over the client range |
+//! | `foresight`, `sys` | memory asked for before it is needed |
 //! | `index`, `ready` | hash index over slots; the queue of sessions that may emit |
 //! | `wide` | numbers of answer bytes beyond 32 bits |
 //! | `tally`, `histogram` | counters, latencies |
@@ -39,6 +40,7 @@ pub mod config;
 mod congestion;
 mod ending;
 pub mod endpoints;
+mod foresight;
 mod held;
 pub mod histogram;
 pub mod index;
@@ -51,6 +53,7 @@ mod slot;
 mod specimen;
 mod stash;
 mod strangers;
+mod sys;
 pub mod table;
 pub mod tally;
 mod target;

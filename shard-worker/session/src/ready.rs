@@ -1,6 +1,7 @@
 //! The sessions that may have something to emit: a queue through an array of links, each session in it at most once.
 
 use crate::slot::NONE;
+use crate::sys::prefetch;
 
 /// Not in the queue.
 const OUT: u32 = u32::MAX - 1;
@@ -25,6 +26,11 @@ impl Ready {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.head == NONE
+    }
+
+    /// Asks for the link of a session.
+    pub(crate) fn ask_for(&self, id: u32) {
+        prefetch(&self.next[id as usize]);
     }
 
     pub(crate) fn push(&mut self, id: u32) {

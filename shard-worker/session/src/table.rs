@@ -14,6 +14,7 @@
 //! | `target` | returned side: handshake, acknowledgements, answers |
 //! | `sender` | what leaves: windows, gates, retransmission |
 //! | `timers` | deadlines |
+//! | `foresight` | memory asked for before it is needed |
 //! | `ending` | FIN, RST, reconnect, the end |
 
 use flow::hash::flow_hash;
@@ -28,6 +29,7 @@ use crate::chunks::Chunks;
 use crate::config::{Clients, Config};
 use crate::congestion::RTO_MOST_US;
 use crate::endpoints::Pool;
+use crate::foresight::Foresight;
 use crate::index::Index;
 use crate::numbering::LastNumbers;
 use crate::ready::Ready;
@@ -105,6 +107,7 @@ pub struct Table {
     pub(crate) hand: u32,
     /// Challenges in the present second (RFC 5961, section 7).
     pub(crate) challenges: (u64, u32),
+    pub(crate) foresight: Foresight,
 }
 
 impl Table {
@@ -162,6 +165,7 @@ impl Table {
             abandoned: 0,
             hand: 0,
             challenges: (0, 0),
+            foresight: Foresight::default(),
             config,
         };
         if arena.used {

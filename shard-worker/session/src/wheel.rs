@@ -4,6 +4,8 @@
 //! Four levels of 256 buckets at a tick of 256 µs reach 12 days; intrusive lists in arrays, 12 bytes a slot, no
 //! allocation after `new`. A timer never fires early; it fires at most one tick late, plus the caller's own delay.
 
+use crate::sys::prefetch;
+
 /// Microseconds per tick, as a shift.
 const TICK_SHIFT: u32 = 8;
 const LEVELS: usize = 4;
@@ -63,6 +65,11 @@ impl Wheel {
     /// Whether the slot is armed.
     pub fn is_armed(&self, slot: u32) -> bool {
         self.nodes[slot as usize].prev != slot
+    }
+
+    /// Asks for the node of a slot.
+    pub(crate) fn ask_for(&self, slot: u32) {
+        prefetch(&self.nodes[slot as usize]);
     }
 
     /// Arms the slot for a deadline, in place of any earlier one.
