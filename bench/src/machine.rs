@@ -1,0 +1,127 @@
+//! One replay machine in virtual time, with a target that answers at once with everything it was asked for.
+
+use flow::record::flag;
+use flow::{Endpoint, Inject, Returned};
+use session::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, Sink, Table, TargetConfig, Times};
+
+use crate::client::{ANSWER, Client, REQUEST, answer};
+
+/// A table, its clock and its target.
+pub struct Machine {
+    /// The table.
+    pub table: Table,
+    now_us: u64,
+    target: Target,
+}
+
+impl Machine {
+    /// For at most so many sessions.
+    pub fn new(sessions: u32) -> Self {
+        let target = endpoint("10.0.3.2:8080");
+        let config = Config {
+            shards: 1,
+            shard: 0,
+            seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
+            clients: Clients::Pool { v4: Some("198.18.0.0/15".parse().expect("a range")), v6: None },
+            targets: vec![TargetConfig { endpoint: target, mtu: 1500 }],
+            mappings: vec![0],
+            wait: true,
+            rtt: Rtt::None,
+            join: Join::Boundary,
+            on_gap: OnGap::Skip,
+            pace: Pace::default(),
+            limits: Limits { sessions, chunks: 65_536, held_per_session: 4 << 20 },
+            times: Times::default(),
+            claim: false,
+        };
+        let table = Table::new(place(&config), config);
+        Self { table, now_us: 1_000_000_000, target: Target { address: target, answers: Vec::new() } }
+    }
+
+    /// One captured segment, and all that follows from it.
+    pub fn captures(&mut self, client: &mut Client, flags: u16, payload: &[u8]) {
+        self.takes(client, flags, payload);
+        self.settle();
+    }
+
+    fn takes(&mut self, client: &mut Client, flags: u16, payload: &[u8]) {
+        self.now_us += 3;
+        let time_ns = self.now_us * 1_000;
+        let segment = client.segment(self.target.address, time_ns, flags, payload.len() as u32);
+        if !self.table.admits(self.now_us, &segment, payload.len(), 1_000_000, 1_000) {
+            self.table.settle();
+        }
+        self.table.captured(self.now_us, &segment, payload, 1_000_000, 1_000);
+    }
+
+    /// Until neither side has anything to say.
+    fn settle(&mut self) {
+        loop {
+            while self.table.pump(self.now_us, &mut self.target) {}
+            self.table.settle();
+            if self.target.answers.is_empty() {
+                break;
+            }
+            self.now_us += 20;
+            for answer in std::mem::take(&mut self.target.answers) {
+                self.table.returned(self.now_us, &answer);
+            }
+        }
+        if self.table.next_deadline_us().is_some_and(|at| at <= self.now_us) {
+            self.table.tick(self.now_us);
+        }
+    }
+
+    /// The handshake.
+    pub fn open(&mut self, client: &mut Client) {
+        self.captures(client, flag::SYN, &[]);
+        client.has_read(1);
+        self.captures(client, flag::ACK, &[]);
+    }
+
+    /// A request and its answer.
+    pub fn turn(&mut self, client: &mut Client) {
+        self.captures(client, flag::ACK | flag::PSH, &[b'r'; REQUEST as usize]);
+        client.has_read(ANSWER);
+    }
+
+    /// A turn of each, in one batch of requests and one of answers.
+    pub fn turns(&mut self, clients: &mut [Client]) {
+        for client in &mut *clients {
+            self.takes(client, flag::ACK | flag::PSH, &[b'r'; REQUEST as usize]);
+            client.has_read(ANSWER);
+        }
+        self.settle();
+    }
+
+    /// A connection of one turn.
+    pub fn short(&mut self, n: u32) {
+        let mut client = Client::new(n);
+        self.open(&mut client);
+        self.turn(&mut client);
+        self.captures(&mut client, flag::ACK | flag::FIN, &[]);
+    }
+}
+
+/// An arena for such a table.
+pub fn place(config: &Config) -> &'static mut [u8] {
+    let bytes = Table::arena_bytes(config.limits.sessions, config.limits.chunks) as usize;
+    let words: &'static mut [u64] = vec![0u64; bytes.div_ceil(8)].leak();
+    zerocopy::IntoBytes::as_mut_bytes(words)
+}
+
+/// Answers every record at once.
+struct Target {
+    address: Endpoint,
+    answers: Vec<Returned>,
+}
+
+impl Sink for Target {
+    fn emit<'p>(&mut self, head: &Inject, parts: impl Iterator<Item = &'p [u8]>) {
+        self.answers.extend(answer(head, self.address, parts.map(<[u8]>::len).sum()));
+    }
+}
+
+fn endpoint(text: &str) -> Endpoint {
+    text.parse::<std::net::SocketAddr>().expect("an address and a port").into()
+}
