@@ -29,6 +29,7 @@ if ! $quick; then
     need curl curl
     need nft nftables
     need ip iproute2
+    need valgrind valgrind
 fi
 if ((${#packages[@]})); then
     if [[ $(id -u) -ne 0 ]] || ! command -v apt-get >/dev/null 2>&1; then
@@ -58,6 +59,13 @@ if $quick; then
     cargo test --locked -p tcptwin --quiet --bins --test wrong_use
 else
     cargo test --locked -p tcptwin --quiet
+fi
+
+if command -v valgrind >/dev/null 2>&1; then
+    echo "== instructions of each part of the packet path, against the baseline"
+    cargo run --locked --release --quiet -p bench --bin instructions -- --check bench/instructions.json
+else
+    echo "SKIPPED instructions of each part of the packet path: valgrind is not installed"
 fi
 
 echo "== any bytes at all: a million generated inputs at every place where bytes come in"
