@@ -27,6 +27,24 @@ struct Lane {
     bell: &'static Doorbell,
     /// Something was committed since the last publication.
     touched: bool,
+    /// Records committed since the bell was last rung.
+    unheard: u32,
+    /// One of them should be looked at now.
+    urgent: bool,
+}
+
+/// Bare acknowledgements that a shard is let sleep through.
+const SLEPT_THROUGH: u32 = 256;
+
+impl Lane {
+    /// Wakes the shard, unless all there is are a few bare acknowledgements: nothing follows from one of them at once, and the
+    /// shard finds them when it is awake next, for a request, an answer, a timer, or its beat.
+    fn ring_bell(&mut self) {
+        if self.urgent || self.unheard >= SLEPT_THROUGH {
+            (self.urgent, self.unheard) = (false, 0);
+            self.bell.ring();
+        }
+    }
 }
 
 /// Sorts frames to the shards.
@@ -57,6 +75,8 @@ impl Dispatcher {
                 ring: region.producer(Link::Capture(shard)),
                 bell: region.doorbell(Role::Shard(shard)),
                 touched: false,
+                unheard: 0,
+                urgent: false,
             })
             .collect();
         Self {
@@ -128,6 +148,8 @@ impl Dispatcher {
         record[HEAD..].copy_from_slice(payload);
         lane.ring.commit(len);
         lane.touched = true;
+        lane.unheard += 1;
+        lane.urgent |= payload_len > 0 || segment.tcp.flags & (flag::SYN | flag::FIN | flag::RST) != 0;
     }
 
     /// The shard will never see this segment, so what it would have wanted is counted here: as wanted and as dropped.
@@ -164,7 +186,7 @@ impl Dispatcher {
         journal.commit();
         for lane in lanes {
             if std::mem::take(&mut lane.touched) && lane.ring.publish() {
-                lane.bell.ring();
+                lane.ring_bell();
             }
         }
         journal.done();

@@ -29,6 +29,8 @@ const ALIVE_SHIFT: u8 = 6;
 pub(crate) const RIDE_US: u64 = 1_000;
 /// In ping-pong, the acknowledgement of an answer waits so long for the next request, as the real client's kernel lets it
 /// wait for 40 ms: one injected packet of two for each turn.
+///
+/// It leaves at a multiple of this time, the first that is a whole one away: one wake-up serves many sessions.
 const PINGPONG_US: u64 = 20_000;
 /// Whole answers in a row, plus one, that make a ping-pong. One that is not whole ends it, so a target that holds back
 /// the rest of an answer until the first part is acknowledged (Nagle) costs one pause, not one for each turn.
@@ -353,7 +355,7 @@ impl Table {
             0 => 0,
             _ if !whole => 0,
             1..PINGPONG => RIDE_US,
-            _ => PINGPONG_US,
+            _ => (now_us + PINGPONG_US).next_multiple_of(PINGPONG_US) - now_us,
         };
         slot.put(is::OWE_ACK, pause_us == 0);
         slot.arm(Timer::Ack, if pause_us == 0 { NEVER } else { now_us + pause_us });
