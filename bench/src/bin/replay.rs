@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! cargo build --release -p tcptwin -p bench
-//! target/release/replay [--json] [--tcptwin PATH] [ROW...]
+//! target/release/replay [--json] [--harm] [--tcptwin PATH] [ROW...]
 //! ```
 //!
 //! Every row builds a network of its own with embedded services, runs `tcptwin run --shards 2` and `tcptwin intercept`,
 //! and measures: fidelity by request id; lag of the target's answer behind the online one; CPU run time of all our
 //! processes on all hosts per replayed request; bytes dropped. Everything shares this machine's cores, the load too, so
-//! compare rows of one run only. Without names the rows marked `usual` are run.
+//! compare rows of one run only. Without names the rows marked `usual` are run. With `--harm` each row's load is also run
+//! without any copying, before and after: what the online service's own clients lose by it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -38,6 +39,13 @@ struct Row {
     copies: u32,
     /// Packets lost between replayed clients and target, each way, parts per million.
     lost_ppm: u32,
+}
+
+impl Row {
+    /// Requests at most.
+    fn requests(&self) -> u64 {
+        self.rate.map_or(UNTHROTTLED_PER_S, |rate| rate as u64) * self.seconds
+    }
 }
 
 const BASE: Row = Row {
@@ -89,6 +97,8 @@ struct Finding {
     fidelity: Fidelity,
     online_per_s: f64,
     online_p99_us: u64,
+    /// The same without copying; 0 when that was not asked for.
+    bare_p99_us: u64,
     lag: [u64; 3],
     /// Median lag of the first and the last fifth of the requests.
     drift: [u64; 2],
@@ -112,13 +122,14 @@ fn main() -> ExitCode {
 }
 
 fn measure() -> Result<()> {
-    let mut json = false;
+    let (mut json, mut harm) = (false, false);
     let mut binary = None;
     let mut names = Vec::new();
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--json" => json = true,
+            "--harm" => harm = true,
             "--tcptwin" => binary = Some(PathBuf::from(args.next().context("--tcptwin needs a path")?)),
             name if ROWS.iter().any(|r| r.name == name) => names.push(arg),
             other => bail!("there is no row {other}; rows are {}", names_of_rows()),
@@ -152,7 +163,13 @@ fn measure() -> Result<()> {
     for row in
         ROWS.iter().filter(|r| if names.is_empty() { r.usual } else { names.iter().any(|n| n == r.name) })
     {
-        let result = run(row, &binary).with_context(|| format!("row {}", row.name))?;
+        let measured = || -> Result<Finding> {
+            let before = if harm { bare_p99_us(row)? } else { 0 };
+            let finding = run(row, &binary)?;
+            let after = if harm { bare_p99_us(row)? } else { 0 };
+            Ok(Finding { bare_p99_us: (before + after) / 2, ..finding })
+        };
+        let result = measured().with_context(|| format!("row {}", row.name))?;
         if json {
             objects.push(object(row, &result));
         } else {
@@ -167,9 +184,7 @@ fn measure() -> Result<()> {
 
 fn run(row: &Row, binary: &std::path::Path) -> Result<Finding> {
     let net = Network::standard()?;
-    let per_s = row.rate.map_or(UNTHROTTLED_PER_S, |r| r as u64);
-    let requests = per_s * row.seconds;
-    let ids = usize::try_from(requests)?;
+    let ids = usize::try_from(row.requests())?;
     let (online, target) = (Arc::new(Witness::new(ids)), Arc::new(Witness::new(ids)));
     let options = HttpOptions { response_bytes: row.response_bytes, ..HttpOptions::default() };
     let at_online = SocketAddr::new(net.online.v4(), 80);
@@ -189,22 +204,7 @@ fn run(row: &Row, binary: &std::path::Path) -> Result<Finding> {
 
     let cpu = |run: &Instance| run.cpu_s() + intercept.cpu_s();
     let (before, started) = (cpu(&run), Instant::now());
-    let report = if row.connections == 0 {
-        std::thread::sleep(Duration::from_secs(row.seconds));
-        lab::LoadReport::default()
-    } else {
-        let time = Duration::from_secs(row.seconds);
-        let time = if row.rate.is_some() { time + Duration::from_secs(10) } else { time };
-        let load = Load {
-            connections: row.connections,
-            mode: row.mode,
-            rate: row.rate,
-            body_bytes: row.body_bytes,
-            time,
-            ..Load::new(at_online, requests)
-        };
-        load.run(&net.client.ns)?
-    };
+    let report = load(row, &net, at_online)?;
     let elapsed = started.elapsed();
     let wanted = online.answered() * u64::from(row.copies);
     // What does not arrive shows in the fidelity.
@@ -221,6 +221,7 @@ fn run(row: &Row, binary: &std::path::Path) -> Result<Finding> {
     Ok(Finding {
         online_per_s: report.rate(),
         online_p99_us: report.first_byte.percentile(99.0),
+        bare_p99_us: 0,
         lag: [50.0, 99.0, 100.0].map(|p| lags.percentile(p)),
         drift,
         cpu_us_per_request: cpu_s * 1e6 / (fidelity.target.max(1) as f64),
@@ -228,6 +229,35 @@ fn run(row: &Row, binary: &std::path::Path) -> Result<Finding> {
         fidelity,
         stats,
     })
+}
+
+/// The row's load on the online service.
+fn load(row: &Row, net: &Network, at: SocketAddr) -> Result<lab::LoadReport> {
+    if row.connections == 0 {
+        std::thread::sleep(Duration::from_secs(row.seconds));
+        return Ok(lab::LoadReport::default());
+    }
+    let time = Duration::from_secs(row.seconds);
+    let time = if row.rate.is_some() { time + Duration::from_secs(10) } else { time };
+    let load = Load {
+        connections: row.connections,
+        mode: row.mode,
+        rate: row.rate,
+        body_bytes: row.body_bytes,
+        time,
+        ..Load::new(at, row.requests())
+    };
+    Ok(load.run(&net.client.ns)?)
+}
+
+/// First-byte latency of the online service under the row's load when nothing is copied, 99th percentile.
+fn bare_p99_us(row: &Row) -> Result<u64> {
+    let net = Network::standard()?;
+    let options = HttpOptions { response_bytes: row.response_bytes, ..HttpOptions::default() };
+    let at = SocketAddr::new(net.online.v4(), 80);
+    let witness = Arc::new(Witness::new(usize::try_from(row.requests())?));
+    let _online = HttpService::start(&net.online.ns, at, options, witness)?;
+    Ok(load(row, &net, at)?.first_byte.percentile(99.0))
 }
 
 fn print(row: &Row, r: &Finding) {
@@ -247,6 +277,13 @@ fn print(row: &Row, r: &Finding) {
         r.cpu_percent,
         r.stats.dropped_in_all(),
     );
+    if r.bare_p99_us > 0 {
+        let times = r.online_p99_us as f64 / r.bare_p99_us as f64;
+        println!(
+            "                 online p99 {times:.2} times that without copying ({:.2} ms)",
+            ms(r.bare_p99_us)
+        );
+    }
     if !r.fidelity.is_exact() && !idle {
         println!("                 {}", r.fidelity);
     }
@@ -263,6 +300,7 @@ fn object(row: &Row, r: &Finding) -> Value {
         "row": row.name,
         "online_per_s": r.online_per_s,
         "online_p99_us": r.online_p99_us,
+        "online_p99_us_without_copying": r.bare_p99_us,
         "copies": row.copies,
         "lost_ppm": row.lost_ppm,
         "ids": r.fidelity.ids,
