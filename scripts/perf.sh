@@ -42,8 +42,9 @@ section() {
     section "The replay machine" $bin/session
     section "The pipeline without sockets" $bin/pipeline --sessions 10,10000,1000000 --turns 1000000
     if ! $quick; then
-        section "Replay of live traffic" $bin/replay keepalive-20k keepalive-500 keepalive-max connections-5k \
+        section "Replay of live traffic" $bin/replay --harm keepalive-20k keepalive-500 keepalive-max connections-5k \
             connections-8k closed-loop-1k copies-8-of-5k post-100k-300 answer-1m-300 idle
+        section "Memory, and sessions that do nothing" $bin/memory
         section "One redis connection, closed loop" $bin/redis
     fi
 } > "$report"

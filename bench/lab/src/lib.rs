@@ -62,10 +62,13 @@ pub use witness::{Fidelity, Witness};
 /// Raises this process's limit on open files to what it may have, so that thousands of connections fit.
 pub(crate) fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    const PLENTY: u64 = 1 << 18;
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
+        && soft < hard.max(PLENTY)
+        && setrlimit(Resource::RLIMIT_NOFILE, hard.max(PLENTY), hard.max(PLENTY)).is_err()
     {
-        // Refused or not, the connections that do not fit are counted as failures later.
+        // Only root may go above the hard limit. Refused or not, the connections that do not fit are counted as failures
+        // later.
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }

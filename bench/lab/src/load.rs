@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -53,6 +53,8 @@ pub struct Load {
     pub requests: u64,
     /// Longest time that new requests are sent.
     pub time: Duration,
+    /// How long the connections stay open after the last answer, unless told to stop.
+    pub stays: Duration,
     /// Id of the first request.
     pub first_id: u64,
     /// Bytes of each request's body; more than 0 makes it a POST.
@@ -70,6 +72,7 @@ impl Load {
             rate: None,
             requests,
             time: Duration::from_secs(20),
+            stays: Duration::ZERO,
             first_id: 0,
             body_bytes: 0,
         }
@@ -235,6 +238,10 @@ impl Generator {
             }
         }
         self.report.elapsed = Duration::from_micros(now_us() - self.started_us);
+        let over = Instant::now() + self.load.stays;
+        while Instant::now() < over && !self.progress.stop.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         Ok(self.report)
     }
 
