@@ -46,6 +46,7 @@ pub(crate) fn plan(mappings: &[&str]) -> Plan {
             buffer_bytes: 16 << 20,
             promiscuous: false,
         },
+        inject: topology::plan::InjectEngine::Auto,
         copies_milli: 1_000,
         percent_ppm: 1_000_000,
         shards: 2,

@@ -52,6 +52,7 @@ fn plan(name: &str) -> Plan {
             buffer_bytes: 1 << 20,
             promiscuous: false,
         },
+        inject: topology::plan::InjectEngine::Auto,
         copies_milli: 1_000,
         percent_ppm: 1_000_000,
         shards: 1,

@@ -164,6 +164,7 @@ fn plan() -> Plan {
             buffer_bytes: 128 << 20,
             promiscuous: false,
         },
+        inject: topology::plan::InjectEngine::Auto,
         copies_milli: 1_000,
         percent_ppm: 1_000_000,
         shards: SHARDS,
