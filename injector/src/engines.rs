@@ -36,8 +36,12 @@ impl Engines {
                 std::thread::sleep(Duration::from_millis(5));
                 continue;
             }
-            let has_socket = sockets.link.is_some();
-            return Self::of(plan, ways.iter().map(|way| choose(way, has_socket, guarded)));
+            let pcap = plan.inject == InjectEngine::Pcap;
+            let choices = ways.iter().map(|way| choose(way, pcap || sockets.link.is_some(), guarded));
+            // Whether libpcap takes the device, the role finds out.
+            let named =
+                choices.map(|choice| if pcap && choice == Choice::Link { Choice::Pcap } else { choice });
+            return Self::of(plan, named);
         }
     }
 

@@ -12,7 +12,7 @@
 //! | `drain` | round robin over the shards' rings |
 //! | `guard` | the sealed list: the only place where a target index becomes an address |
 //! | `cut` | super-frames into segments |
-//! | `sender`, `sys` | the engines link and raw, and their system calls |
+//! | `sender`, `sys` | the engines link and raw, and their system calls; `pcap` is the one through libpcap |
 //! | `receiver` | the return receiver's loop over all intercepts |
 //! | `peer` | one intercept: dialled, greeted, read, dialled again |
 //! | `greeting` | what this instance says to an intercept first |
@@ -31,6 +31,7 @@ pub mod guard;
 pub mod handshake;
 pub mod open;
 pub mod path;
+mod pcap;
 mod peer;
 mod receiver;
 pub mod role;

@@ -53,6 +53,9 @@ pub enum OpenError {
         /// Which socket.
         kind: &'static str,
     },
+    /// No libpcap, though it is asked for.
+    #[error("--inject pcap: {0}. Or leave --inject out")]
+    Pcap(#[from] libpcap::Error),
     /// Anything else.
     #[error(
         "opening a {kind} socket failed: {source}. Check the limits of this process (ulimit -n) and its sandbox"
@@ -91,6 +94,9 @@ pub fn open(plan: &Plan) -> Result<Sockets, OpenError> {
         sys::raise_send_buffer(&socket, SEND_BUFFER_BYTES);
         Ok(Some(socket))
     };
+    if plan.inject == InjectEngine::Pcap {
+        libpcap::version()?;
+    }
     let link = match open(Lane::Link) {
         // Raw IP does as well, more slowly.
         Err(_) if plan.inject == InjectEngine::Auto => None,

@@ -69,7 +69,11 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Sockets) -> Result<(),
 
     let rings = (0..region.spec().shards).map(|shard| region.consumer(Link::Inject(shard))).collect();
     // Anything will do to start from; not every instance should start from the same.
-    let engine = Sender::new(sockets, shm::monotonic_ns() as u16, plan.targets.len(), outside(region, plan));
+    let ip_id = shm::monotonic_ns() as u16;
+    let mut engine = Sender::new(sockets, ip_id, plan.targets.len(), outside(region, plan));
+    if plan.inject == InjectEngine::Pcap {
+        engine = engine.through_pcap();
+    }
     let claims = matches!(plan.clients, Clients::Keep).then_some(sender);
     drain_until_done(region, Drain::new(rings, Guard::new(plan), engine, claims));
 

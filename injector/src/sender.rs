@@ -3,10 +3,11 @@
 //! | engine | socket | headers | larger than a segment |
 //! |---|---|---|---|
 //! | link | one packet socket, past the queueing discipline | link layer, IP and TCP, checksum left to the device | whole, where the device cuts it |
+//! | pcap | a handle of libpcap for each device ([`crate::pcap`]), one call a frame | link layer, IP and TCP | cut here |
 //! | raw | a raw IP socket of each family; the kernel routes | IP and TCP | cut here, as a raw socket takes no more than the MTU |
 //!
-//! A target is sent to by link when its way is known ([`crate::ways`]) and the kernel's guard stands on the device
-//! ([`crate::fence`]); both may change between two batches, and what cannot go by link goes by raw IP, which is counted.
+//! A target is sent to by link (or pcap, where that is asked for) when its way is known ([`crate::ways`]) and the kernel's guard stands on the device
+//! ([`crate::fence`]); both may change between two batches, and what cannot go so goes by raw IP, which is counted.
 //!
 //! Nothing here is fatal. A message that the kernel refuses is counted under its errno and skipped, the rest of the burst
 //! goes on. Where the kernel merely has no room (`EAGAIN`, `ENOBUFS`) it is asked again a few times, then the message is
@@ -28,6 +29,7 @@ use crate::count::Count;
 use crate::cut::{Pieces, SuperFrames, segment_len};
 use crate::guard::Outgoing;
 use crate::open::{Lane, Sockets};
+use crate::pcap::Pcap;
 use crate::sys::{BURST, Burst, Destination, MAX_HEAD, Scratch, VNET};
 use crate::tally::Tally;
 use crate::way::{Choice, Way};
@@ -48,11 +50,13 @@ pub trait Engine {
     }
 }
 
-/// The engines link and raw.
+/// The engines link, pcap and raw.
 pub struct Sender {
     sockets: Sockets,
     paths: Vec<Path>,
     outside: Outside,
+    /// Where libpcap is wanted.
+    pcap: Option<Pcap>,
     scratch: Scratch,
     /// What to count when the kernel has taken a message.
     sent: Box<[Sent; BURST]>,
@@ -118,6 +122,7 @@ impl Sender {
             sockets,
             paths: (0..targets).map(|_| path()).collect(),
             outside,
+            pcap: None,
             scratch: Scratch::new(),
             sent: Box::new([Sent::default(); BURST]),
             ip_id,
@@ -126,11 +131,17 @@ impl Sender {
             told: false,
         }
     }
+
+    /// The same with libpcap in place of the packet socket.
+    #[must_use]
+    pub(crate) fn through_pcap(self) -> Self {
+        Self { pcap: Some(Pcap::new()), ..self }
+    }
 }
 
 impl Engine for Sender {
     fn send<'p>(&mut self, batch: impl Iterator<Item = Outgoing<'p>>, tally: &mut Tally) {
-        let Self { sockets, paths, scratch, sent, ip_id, pacer, refused, .. } = self;
+        let Self { sockets, paths, pcap, scratch, sent, ip_id, pacer, refused, .. } = self;
         let cut_all = *refused >= REFUSALS;
         let burst = scratch.burst();
         let mut post = Post { burst, sent, socket: None, retries: RETRIES, pacer, refused, tally };
@@ -138,6 +149,26 @@ impl Engine for Sender {
         for out in batch {
             let v4 = out.target.endpoint.addr.is_v4();
             let path = paths.get(usize::from(out.head.target));
+            let again = out.head.bits & inject_bit::AGAIN != 0;
+            let (client, target) = (out.head.client, out.target.endpoint);
+            if let Some(pcap) = pcap.as_mut()
+                && let Some(way) =
+                    path.filter(|path| path.choice == Choice::Pcap).and_then(|path| path.way.ok())
+            {
+                for (tcp, payload) in Pieces::new(&out.head, out.payload, way.mtu, v4) {
+                    *ip_id = ip_id.wrapping_add(1);
+                    let done = pcap.send(&way, client, target, &tcp, payload, *ip_id);
+                    post.tally.add(Count::Calls, 1);
+                    match done {
+                        Ok(bytes) => Sent { again, ..Sent::of(bytes, payload, tcp.flags) }.count(post.tally),
+                        Err(error) => {
+                            post.tally.add(Count::of_errno(error.raw_os_error().unwrap_or(0)), 1);
+                            post.tally.add(Count::Dropped, 1);
+                        }
+                    }
+                }
+                continue;
+            }
             let by_link = path.filter(|path| path.choice == Choice::Link);
             let wanted = match by_link {
                 Some(_) => Lane::Link,
@@ -153,8 +184,6 @@ impl Engine for Sender {
                 post.tally.add(Count::WrongFamily, 1);
                 continue;
             }
-            let again = out.head.bits & inject_bit::AGAIN != 0;
-            let (client, target) = (out.head.client, out.target.endpoint);
             if let Some((path, way)) = by_link.and_then(|path| Some((path, path.way.ok()?))) {
                 let most = if cut_all { SuperFrames::default() } else { way.super_frames };
                 let segment = segment_len(&out.head, way.mtu, v4);
@@ -206,7 +235,10 @@ impl Engine for Sender {
         }
         self.refused = 0;
         for path in &mut self.paths {
-            let choice = choose(&path.way, self.sockets.link.is_some(), guarded);
+            let mut choice = choose(&path.way, self.pcap.is_some() || self.sockets.link.is_some(), guarded);
+            if let (Some(pcap), Choice::Link, Ok(way)) = (&mut self.pcap, choice, &path.way) {
+                choice = if pcap.is_ready(way.device) { Choice::Pcap } else { Choice::NoPcap };
+            }
             let known = path.choice != Choice::Unknown;
             tally.add(Count::Switches, u64::from(known && choice.engine() != path.choice.engine()));
             self.told &= choice == path.choice;

@@ -33,6 +33,8 @@ named_enum! {
         NoNetlink => "no netlink",
         /// The packet socket could not be opened.
         NoSocket => "no packet socket",
+        /// libpcap cannot send on the device.
+        NoPcap => "libpcap could not open the device",
         /// Nothing in the kernel would stop a stray frame on the device.
         NoGuard => "no nftables guard",
         /// The kernel has no route, or one that refuses.

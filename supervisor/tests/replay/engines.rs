@@ -10,7 +10,7 @@ use capturer::sys::{Begin, PacketSocket};
 use lab::impair::{Way, lose};
 use lab::load::RunningLoad;
 use lab::real::{self, run as tool};
-use lab::story::{Story, step};
+use lab::story::{Skipped, Story, step};
 use lab::{Fidelity, Instance, Load, Mode, Stats, netlink, network, outside::Outside, wait};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
@@ -22,6 +22,7 @@ use crate::stage::{ONLINE_PORT, SETTLE, Stage, TARGET_PORT, answered, end};
 pub(crate) const STORIES: &[Story] = &[
     ("raw_ip_does_it_all", 120, raw_ip_does_it_all),
     ("link_does_it_all", 120, link_does_it_all),
+    ("libpcap_does_it_all", 120, libpcap_does_it_all),
     ("link_is_the_default_where_it_is_guarded", 60, link_is_the_default_where_it_is_guarded),
     ("kept_clients_are_sent_by_link", 60, kept_clients_are_sent_by_link),
     ("the_next_hop_gets_another_address", 90, the_next_hop_gets_another_address),
@@ -60,6 +61,13 @@ fn raw_ip_does_it_all() -> Result<()> {
 
 fn link_does_it_all() -> Result<()> {
     by("link")
+}
+
+fn libpcap_does_it_all() -> Result<()> {
+    if let Err(error) = libpcap::version() {
+        return Err(Skipped::NotInstalled(error.to_string()).into());
+    }
+    by("pcap")
 }
 
 /// Requests of all kinds by one engine: small ones, large ones, short connections, IPv6, with loss, over a restart of the target.
