@@ -39,6 +39,12 @@ named_enum! {
         Malformed => "malformed",
         /// Times that a ring's bytes made no sense and all that was published in it was skipped.
         RingFaults => "ring_faults",
+        /// Frames larger than one segment, which a device cut further.
+        SuperFrames => "super_frames",
+        /// Segments that left by raw IP though another engine was wanted: no way, or no guard.
+        Detours => "detours",
+        /// Times that a target changed from one engine to another.
+        Switches => "switches",
         /// Claims handed to the return receiver.
         Claims => "claims",
         /// Claims that found the queue to the receiver full; the SYN went out all the same.
@@ -91,6 +97,15 @@ impl Count {
         &Count::ALL[Count::FIRST_ERRNO.index()..]
     }
 }
+
+/// Counter index of one target's [`crate::Choice`], a gauge, in the block of [`shm::Role::Injector`].
+/// Panics when `target` is not below [`topology::plan::MAX_TARGETS`].
+pub const fn choice_index(target: usize) -> usize {
+    assert!(target < topology::plan::MAX_TARGETS);
+    Count::COUNT + target
+}
+
+const _: () = assert!(choice_index(topology::plan::MAX_TARGETS - 1) < shm::COUNTERS_PER_ROLE);
 
 named_enum! {
     /// Counters of [`shm::Role::Receiver`], by index; then one [`InterceptCount`] block for each intercept of the plan.

@@ -27,10 +27,34 @@ const SMALLEST_PIECE: usize = 8;
 impl<'p> Pieces<'p> {
     /// Cuts `payload` for a route of `mtu` bytes.
     pub fn new(head: &Inject, payload: &'p [u8], mtu: u16, v4: bool) -> Self {
-        let room = usize::from(mtu).saturating_sub(header_len(&head.tcp, v4)).max(SMALLEST_PIECE);
-        let limit = usize::from(head.mss).max(1).min(room);
+        let limit = segment_len(head, mtu, v4);
         Self { tcp: head.tcp, rest: payload, limit, first: true, done: false }
     }
+
+    /// Cuts `payload` for a device that cuts further itself: into as many whole segments a piece as it takes.
+    pub fn super_frames(head: &Inject, payload: &'p [u8], mtu: u16, v4: bool, most: SuperFrames) -> Self {
+        let segment = segment_len(head, mtu, v4);
+        let room = usize::from(most.bytes).saturating_sub(header_len(&head.tcp, v4));
+        // A device repeats everything but FIN, PSH and CWR on each segment, and none of these only on the first.
+        let plain = head.tcp.flags & !(flag::ACK | flag::PSH | flag::FIN) == 0;
+        let segments = if plain { (room / segment).min(usize::from(most.segments)).max(1) } else { 1 };
+        Self { tcp: head.tcp, rest: payload, limit: segments * segment, first: true, done: false }
+    }
+}
+
+/// The largest that a device takes and cuts by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SuperFrames {
+    /// Bytes from the IP header on; 0 where it takes none.
+    pub bytes: u16,
+    /// Segments.
+    pub segments: u16,
+}
+
+/// Payload bytes of one segment at most.
+pub fn segment_len(head: &Inject, mtu: u16, v4: bool) -> usize {
+    let room = usize::from(mtu).saturating_sub(header_len(&head.tcp, v4)).max(SMALLEST_PIECE);
+    usize::from(head.mss).max(1).min(room)
 }
 
 impl<'p> Iterator for Pieces<'p> {
@@ -93,6 +117,21 @@ mod tests {
 
     fn cut(head: &Inject, payload: &[u8], mtu: u16) -> Vec<(TcpFields, Vec<u8>)> {
         Pieces::new(head, payload, mtu, true).map(|(t, p)| (t, p.to_vec())).collect()
+    }
+
+    #[test]
+    fn a_device_that_cuts_gets_whole_segments_and_no_more_than_it_takes() {
+        let payload = [7; 64_000];
+        let lens = |flags, bytes, segments| -> Vec<usize> {
+            let most = SuperFrames { bytes, segments };
+            let head = head(flags, 1_448);
+            Pieces::super_frames(&head, &payload, 1_500, true, most).map(|(_, bytes)| bytes.len()).collect()
+        };
+        assert_eq!(lens(flag::ACK | flag::PSH, 65_535, u16::MAX), [64_000]);
+        assert_eq!(lens(flag::ACK, 30_000, u16::MAX), [20 * 1_448, 20 * 1_448, 64_000 - 40 * 1_448]);
+        assert_eq!(lens(flag::ACK, 65_535, 40), [40 * 1_448, 64_000 - 40 * 1_448]);
+        assert_eq!(lens(flag::ACK, 0, 0).len(), 45);
+        assert_eq!(lens(flag::ACK | flag::URG, 65_535, u16::MAX).len(), 45, "the pointer moves");
     }
 
     #[test]

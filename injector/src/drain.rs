@@ -8,9 +8,9 @@ use flow::{Endpoint, Inject};
 use shm::{Consumer, Counters};
 
 use crate::claims::{Claim, ClaimSender};
-use crate::count::Count;
+use crate::count::{Count, choice_index};
 use crate::guard::Guard;
-use crate::raw::Engine;
+use crate::sender::Engine;
 use crate::tally::Tally;
 
 /// Records of one ring in one turn: one `sendmmsg` when they are small, 2 MiB when all are super-frames.
@@ -50,6 +50,7 @@ impl<E: Engine> Drain<E> {
 
     /// One turn over all rings; how many records were taken.
     pub fn round(&mut self) -> usize {
+        self.engine.look(&mut self.tally);
         (0..self.rings.len()).map(|ring| self.turn(ring)).sum()
     }
 
@@ -65,6 +66,9 @@ impl<E: Engine> Drain<E> {
         let faults = self.rings.iter().map(Consumer::faults).sum::<u64>();
         counters.add(Count::RingFaults.index(), faults - self.faults);
         self.faults = faults;
+        for (target, choice) in self.engine.news().into_iter().flatten().enumerate() {
+            counters.set(choice_index(target), choice.index() as u64);
+        }
     }
 
     fn turn(&mut self, ring: usize) -> usize {
@@ -127,7 +131,7 @@ mod tests {
 
     use super::*;
     use crate::guard::Outgoing;
-    use crate::raw::RawEngine;
+    use crate::sender::Sender;
     use crate::testing::{in_namespace, ip, plan, record};
 
     /// Notes what it is asked to send.
@@ -186,7 +190,7 @@ mod tests {
             ip("addr add 10.9.9.1/32 dev lo");
             let plan = plan(&["10.9.9.1:80"]);
             let (mut shard, end) = shm::ring::heap(1 << 16);
-            let engine = RawEngine::new(crate::open(&plan).unwrap(), 0);
+            let engine = Sender::raw(crate::open(&plan).unwrap(), 0);
             let mut drain = Drain::new(vec![end], Guard::new(&plan), engine, None);
             let mut send = |segments: u64, refused: u64| {
                 assert!(shard.push(&record(head(1), &[1; 1_448])) && shard.publish());

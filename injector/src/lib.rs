@@ -4,13 +4,15 @@
 //! |---|---|
 //! | `open` | the sockets that outlive the role, opened by the supervisor |
 //! | `path` | the route to a target, for the preflight |
+//! | `way`, `ways` | how frames to a target are made, and how that is followed; `rtnl` asks the kernel |
 //! | `handshake` | asks an intercept whether it takes this instance, for the preflight |
-//! | `notrack` | rules that keep forged flows out of conntrack, kept by the supervisor |
+//! | `fence` | the kernel's guard and the notrack rules, kept by the supervisor |
+//! | `engines` | which engine each target has, and why, in words |
 //! | `role` | the process: drain in the main thread, receiver in a second |
 //! | `drain` | round robin over the shards' rings |
 //! | `guard` | the sealed list: the only place where a target index becomes an address |
 //! | `cut` | super-frames into segments |
-//! | `raw`, `sys` | the raw IP engine and its system calls |
+//! | `sender`, `sys` | the engines link and raw, and their system calls; `pcap` is the one through libpcap |
 //! | `receiver` | the return receiver's loop over all intercepts |
 //! | `peer` | one intercept: dialled, greeted, read, dialled again |
 //! | `greeting` | what this instance says to an intercept first |
@@ -22,25 +24,34 @@ mod claims;
 pub mod count;
 pub mod cut;
 pub mod drain;
+pub mod engines;
+pub mod fence;
 mod greeting;
 pub mod guard;
 pub mod handshake;
-pub mod notrack;
 pub mod open;
 pub mod path;
+mod pcap;
 mod peer;
-pub mod raw;
 mod receiver;
 pub mod role;
+mod rtnl;
+pub mod sender;
 mod sorter;
 mod sys;
 pub mod tally;
 #[cfg(test)]
 mod testing;
+mod way;
+mod ways;
 
-pub use count::{Count, InterceptCount, LinkState, MAX_INTERCEPTS, ReturnCount, Trouble, intercept_index};
+pub use count::{
+    Count, InterceptCount, LinkState, MAX_INTERCEPTS, ReturnCount, Trouble, choice_index, intercept_index,
+};
+pub use engines::Engines;
+pub use fence::Fence;
 pub use handshake::{DialError, handshake};
-pub use notrack::NoTrack;
-pub use open::{OpenError, Sockets, open};
+pub use open::{Lane, OpenError, Sockets, open};
 pub use path::{RouteError, RouteFacts, route_to};
 pub use role::{RunError, run};
+pub use way::Choice;

@@ -1,21 +1,34 @@
 //! The sockets that outlive the role: opened by the supervisor before any role starts, inherited by number.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use topology::Plan;
+use topology::plan::InjectEngine;
 
 use crate::sys;
 
 /// Send buffer asked for, bytes: some 4,000 small packets queued below us, 40 ms at 100,000 packets a second.
 const SEND_BUFFER_BYTES: usize = 4 << 20;
 
-/// The raw sockets, one per family that the targets need.
+/// The raw sockets, one per family that the targets need, and the packet socket of the link engine.
 #[derive(Debug)]
 pub struct Sockets {
     pub(crate) v4: Option<OwnedFd>,
     pub(crate) v6: Option<OwnedFd>,
+    pub(crate) link: Option<OwnedFd>,
+}
+
+/// The socket that one kind of packet leaves by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Raw IPv4.
+    V4,
+    /// Raw IPv6.
+    V6,
+    /// Frames.
+    Link,
 }
 
 /// Why a socket could not be had.
@@ -23,42 +36,45 @@ pub struct Sockets {
 pub enum OpenError {
     /// The usual one.
     #[error(
-        "opening a raw {family} socket needs CAP_NET_RAW. Run with sudo, or once: sudo setcap cap_net_raw,cap_net_admin+ep {}",
+        "opening a {kind} socket needs CAP_NET_RAW. Run with sudo, or once: sudo setcap cap_net_raw,cap_net_admin+ep {}",
         program.display()
     )]
     NoCapability {
-        /// IPv4 or IPv6.
-        family: &'static str,
+        /// Which socket.
+        kind: &'static str,
         /// This program.
         program: PathBuf,
     },
     /// The kernel lacks the family.
     #[error(
-        "opening a raw {family} socket failed: this kernel has no {family}. Name only targets of the other family, or load it (for IPv6: modprobe ipv6)"
+        "opening a {kind} socket failed: this kernel has none. Name only targets of the other family, or load it (for IPv6: modprobe ipv6; packet sockets: modprobe af_packet)"
     )]
     NoFamily {
-        /// IPv4 or IPv6.
-        family: &'static str,
+        /// Which socket.
+        kind: &'static str,
     },
+    /// No libpcap, though it is asked for.
+    #[error("--inject pcap: {0}. Or leave --inject out")]
+    Pcap(#[from] libpcap::Error),
     /// Anything else.
     #[error(
-        "opening a raw {family} socket failed: {source}. Check the limits of this process (ulimit -n) and its sandbox"
+        "opening a {kind} socket failed: {source}. Check the limits of this process (ulimit -n) and its sandbox"
     )]
     Other {
-        /// IPv4 or IPv6.
-        family: &'static str,
+        /// Which socket.
+        kind: &'static str,
         /// What the kernel answered.
         source: io::Error,
     },
     /// A descriptor handed down is not what it should be.
     #[error(
-        "descriptor {number} was handed down as the raw {family} socket, but {source}. Roles are started by `tcptwin run`, not by hand"
+        "descriptor {number} was handed down as the {kind} socket, but {source}. Roles are started by `tcptwin run`, not by hand"
     )]
     Inherited {
         /// The descriptor's number.
         number: RawFd,
-        /// IPv4 or IPv6.
-        family: &'static str,
+        /// Which socket.
+        kind: &'static str,
         /// What is wrong with it.
         source: io::Error,
     },
@@ -66,58 +82,124 @@ pub enum OpenError {
 
 /// Opens what the plan's targets need. Called by the supervisor, before the roles start.
 pub fn open(plan: &Plan) -> Result<Sockets, OpenError> {
-    let open = |v4: bool| -> Result<Option<OwnedFd>, OpenError> {
-        if !plan.targets.iter().any(|t| t.addr.is_ipv4() == v4) {
+    let open = |lane: Lane| -> Result<Option<OwnedFd>, OpenError> {
+        if !lane.is_needed(plan) {
             return Ok(None);
         }
-        let socket = sys::open_raw(v4).map_err(|e| OpenError::new(v4, e))?;
+        let socket = match lane {
+            Lane::V4 | Lane::V6 => sys::open_raw(lane == Lane::V4),
+            Lane::Link => sys::open_packet(),
+        };
+        let socket = socket.map_err(|e| OpenError::new(lane, e))?;
         sys::raise_send_buffer(&socket, SEND_BUFFER_BYTES);
         Ok(Some(socket))
     };
-    Ok(Sockets { v4: open(true)?, v6: open(false)? })
+    if plan.inject == InjectEngine::Pcap {
+        libpcap::version()?;
+    }
+    let link = match open(Lane::Link) {
+        // Raw IP does as well, more slowly.
+        Err(_) if plan.inject == InjectEngine::Auto => None,
+        link => link?,
+    };
+    Ok(Sockets { v4: open(Lane::V4)?, v6: open(Lane::V6)?, link })
+}
+
+impl Lane {
+    /// Every lane, in the order of the role's command line.
+    pub const ALL: [Lane; 3] = [Lane::V4, Lane::V6, Lane::Link];
+
+    /// The name that a kept socket bears.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Lane::V4 => "v4",
+            Lane::V6 => "v6",
+            Lane::Link => "link",
+        }
+    }
+
+    const fn kind(self) -> &'static str {
+        match self {
+            Lane::V4 => "raw IPv4",
+            Lane::V6 => "raw IPv6",
+            Lane::Link => "packet",
+        }
+    }
+
+    /// Raw sockets are there for every engine: what has no way yet leaves by them.
+    fn is_needed(self, plan: &Plan) -> bool {
+        match self {
+            Lane::V4 => plan.targets.iter().any(|t| t.addr.is_ipv4()),
+            Lane::V6 => plan.targets.iter().any(|t| t.addr.is_ipv6()),
+            Lane::Link => matches!(plan.inject, InjectEngine::Auto | InjectEngine::Link),
+        }
+    }
+
+    fn check(self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        match self {
+            Lane::V4 | Lane::V6 => sys::check_raw(fd, self == Lane::V4),
+            Lane::Link => sys::check_packet(fd),
+        }
+    }
 }
 
 impl Sockets {
-    /// The descriptors' numbers, IPv4 first, for the role's command line.
-    pub fn numbers(&self) -> (Option<RawFd>, Option<RawFd>) {
-        (self.v4.as_ref().map(AsRawFd::as_raw_fd), self.v6.as_ref().map(AsRawFd::as_raw_fd))
+    /// The socket of a lane.
+    pub const fn get(&self, lane: Lane) -> Option<&OwnedFd> {
+        match lane {
+            Lane::V4 => self.v4.as_ref(),
+            Lane::V6 => self.v6.as_ref(),
+            Lane::Link => self.link.as_ref(),
+        }
     }
 
-    /// Takes over sockets that outlived their supervisor; `None` when they are not those that the plan's targets need.
-    pub fn take_over(plan: &Plan, v4: Option<OwnedFd>, v6: Option<OwnedFd>) -> Option<Self> {
-        let fits = |socket: &Option<OwnedFd>, v4: bool| match socket {
-            None => plan.targets.iter().all(|t| t.addr.is_ipv4() != v4),
-            Some(socket) => sys::check_raw(socket.as_fd(), v4).is_ok(),
+    /// The descriptors' numbers in the order of [`Lane::ALL`], for the role's command line.
+    pub fn numbers(&self) -> [Option<RawFd>; 3] {
+        Lane::ALL.map(|lane| self.get(lane).map(AsRawFd::as_raw_fd))
+    }
+
+    /// Takes over sockets that outlived their supervisor; `None` when they are not those that the plan's targets need. A packet
+    /// socket that the run before did not have is opened now.
+    pub fn take_over(plan: &Plan, mut kept: impl FnMut(Lane) -> Option<OwnedFd>) -> Option<Self> {
+        let [v4, v6, link] = Lane::ALL.map(&mut kept);
+        let mut sockets = Self { v4, v6, link };
+        let fits = |lane: Lane| match sockets.get(lane) {
+            None => !lane.is_needed(plan),
+            Some(socket) => lane.check(socket.as_fd()).is_ok(),
         };
-        (fits(&v4, true) && fits(&v6, false)).then_some(Self { v4, v6 })
+        if !fits(Lane::V4) || !fits(Lane::V6) {
+            return None;
+        }
+        if !fits(Lane::Link) || !Lane::Link.is_needed(plan) {
+            sockets.link = open(plan).ok()?.link;
+        }
+        Some(sockets)
     }
 
-    /// Each socket with the family's name, IPv4 first.
-    pub fn each(&self) -> impl Iterator<Item = (&'static str, &OwnedFd)> {
-        self.v4.iter().map(|fd| ("v4", fd)).chain(self.v6.iter().map(|fd| ("v6", fd)))
+    /// Each socket with its lane.
+    pub fn each(&self) -> impl Iterator<Item = (Lane, &OwnedFd)> {
+        Lane::ALL.into_iter().filter_map(|lane| Some((lane, self.get(lane)?)))
     }
 
-    /// Takes over descriptors inherited by number. Each is checked to be a raw socket of its family.
-    pub fn inherit(v4: Option<RawFd>, v6: Option<RawFd>) -> Result<Self, OpenError> {
-        let adopt = |number: Option<RawFd>, v4: bool| {
+    /// Takes over descriptors inherited by number, in the order of [`Lane::ALL`]. Each is checked to be of its kind.
+    pub fn inherit(numbers: &[Option<RawFd>]) -> Result<Self, OpenError> {
+        let adopt = |lane: Lane| {
+            let number = numbers.get(lane as usize).copied().flatten();
             number
-                .map(|n| {
-                    sys::adopt_raw(n, v4).map_err(|source| OpenError::Inherited {
-                        number: n,
-                        family: family(v4),
-                        source,
-                    })
+                .map(|number| {
+                    let inherited = |source| OpenError::Inherited { number, kind: lane.kind(), source };
+                    sys::adopt(number, |fd| lane.check(fd)).map_err(inherited)
                 })
                 .transpose()
         };
-        Ok(Self { v4: adopt(v4, true)?, v6: adopt(v6, false)? })
+        Ok(Self { v4: adopt(Lane::V4)?, v6: adopt(Lane::V6)?, link: adopt(Lane::Link)? })
     }
 
     /// Lets a process that is exec'ed from here on keep them (`true`), or not (`false`, as after `open`).
     pub fn keep_on_exec(&self, keep: bool) -> io::Result<()> {
         use nix::fcntl::{FcntlArg, FdFlag, fcntl};
         let flags = if keep { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
-        for socket in self.v4.iter().chain(&self.v6) {
+        for (_, socket) in self.each() {
             fcntl(socket.as_fd(), FcntlArg::F_SETFD(flags))?;
         }
         Ok(())
@@ -125,12 +207,12 @@ impl Sockets {
 }
 
 impl OpenError {
-    fn new(v4: bool, source: io::Error) -> Self {
-        let family = family(v4);
+    fn new(lane: Lane, source: io::Error) -> Self {
+        let kind = lane.kind();
         match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => OpenError::NoCapability { family, program: program() },
-            Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => OpenError::NoFamily { family },
-            _ => OpenError::Other { family, source },
+            Some(libc::EPERM | libc::EACCES) => OpenError::NoCapability { kind, program: program() },
+            Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => OpenError::NoFamily { kind },
+            _ => OpenError::Other { kind, source },
         }
     }
 }
@@ -140,17 +222,13 @@ fn program() -> PathBuf {
     std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/bin/tcptwin"))
 }
 
-const fn family(v4: bool) -> &'static str {
-    if v4 { "IPv4" } else { "IPv6" }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_missing_capability_says_what_to_type() {
-        let said = OpenError::new(true, io::Error::from_raw_os_error(libc::EPERM)).to_string();
+        let said = OpenError::new(Lane::V4, io::Error::from_raw_os_error(libc::EPERM)).to_string();
         assert!(said.contains("needs CAP_NET_RAW") && said.contains("sudo setcap"), "{said}");
     }
 
@@ -158,10 +236,22 @@ mod tests {
     fn kept_sockets_must_be_those_of_the_plan() {
         let plan = crate::testing::plan(&["10.0.0.1:80"]);
         let file = || Some(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
-        assert!(Sockets::take_over(&plan, None, None).is_none(), "one is missing");
-        assert!(Sockets::take_over(&plan, file(), None).is_none(), "one is a file");
+        assert!(Sockets::take_over(&plan, |_| None).is_none(), "one is missing");
+        assert!(Sockets::take_over(&plan, |_| file()).is_none(), "they are files");
         match open(&plan) {
-            Ok(sockets) => assert!(Sockets::take_over(&plan, sockets.v4, None).is_some()),
+            Ok(Sockets { mut v4, mut link, .. }) => {
+                let number = link.as_ref().unwrap().as_raw_fd();
+                let taken = Sockets::take_over(&plan, |lane| match lane {
+                    Lane::V4 => v4.take(),
+                    Lane::V6 => None,
+                    Lane::Link => link.take(),
+                });
+                let taken = taken.unwrap();
+                assert_eq!(taken.numbers()[2], Some(number), "the same packet socket");
+                let mut v4 = taken.v4;
+                let older = Sockets::take_over(&plan, |lane| (lane == Lane::V4).then(|| v4.take()).flatten());
+                assert!(older.unwrap().link.is_some(), "one of a run that had no packet socket");
+            }
             Err(error) => eprintln!("SKIPPED: {error}"),
         }
     }
@@ -169,9 +259,9 @@ mod tests {
     #[test]
     fn a_descriptor_that_is_no_raw_socket_is_refused() {
         let file = std::fs::File::open("/dev/null").unwrap();
-        let said = Sockets::inherit(Some(file.as_raw_fd()), None).unwrap_err().to_string();
+        let said = Sockets::inherit(&[Some(file.as_raw_fd())]).unwrap_err().to_string();
         assert!(said.contains("handed down"), "{said}");
-        assert!(Sockets::inherit(None, Some(9_999)).is_err());
+        assert!(Sockets::inherit(&[None, Some(9_999)]).is_err());
         // The refused file is still ours and open.
         assert!(file.metadata().is_ok());
     }

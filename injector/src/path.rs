@@ -8,14 +8,12 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr as NetlinkAddr};
 use topology::guard::Place;
 
 use crate::handshake::words;
+use crate::rtnl::Rtnl;
 use crate::sys;
 
 /// The route to one address.
@@ -81,7 +79,8 @@ pub fn route_to(to: SocketAddr) -> Result<RouteFacts, RouteError> {
             _ => facts,
         });
     }
-    let answer = ask_route(to).map_err(ask("RTM_GETROUTE"))?;
+    let rtnl = Rtnl::open().map_err(ask("opening a netlink socket"))?;
+    let answer = ask_route(&rtnl, to).map_err(ask("RTM_GETROUTE"))?;
     let answer = answer.map_err(|reason| RouteError::NoRoute { to: ip, reason })?;
     let place = match answer.kind {
         RouteType::Local | RouteType::Anycast => Place::ThisHost,
@@ -119,7 +118,8 @@ fn place_by_address(ip: IpAddr) -> Option<Place> {
 
 /// The facts of a loopback address, as far as the kernel gives them.
 fn route_or(to: SocketAddr, facts: RouteFacts) -> RouteFacts {
-    let (Ok(Ok(answer)), Ok((local, mtu))) = (ask_route(to), probe(to)) else { return facts };
+    let Ok(rtnl) = Rtnl::open() else { return facts };
+    let (Ok(Ok(answer)), Ok((local, mtu))) = (ask_route(&rtnl, to), probe(to)) else { return facts };
     let device = sys::device_name(answer.device_index).unwrap_or_default();
     RouteFacts { local, mtu, device, device_index: answer.device_index, ..facts }
 }
@@ -143,15 +143,17 @@ pub(crate) fn mtu_to(to: SocketAddr) -> Option<u16> {
 }
 
 /// What RTM_GETROUTE answered.
-struct Answer {
-    kind: RouteType,
+pub(crate) struct Answer {
+    pub(crate) kind: RouteType,
     source: Option<IpAddr>,
-    next_hop: Option<IpAddr>,
-    device_index: u32,
+    pub(crate) next_hop: Option<IpAddr>,
+    pub(crate) device_index: u32,
+    /// The kernel puts something around packets of this route (MPLS, segment routing, tunnels).
+    pub(crate) encapsulated: bool,
 }
 
 /// The outer error is ours (no netlink), the inner one the kernel's (no route).
-fn ask_route(to: SocketAddr) -> io::Result<Result<Answer, String>> {
+pub(crate) fn ask_route(rtnl: &Rtnl, to: SocketAddr) -> io::Result<Result<Answer, String>> {
     let mut question = RouteMessage::default();
     let (family, bits) = match to {
         SocketAddr::V4(_) => (AddressFamily::Inet, 32),
@@ -165,32 +167,24 @@ fn ask_route(to: SocketAddr) -> io::Result<Result<Answer, String>> {
     {
         question.attributes.push(RouteAttribute::Oif(v6.scope_id()));
     }
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST;
-    header.sequence_number = 1;
-    let mut message =
-        NetlinkMessage::new(header, NetlinkPayload::from(RouteNetlinkMessage::GetRoute(question)));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&NetlinkAddr::new(0, 0))?;
-    socket.send(&bytes, 0)?;
-    let (reply, _) = socket.recv_from_full()?;
-    let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&reply)
-        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("the answer makes no sense: {e}")))?;
-    match reply.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => Ok(Ok(Answer::from(&route))),
-        NetlinkPayload::Error(e) => Ok(Err(words(&e.to_io()))),
-        other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("an unexpected answer: {other:?}"))),
+    match rtnl.ask(RouteNetlinkMessage::GetRoute(question), 0)? {
+        Ok(Some(RouteNetlinkMessage::NewRoute(route))) => Ok(Ok(Answer::from(&route))),
+        Ok(other) => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, format!("an unexpected answer: {other:?}")))
+        }
+        Err(refusal) => Ok(Err(words(&refusal))),
     }
 }
 
 impl From<&RouteMessage> for Answer {
     fn from(route: &RouteMessage) -> Self {
-        let mut answer = Answer { kind: route.header.kind, source: None, next_hop: None, device_index: 0 };
+        let mut answer = Answer {
+            kind: route.header.kind,
+            source: None,
+            next_hop: None,
+            device_index: 0,
+            encapsulated: false,
+        };
         for attribute in &route.attributes {
             match attribute {
                 RouteAttribute::PrefSource(a) => answer.source = ip_of(a),
@@ -198,6 +192,11 @@ impl From<&RouteMessage> for Answer {
                 RouteAttribute::Via(RouteVia::Inet(a)) => answer.next_hop = Some(IpAddr::V4(*a)),
                 RouteAttribute::Via(RouteVia::Inet6(a)) => answer.next_hop = Some(IpAddr::V6(*a)),
                 RouteAttribute::Oif(index) => answer.device_index = *index,
+                RouteAttribute::EncapType(_)
+                | RouteAttribute::Encap(_)
+                | RouteAttribute::NewDestination(_) => {
+                    answer.encapsulated = true;
+                }
                 _ => {}
             }
         }

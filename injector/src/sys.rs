@@ -1,11 +1,13 @@
-//! The system calls that no safe wrapper offers: a raw socket that takes whole IPv6 packets, `sendmmsg` over prepared
-//! arrays, adoption of an inherited descriptor. Every `unsafe` of this crate stands here.
+//! The system calls that no safe wrapper offers: a raw socket that takes whole IPv6 packets, a packet socket that takes
+//! super-frames, `sendmmsg` over prepared arrays, adoption of an inherited descriptor. Every `unsafe` of this crate stands
+//! here.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::marker::PhantomData;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixDatagram;
 use std::ptr;
 
 use flow::emit::MAX_HEADERS;
@@ -14,8 +16,10 @@ use nix::sys::socket::{
     socket, sockopt,
 };
 
+use crate::way::ETHERNET;
+
 /// Messages of one `sendmmsg` at most: enough for a whole 64 KiB super-frame at MSS 1,448, and small enough that
-/// headers and vectors (14 KiB) stay in the first-level cache.
+/// headers and vectors (16 KiB) stay in the first-level cache.
 pub(crate) const BURST: usize = 64;
 
 /// Opens a raw socket that takes packets from the IP header on. Never blocks, closed on exec.
@@ -32,6 +36,25 @@ pub(crate) fn open_raw(v4: bool) -> io::Result<OwnedFd> {
 
 /// `IPV6_HDRINCL` of <linux/in6.h>.
 const IPV6_HDRINCL: libc::c_int = 36;
+
+/// Opens a packet socket that takes frames from the link-layer header on, each behind a header that says what is left to do
+/// for the device (packet(7): PACKET_VNET_HDR, which needs SOCK_RAW). It receives nothing. Never blocks, closed on exec.
+pub(crate) fn open_packet() -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Packet, SockType::Raw, flags, None)?;
+    set_int(&fd, libc::SOL_PACKET, PACKET_VNET_HDR, 1)?;
+    // Straight to the driver; the kernel's egress hook stands before it all the same.
+    set_int(&fd, libc::SOL_PACKET, PACKET_QDISC_BYPASS, 1)?;
+    setsockopt(&fd, sockopt::Mark, &MARK)?;
+    Ok(fd)
+}
+
+/// Mark of the frames that leave by our packet socket, by which the kernel's guard knows them whatever their source. They meet
+/// no rule of routing on the way, which a mark could lead astray.
+pub(crate) const MARK: u32 = u32::from_be_bytes(*b"twin");
+/// linux/if_packet.h.
+const PACKET_VNET_HDR: libc::c_int = 15;
+const PACKET_QDISC_BYPASS: libc::c_int = 20;
 
 /// Raises the send buffer; past the system's limit where we may. Returns what the kernel granted, bytes.
 pub(crate) fn raise_send_buffer(fd: &OwnedFd, bytes: usize) -> usize {
@@ -56,15 +79,18 @@ fn set_int(fd: &OwnedFd, level: libc::c_int, name: libc::c_int, value: libc::c_i
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Takes over a descriptor that was inherited by number, if it is a raw socket of that family.
-pub(crate) fn adopt_raw(number: RawFd, v4: bool) -> io::Result<OwnedFd> {
+/// Takes over a descriptor that was inherited by number, if it passes the check.
+pub(crate) fn adopt(
+    number: RawFd,
+    check: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
+) -> io::Result<OwnedFd> {
     // SAFETY: F_GETFD touches no memory; an unused number is answered with EBADF.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: just seen to be open, and used only within this function, where nothing closes it.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-    check_raw(borrowed, v4)?;
+    check(borrowed)?;
     // SAFETY: the number is open, and by the contract of the role's command line it is handed to this process to own;
     // nothing else in the process knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
@@ -80,27 +106,62 @@ pub(crate) fn check_raw(fd: BorrowedFd<'_>, v4: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a descriptor is a packet socket as [`open_packet`] makes them.
+pub(crate) fn check_packet(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let family = nix::sys::socket::getsockname::<SockaddrStorage>(fd.as_raw_fd())?.family();
+    let is_ours = getsockopt(&fd, sockopt::SockType)? == SockType::Raw
+        && family == Some(AddressFamily::Packet)
+        && get_int(fd, libc::SOL_PACKET, PACKET_VNET_HDR)? == 1;
+    if is_ours { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "not our packet socket")) }
+}
+
+/// Whether a device cuts TCP super-frames itself (ethtool's `tcp-segmentation-offload`); no, where it does not say.
+pub(crate) fn segments_tcp(device: &str) -> bool {
+    let ask = || -> io::Result<bool> {
+        // Any socket will do.
+        let any = UnixDatagram::unbound()?;
+        let mut value = [ETHTOOL_GTSO, 0u32];
+        // SAFETY: an all-zero ifreq is valid: it holds bytes, numbers and a union of such.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // The last byte stays zero.
+        for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(device.bytes()) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+        // SAFETY: SIOCETHTOOL reads the request and, for this command, reads and writes one `ethtool_value` behind its pointer:
+        // two 32-bit words, which live through the call. The socket is open.
+        let done = unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(value[1] != 0) }
+    };
+    ask().unwrap_or(false)
+}
+
+/// linux/ethtool.h.
+const ETHTOOL_GTSO: u32 = 0x1e;
+
 /// MTU of the route of a connected socket, bytes (`IP_MTU` of ip(7), `IPV6_MTU` of ipv6(7)).
 pub(crate) fn route_mtu(socket: &UdpSocket, v4: bool) -> io::Result<u16> {
     let (level, name) =
         if v4 { (libc::IPPROTO_IP, libc::IP_MTU) } else { (libc::IPPROTO_IPV6, libc::IPV6_MTU) };
-    let mut mtu: libc::c_int = 0;
+    let mtu = get_int(socket.as_fd(), level, name)?;
+    // Loopback and some tunnels say 65,536: one more than a length field holds.
+    Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
+}
+
+fn get_int(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
     let mut len = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: both out-pointers are valid for the sizes given, and the descriptor is open (borrowed).
     let rc = unsafe {
         libc::getsockopt(
-            socket.as_raw_fd(),
+            fd.as_raw_fd(),
             level,
             name,
-            ptr::from_mut(&mut mtu).cast(),
+            ptr::from_mut(&mut value).cast(),
             ptr::from_mut(&mut len),
         )
     };
-    if rc != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // Loopback and some tunnels say 65,536: one more than a length field holds.
-    Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
+    if rc == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Name of a network device.
@@ -110,20 +171,51 @@ pub(crate) fn device_name(index: u32) -> Option<String> {
 
 /// A destination in the form that the kernel wants.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Destination(SockaddrStorage);
+pub(crate) struct Destination(Address);
+
+#[derive(Clone, Copy, Debug)]
+enum Address {
+    Ip(SockaddrStorage),
+    Link(libc::sockaddr_ll),
+}
 
 impl Destination {
     /// For raw sockets the port field is a protocol number and stays zero (raw(7)).
     pub(crate) fn new(to: SocketAddr) -> Self {
         let mut to = to;
         to.set_port(0);
-        Self(to.into())
+        Self(Address::Ip(to.into()))
+    }
+
+    /// A device, for packet sockets: the frame itself says the rest.
+    pub(crate) fn link(device: u32, protocol: u16) -> Self {
+        // SAFETY: sockaddr_ll is plain data for which all zeros are valid.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = protocol.to_be();
+        address.sll_ifindex = device.cast_signed();
+        Self(Address::Link(address))
+    }
+
+    /// As a message names it; valid as long as this value is.
+    fn name(&self) -> (*mut libc::c_void, libc::socklen_t) {
+        match &self.0 {
+            Address::Ip(ip) => (ip.as_ptr().cast_mut().cast(), ip.len()),
+            Address::Link(link) => {
+                (ptr::from_ref(link).cast_mut().cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+            }
+        }
     }
 }
 
+/// Room for what stands before the payload: what a device is to do, link-layer header, IP and TCP headers.
+pub(crate) const MAX_HEAD: usize = VNET + ETHERNET + MAX_HEADERS;
+/// Bytes of `virtio_net_hdr` (linux/virtio_net.h), which a packet socket takes before each frame.
+pub(crate) const VNET: usize = 10;
+
 /// The prepared arrays of `sendmmsg`, made once.
 pub(crate) struct Scratch {
-    headers: Box<[[u8; MAX_HEADERS]; BURST]>,
+    headers: Box<[[u8; MAX_HEAD]; BURST]>,
     vectors: Box<[[libc::iovec; 2]; BURST]>,
     messages: Box<[libc::mmsghdr; BURST]>,
 }
@@ -133,7 +225,7 @@ impl Scratch {
         // SAFETY: iovec and mmsghdr are plain C structs of integers and pointers; all zeroes is a valid value of both.
         let (vectors, messages) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         Self {
-            headers: Box::new([[0; MAX_HEADERS]; BURST]),
+            headers: Box::new([[0; MAX_HEAD]; BURST]),
             vectors: Box::new(vectors),
             messages: Box::new(messages),
         }
@@ -168,25 +260,23 @@ impl<'p> Burst<'_, 'p> {
         self.len = 0;
     }
 
-    /// Adds one message: `write` fills the headers and returns their length. Panics when there is no room.
+    /// Adds one message: `write` fills what stands before the payload and returns its length. Panics when there is no room.
     pub(crate) fn push(
         &mut self,
         to: &'p Destination,
         payload: &'p [u8],
-        write: impl FnOnce(&mut [u8; MAX_HEADERS]) -> usize,
-    ) -> usize {
+        write: impl FnOnce(&mut [u8; MAX_HEAD]) -> usize,
+    ) {
         let i = self.len;
-        let header_len = write(&mut self.scratch.headers[i]).min(MAX_HEADERS);
+        let header_len = write(&mut self.scratch.headers[i]).min(MAX_HEAD);
         self.scratch.vectors[i] = [
             libc::iovec { iov_base: ptr::null_mut(), iov_len: header_len },
             libc::iovec { iov_base: payload.as_ptr().cast_mut().cast(), iov_len: payload.len() },
         ];
-        let name = &mut self.scratch.messages[i].msg_hdr;
-        name.msg_name = to.0.as_ptr().cast_mut().cast();
-        name.msg_namelen = to.0.len();
-        name.msg_iovlen = if payload.is_empty() { 1 } else { 2 };
+        let message = &mut self.scratch.messages[i].msg_hdr;
+        (message.msg_name, message.msg_namelen) = to.name();
+        message.msg_iovlen = if payload.is_empty() { 1 } else { 2 };
         self.len += 1;
-        header_len + payload.len()
     }
 
     /// Hands the messages from `first` on to the kernel; how many of them it took (at least one), or why it refused the

@@ -197,6 +197,12 @@ impl Collector {
             segments: read(injector::Count::Segments),
             bytes: read(injector::Count::Bytes),
             errors: errors.map(|count| (count.name().to_owned(), read(*count))).collect(),
+            switches: read(injector::Count::Switches),
+            detours: read(injector::Count::Detours),
+            // Known by the supervisor's loop.
+            engine: String::new(),
+            why: String::new(),
+            astray: 0,
         }
     }
 

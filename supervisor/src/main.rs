@@ -30,6 +30,7 @@ mod ctl;
 mod demo;
 mod drain;
 mod format;
+mod guarding;
 mod hang;
 mod host;
 mod intercepting;

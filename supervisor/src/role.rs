@@ -120,8 +120,7 @@ fn live(args: &RoleArgs) -> anyhow::Result<()> {
             capturer::run(region, &plan, sockets)?;
         }
         Process::Injector => {
-            let fd = |position: usize| args.fds.get(position).copied().flatten();
-            let sockets = injector::Sockets::inherit(fd(0), fd(1))?;
+            let sockets = injector::Sockets::inherit(&args.fds)?;
             injector::run(region, &plan, sockets)?;
         }
         Process::Shard(shard) => shard_worker::run(region, &plan, shard)?,

@@ -20,7 +20,7 @@ use crate::sockets::{Kept, Sockets};
 use crate::supervise::{Ended, House, Setup, Supervisor};
 use crate::terminal::Terminal;
 use crate::upgrade::{self, Handover};
-use crate::{host, key, logging, metrics, summary};
+use crate::{guarding, host, key, logging, metrics, summary};
 
 /// Removes the region's file at the end, whatever the end is. Sessions of a run before this one are not given up before
 /// this one works.
@@ -66,20 +66,18 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     for (name, socket) in sockets.named(&plan).iter().filter(|_| renewed.is_some()) {
         service.keep(name, *socket);
     }
-    let (rules, rules_note) = match injector::NoTrack::install(&plan) {
-        Ok(rules) => (Some(rules), None),
-        Err(note) => (None, Some(note.to_string())),
-    };
+    let guarding = guarding::set_up(region, &plan, &directory);
+    let (engines, inject) = guarding.foresee(&plan, &sockets);
     let server = Server::bind(&directory, &plan.name)
         .with_context(|| format!("opening the control socket in {} failed", directory.display()))?;
     let signals = Signals::listen()?;
 
     let mut terminal = Terminal::new();
-    for note in notes.iter().chain(&rules_note) {
+    for note in notes.iter().chain(&guarding.notes) {
         tracing::info!("{note}");
     }
     if !quiet && !json {
-        for line in opening(&plan, rules.is_some()) {
+        for line in opening(&plan, &inject) {
             terminal.line(line);
         }
     }
@@ -98,9 +96,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         service,
         board,
         house,
+        fence: guarding.fence,
+        engines: Some(engines),
         before: None,
     };
-    finish(setup, Made { rules, tidy, lock })
+    finish(setup, Made { tidy, lock })
 }
 
 /// Goes on where the image before this one stopped.
@@ -122,7 +122,10 @@ pub(crate) fn resume(before: Handover) -> anyhow::Result<ExitCode> {
     for (name, socket) in sockets.named(&plan).iter().filter(|_| renewed.is_some()) {
         service.keep(name, *socket);
     }
-    let rules = injector::NoTrack::install(&plan).map_err(|note| tracing::info!("{note}")).ok();
+    let guarding = guarding::set_up(region, &plan, &before.directory);
+    for note in &guarding.notes {
+        tracing::info!("{note}");
+    }
     let server = Server::inherit(&before.directory, &plan.name, before.listener)
         .context("taking over the control socket failed")?;
     let board = before.metrics.and_then(|at| {
@@ -148,14 +151,15 @@ pub(crate) fn resume(before: Handover) -> anyhow::Result<ExitCode> {
         service,
         board,
         house,
+        fence: guarding.fence,
+        engines: None,
         before: Some(before),
     };
-    finish(setup, Made { rules, tidy, lock })
+    finish(setup, Made { tidy, lock })
 }
 
 /// What was made outside this process; it goes in this order.
 struct Made {
-    rules: Option<injector::NoTrack>,
     tidy: Tidy,
     lock: LockFile,
 }
@@ -165,12 +169,12 @@ fn finish(setup: Setup, mut made: Made) -> anyhow::Result<ExitCode> {
     let (plan, json) = (setup.plan.clone(), setup.house.json);
     let supervisor = Supervisor::new(setup)?;
     made.tidy.armed = true;
-    let Ended { sample, failure, terminal, service, sockets } = supervisor.run();
+    let Ended { sample, failure, terminal, service, sockets, fence } = supervisor.run();
     for (name, _) in sockets.named(&plan) {
         service.forget(&name);
     }
-    let Made { rules, tidy, lock } = made;
-    drop(rules);
+    let Made { tidy, lock } = made;
+    drop(fence);
     drop(tidy);
     drop(lock);
 
@@ -261,7 +265,7 @@ fn exporter(at: SocketAddr) -> Result<metrics::Board, String> {
 }
 
 /// The first two lines: what is replayed where, and by what.
-fn opening(plan: &Plan, no_track: bool) -> [String; 2] {
+fn opening(plan: &Plan, inject: &str) -> [String; 2] {
     let from = match plan.capture.interfaces.as_slice() {
         [] => "any interface".to_owned(),
         names => names.join(","),
@@ -309,8 +313,7 @@ fn opening(plan: &Plan, no_track: bool) -> [String; 2] {
             intercepts.join(", ")
         ),
         format!(
-            "engines: capture {engine}, inject raw IP{}; {} {cores}; stop with Ctrl-C",
-            if no_track { "" } else { " (tracked: no nftables)" },
+            "engines: capture {engine}, inject {inject}; {} {cores}; stop with Ctrl-C",
             crate::words::counted(plan.shards.into(), "shard")
         ),
     ]

@@ -32,7 +32,7 @@ struct Watchdog {
 
 /// The first descriptor that a manager hands down (SD_LISTEN_FDS_START).
 const FIRST: RawFd = 3;
-/// Descriptors taken at most: two of each interface, two raw sockets, and as many again of an earlier plan.
+/// Descriptors taken at most: two of each interface, three that send, and as many again of an earlier plan.
 const MAX_KEPT: RawFd = 256;
 /// A manager that takes no message for so long misses it.
 const PATIENCE: Duration = Duration::from_millis(100);

@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
+use injector::Lane;
 use topology::{Plan, Refusal};
 
 /// The kernel goes on capturing into these while a capturer is replaced.
@@ -38,23 +39,22 @@ impl Sockets {
         };
         let names = capturer::names(plan);
         let capture: Vec<OwnedFd> = names.iter().filter_map(|name| take(name)).collect();
-        let (v4, v6) = (take(&inject_name("v4")), take(&inject_name("v6")));
+        let inject = injector::Sockets::take_over(plan, |lane| take(&inject_name(lane)))
+            .ok_or("the kept raw sockets are not those that the targets need")?;
         let capture =
             if names.is_empty() { capturer::open(plan) } else { capturer::take_over(plan, capture) };
         let capture = capture.map_err(|error| error.to_string())?;
-        let inject = injector::Sockets::take_over(plan, v4, v6)
-            .ok_or("the kept raw sockets are not those that the targets need")?;
         Ok(Self { capture, inject })
     }
 
     /// Each socket that is worth keeping, with its name.
     pub(crate) fn named(&self, plan: &Plan) -> Vec<(String, BorrowedFd<'_>)> {
         let capture = capturer::names(plan).into_iter().zip(self.capture.iter().map(|socket| socket.as_fd()));
-        let inject = self.inject.each().map(|(family, socket)| (inject_name(family), socket.as_fd()));
+        let inject = self.inject.each().map(|(lane, socket)| (inject_name(lane), socket.as_fd()));
         capture.chain(inject).collect()
     }
 }
 
-fn inject_name(family: &str) -> String {
-    format!("inject-{family}")
+fn inject_name(lane: Lane) -> String {
+    format!("inject-{}", lane.name())
 }

@@ -81,10 +81,7 @@ pub(crate) fn start(
 fn descriptors(process: Process, sockets: &Sockets) -> Vec<Option<RawFd>> {
     match process {
         Process::Capturer => sockets.capture.iter().map(|socket| Some(socket.as_fd().as_raw_fd())).collect(),
-        Process::Injector => {
-            let (v4, v6) = sockets.inject.numbers();
-            vec![v4, v6]
-        }
+        Process::Injector => sockets.inject.numbers().to_vec(),
         Process::Shard(_) => Vec::new(),
     }
 }

@@ -178,6 +178,21 @@ pub(crate) struct Inject {
     pub(crate) bytes: u64,
     /// Send errors by errno.
     pub(crate) errors: BTreeMap<String, u64>,
+    /// `link`, `raw`, `pcap`, or `mixed` where targets differ.
+    #[serde(default)]
+    pub(crate) engine: String,
+    /// Why it is not a better one; empty where it is the best.
+    #[serde(default)]
+    pub(crate) why: String,
+    /// Times that a target changed from one engine to another.
+    #[serde(default)]
+    pub(crate) switches: u64,
+    /// Segments that left by raw IP though another engine was wanted.
+    #[serde(default)]
+    pub(crate) detours: u64,
+    /// Packets that the kernel's guard dropped: not for a target.
+    #[serde(default)]
+    pub(crate) astray: u64,
 }
 
 /// The return channel.

@@ -47,6 +47,19 @@ pub(crate) fn lines(stats: &Stats) -> Vec<String> {
             thousands(stats.returned.headers)
         ),
     );
+    let inject = &stats.inject;
+    if inject.switches > 0 || inject.detours > 0 || inject.astray > 0 {
+        add(
+            "",
+            format!(
+                "sent by {}: engine changed {}, {} by raw IP meanwhile, {} stopped by the guard",
+                inject.engine,
+                counted(inject.switches, "time"),
+                thousands(inject.detours),
+                thousands(inject.astray)
+            ),
+        );
+    }
     for (errno, count) in stats.inject.errors.iter().filter(|(_, count)| **count > 0) {
         add("", format!("{} {errno} when sending", thousands(*count)));
     }

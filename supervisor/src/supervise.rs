@@ -5,10 +5,12 @@
 //! |---|---|
 //! | `watch` | deaths, restarts, hangs |
 //! | `orders` | what the control socket asks for |
+//! | `engines` | by which engines packets leave |
 //! | `rolling` | another image of the program: into it, and role by role after it |
 //! | `ending` | the ordered end |
 
 mod ending;
+mod engines;
 mod orders;
 mod rolling;
 mod watch;
@@ -19,6 +21,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use injector::{Engines, Fence};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shm::{Link, Region, RoleState};
 use topology::{Plan, wiring};
@@ -59,6 +62,10 @@ pub(crate) struct Setup {
     pub(crate) board: Option<Board>,
     /// What else a next image must know.
     pub(crate) house: House,
+    /// The kernel's guard.
+    pub(crate) fence: Option<Fence>,
+    /// By which engines packets will leave, as the person was told.
+    pub(crate) engines: Option<Engines>,
     /// What the image before this one left.
     pub(crate) before: Option<Handover>,
 }
@@ -94,6 +101,8 @@ pub(crate) struct Supervisor {
     service: Service,
     board: Option<Board>,
     house: House,
+    fence: Option<Fence>,
+    engines: Option<Engines>,
     /// Lines of figures are wanted.
     live: bool,
     members: Vec<Member>,
@@ -133,6 +142,8 @@ pub(crate) struct Ended {
     pub(crate) service: Service,
     /// The sockets, of which it may keep copies.
     pub(crate) sockets: Sockets,
+    /// The kernel's guard, which goes last.
+    pub(crate) fence: Option<Fence>,
 }
 
 /// Between looks at heartbeats of roles that beat.
@@ -166,6 +177,8 @@ impl Supervisor {
             service,
             board,
             house,
+            fence,
+            engines,
             before,
         } = setup;
         let processes = wiring::processes(&plan);
@@ -196,6 +209,8 @@ impl Supervisor {
             board,
             live: !house.quiet && !house.json,
             house,
+            fence,
+            engines,
             members,
             inputs,
             aftermath,
@@ -226,6 +241,7 @@ impl Supervisor {
             self.roll(now);
             self.end_if_asked(now);
             self.report(now);
+            self.watch_engines();
             if let Phase::Draining(drain) = self.phase {
                 self.phase = self.advance(drain, now);
             }
@@ -254,6 +270,7 @@ impl Supervisor {
             terminal: self.terminal,
             service: self.service,
             sockets: self.sockets,
+            fence: self.fence,
         }
     }
 
@@ -337,7 +354,13 @@ impl Supervisor {
             Phase::Running if up => "running",
             Phase::Running => "starting",
         };
-        self.collector.sample(&self.members, state)
+        let mut sample = self.collector.sample(&self.members, state);
+        let inject = &mut sample.stats.inject;
+        if let Some(engines) = &self.engines {
+            (inject.engine, inject.why) = (engines.engine().to_owned(), engines.why());
+        }
+        inject.astray = self.fence.as_ref().map_or(0, Fence::dropped);
+        sample
     }
 
     /// Whether every role works, or once did, and the return channel is up, or had its time.

@@ -54,6 +54,12 @@ pub fn reset<'a>(host: &'a Host, what: &str) -> anyhow::Result<Impairment<'a>> {
     Impairment::set(&host.ns, "inet", "input", &[format!("{what} counter reject with tcp reset")])
 }
 
+/// Refuses the sending of frames on a host's device, also to sockets that bypass its stack: the sender's system call fails
+/// with ENOBUFS.
+pub fn refuse_frames<'a>(host: &'a Host, what: &str) -> anyhow::Result<Impairment<'a>> {
+    Impairment::set(&host.ns, "netdev", "egress device eth0", &[format!("{what} counter drop")])
+}
+
 /// Refuses the sending of packets: the sender's system call fails with EPERM.
 pub fn refuse_sends<'a>(host: &'a Host, what: &str) -> anyhow::Result<Impairment<'a>> {
     Impairment::set(&host.ns, "inet", "output", &[format!("{what} counter drop")])

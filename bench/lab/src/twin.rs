@@ -122,6 +122,10 @@ impl Twin {
             words.push("--plain".to_owned());
         }
         words.push("--json".to_owned());
+        // All stories of a test program by another engine than the default.
+        let engine =
+            std::env::var("LAB_INJECT").ok().filter(|_| kind == Kind::Run && !args.contains(&"--inject"));
+        words.extend(engine.into_iter().flat_map(|engine| ["--inject".to_owned(), engine]));
         if !args.contains(&"--name") {
             words.extend(["--name".to_owned(), name.clone()]);
         }

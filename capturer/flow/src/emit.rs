@@ -27,14 +27,44 @@ pub fn emit(
     payload: &[&[u8]],
     ip_id: u16,
 ) -> usize {
+    let payload_len: usize = payload.iter().map(|part| part.len()).sum();
+    write(buf, src, dst, tcp, payload_len, ip_id, |header| {
+        checksum::tcp(&src.addr, &dst.addr, header, payload)
+    })
+}
+
+/// The same for a device, or its kernel, that finishes the checksum: the field holds the sum of the pseudo header alone, and the
+/// payload is not looked at.
+pub fn emit_partial(
+    buf: &mut [u8; MAX_HEADERS],
+    src: Endpoint,
+    dst: Endpoint,
+    tcp: &TcpFields,
+    payload_len: usize,
+    ip_id: u16,
+) -> usize {
+    write(buf, src, dst, tcp, payload_len, ip_id, |header| {
+        let len = (header.len() + payload_len) as u32;
+        checksum::pseudo_header(&src.addr, &dst.addr, ip::TCP, len).partial()
+    })
+}
+
+fn write(
+    buf: &mut [u8; MAX_HEADERS],
+    src: Endpoint,
+    dst: Endpoint,
+    tcp: &TcpFields,
+    payload_len: usize,
+    ip_id: u16,
+    checksum: impl FnOnce(&[u8]) -> u16,
+) -> usize {
     debug_assert_eq!(src.addr.is_v4(), dst.addr.is_v4(), "a segment's endpoints are of one family");
     let start = if src.addr.is_v4() { IPV4 } else { IPV6 };
     let tcp_len = write_tcp(&mut buf[start..], src.port, dst.port, tcp);
-    let payload_len: usize = payload.iter().map(|part| part.len()).sum();
     let transport_len = tcp_len + payload_len;
     let (head, rest) = buf.split_at_mut(start);
     let header = &mut rest[..tcp_len];
-    let sum = checksum::tcp(&src.addr, &dst.addr, header, payload);
+    let sum = checksum(header);
     header[16..18].copy_from_slice(&sum.to_be_bytes());
     match (src.addr.as_v4(), dst.addr.as_v4()) {
         (Some(src), Some(dst)) => write_v4(head, src, dst, transport_len, ip_id),
@@ -144,6 +174,23 @@ mod tests {
             let segment = segment::parse(&bytes, bytes.len() as u32).unwrap();
             assert_eq!(segment.payload.len(), 100_000);
             assert_eq!(segment.wire_payload_len, 100_000);
+        }
+    }
+
+    #[test]
+    fn a_partial_checksum_and_the_rest_of_the_packet_make_the_whole_one() {
+        let tcp = TcpFields { seq: Seq(9), flags: flag::ACK | flag::PSH, window: 7, ..TcpFields::default() };
+        for (src, dst) in [("10.0.0.1:1", "10.0.0.2:2"), ("[fd00::1]:1", "[fd00::2]:2")] {
+            let parse = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
+            let (src, dst): (Endpoint, Endpoint) = (parse(src), parse(dst));
+            let (mut whole, mut partial) = ([0; MAX_HEADERS], [0; MAX_HEADERS]);
+            let len = emit(&mut whole, src, dst, &tcp, &[b"hello"], 7);
+            assert_eq!(emit_partial(&mut partial, src, dst, &tcp, 5, 7), len);
+            // What a device does: the sum from the TCP header on, the field as it stands included.
+            let start = if src.addr.is_v4() { IPV4 } else { IPV6 };
+            let sum = checksum::Sum::new().with(&partial[start..len]).with(b"hello").finish();
+            partial[start + 16..start + 18].copy_from_slice(&sum.to_be_bytes());
+            assert_eq!(partial, whole);
         }
     }
 

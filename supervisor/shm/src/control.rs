@@ -15,7 +15,13 @@ pub struct Control {
     copies_milli: AtomicU32,
     deaf_ms: AtomicU64,
     failed: AtomicU32,
+    guarded: [AtomicU32; GUARDED_DEVICES],
 }
+
+/// Devices that may be guarded at a time.
+pub const GUARDED_DEVICES: usize = 8;
+/// Among the guarded devices: any device may be used.
+pub const ANY_DEVICE: u32 = u32::MAX;
 
 impl Control {
     /// Stop at once: nothing more is captured, nothing more is sent.
@@ -87,5 +93,18 @@ impl Control {
     /// See [`Control::deaf_ms`].
     pub fn set_deaf_ms(&self, now_ms: u64) {
         self.deaf_ms.store(now_ms, Relaxed);
+    }
+
+    /// Indices of the network devices on which forged frames may leave, because the kernel's guard stands there; 0 is none.
+    /// Fresh memory says: on none.
+    pub fn guarded(&self) -> [u32; GUARDED_DEVICES] {
+        std::array::from_fn(|i| self.guarded[i].load(Relaxed))
+    }
+
+    /// See [`Control::guarded`]; those beyond the bound are left out.
+    pub fn set_guarded(&self, devices: &[u32]) {
+        for (i, word) in self.guarded.iter().enumerate() {
+            word.store(devices.get(i).copied().unwrap_or(0), Relaxed);
+        }
     }
 }

@@ -62,7 +62,7 @@ pub use layout::Part;
 #[cfg(not(loom))]
 pub use {
     clock::{monotonic_ms, monotonic_ns, monotonic_us},
-    control::Control,
+    control::{ANY_DEVICE, Control, GUARDED_DEVICES},
     counters::{COUNTERS_PER_ROLE, Counters},
     error::RegionError,
     heartbeat::{Heartbeat, RoleState},

@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lab::impair::{refuse_sends, reset};
+use lab::impair::{Impairment, refuse_frames, refuse_sends, reset};
 use lab::load::RunningLoad;
 use lab::story::{Story, step};
-use lab::{Fidelity, HttpOptions, HttpService, Instance, Load, Namespace, Stats, netlink, wait};
+use lab::{Fidelity, Host, HttpOptions, HttpService, Instance, Load, Namespace, Stats, netlink, wait};
 
 use crate::counted;
 use crate::stage::{ONLINE_PORT, SETTLE, Stage, TARGET_PORT, answered, clean, end};
@@ -18,6 +18,7 @@ use crate::stage::{ONLINE_PORT, SETTLE, Stage, TARGET_PORT, answered, clean, end
 pub(crate) const STORIES: &[Story] = &[
     ("the_target_is_away_for_two_seconds", 60, the_target_is_away_for_two_seconds),
     ("the_target_resets_everything_for_two_seconds", 60, the_target_resets_everything_for_two_seconds),
+    ("frames_are_refused_for_two_seconds", 60, frames_are_refused_for_two_seconds),
     ("sends_are_refused_for_two_seconds", 60, sends_are_refused_for_two_seconds),
     ("a_target_with_a_tiny_receive_window", 60, a_target_with_a_tiny_receive_window),
     ("a_target_behind_a_path_of_1280_bytes", 60, a_target_behind_a_path_of_1280_bytes),
@@ -96,20 +97,34 @@ fn outage(stage: &Stage, run: Instance, before: u64, after: u64, report: lab::Lo
     stats.check_ledger()
 }
 
+const TO_TARGET: &str = "ip daddr 10.88.0.4 tcp dport 8080";
+
 fn sends_are_refused_for_two_seconds() -> Result<()> {
+    refused_for_two_seconds("raw", "EPERM", |host| refuse_sends(host, TO_TARGET))
+}
+
+fn frames_are_refused_for_two_seconds() -> Result<()> {
+    refused_for_two_seconds("link", "ENOBUFS", |host| refuse_frames(host, TO_TARGET))
+}
+
+fn refused_for_two_seconds(
+    engine: &str,
+    errno: &str,
+    refuse: impl Fn(&Host) -> Result<Impairment<'_>>,
+) -> Result<()> {
     let stage = Stage::new()?;
     let _intercept = stage.intercept()?;
-    let run = stage.run(&["--shards", "2"])?;
+    let run = stage.run(&["--shards", "2", "--inject", engine])?;
     let load = stage.start(Load { rate: Some(500.0), ..stage.load(2_500) })?;
     std::thread::sleep(Duration::from_millis(500));
-    step("every send to the target fails with EPERM");
-    let rules = refuse_sends(&stage.net.online, "ip daddr 10.88.0.4 tcp dport 8080")?;
+    step(format!("every send to the target fails with {errno}"));
+    let rules = refuse(&stage.net.online)?;
     std::thread::sleep(OUTAGE);
     ensure!(rules.end()? > 0, "nothing was refused");
     step("no more");
     let report = answered(load.wait()?)?;
     let stats = stage.all_replayed(run, &report, 1)?;
-    let errors = stats.number("/inject/errors/EPERM")?;
+    let errors = stats.number(&format!("/inject/errors/{errno}"))?;
     ensure!(errors > 0, "no send error was counted");
     Ok(())
 }

@@ -217,6 +217,15 @@ impl Key {
                 Some("Capture engine: memory-mapped ring, or the portable one [default: ring]"),
                 None,
             ),
+            Key::Inject => (
+                None,
+                One("link|raw|pcap"),
+                RESOURCES,
+                Some(
+                    "Injection engine: frames on the link, raw IP, or libpcap [default: link where the next hop is known and nftables guards its device, else raw]",
+                ),
+                None,
+            ),
             Key::CaptureBuffer => (
                 None,
                 One("SIZE"),

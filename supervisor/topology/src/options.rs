@@ -38,6 +38,8 @@ named_enum! {
         MaxSessions => "max-sessions",
         /// Capture engine.
         Capture => "capture",
+        /// Injection engine.
+        Inject => "inject",
         /// Kernel capture buffer of one interface.
         CaptureBuffer => "capture-buffer",
         /// Frames addressed to others too.

@@ -30,6 +30,9 @@ pub struct Plan {
     pub key: Option<[u8; 32]>,
     /// Live capture.
     pub capture: CapturePlan,
+    /// How packets leave.
+    #[serde(default)]
+    pub inject: InjectEngine,
     /// `-n` in thousandths: 1000 is one copy of each flow.
     pub copies_milli: u32,
     /// `-r` in parts per million: 1,000,000 is all flows.
@@ -105,6 +108,21 @@ pub enum CaptureEngine {
     Ring,
     /// pnet_datalink.
     Simple,
+}
+
+/// How packets leave (`--inject`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InjectEngine {
+    /// By link where next hop and guard are proven, else by raw IP.
+    #[default]
+    Auto,
+    /// Frames on the link; raw IP while the next hop is not known.
+    Link,
+    /// Raw IP packets, which the kernel routes.
+    Raw,
+    /// Frames through libpcap; raw IP while the next hop is not known.
+    Pcap,
 }
 
 /// Live capture.
@@ -234,6 +252,7 @@ impl Plan {
                 buffer_bytes: 1 << 20,
                 promiscuous: false,
             },
+            inject: InjectEngine::Auto,
             copies_milli: 1_000,
             percent_ppm: 1_000_000,
             shards: 1,

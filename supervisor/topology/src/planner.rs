@@ -7,7 +7,8 @@ use crate::clients::clients;
 use crate::mapping;
 use crate::options::{Given, Key, Options};
 use crate::plan::{
-    CaptureEngine, CapturePlan, Join, MAX_TARGETS, Mapping, OnGap, ReplayPlan, Rtt, Seeds, Target,
+    CaptureEngine, CapturePlan, InjectEngine, Join, MAX_TARGETS, Mapping, OnGap, ReplayPlan, Rtt, Seeds,
+    Target,
 };
 use crate::sizes::{self, share_out};
 use crate::value;
@@ -80,6 +81,7 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
         intercepts,
         key,
         capture: capture(options)?,
+        inject: options.one(Key::Inject).map_or(Ok(InjectEngine::Auto), inject)?,
         copies_milli: options.one(Key::Copies).map_or(Ok(1_000), |given| read(given, copies_milli))?,
         percent_ppm: options.one(Key::Percent).map_or(Ok(1_000_000), |given| read(given, percent_ppm))?,
         shards,
@@ -310,6 +312,15 @@ fn capture(options: &Options) -> Result<CapturePlan, Refusal> {
         Err(given.refuse("the capture buffer is from 1MiB to 4GiB, for example 64MiB"))
     })?;
     Ok(CapturePlan { engine, interfaces, buffer_bytes: buffer, promiscuous: options.has(Key::Promiscuous) })
+}
+
+fn inject(given: &Given) -> Result<InjectEngine, Refusal> {
+    match given.text.as_str() {
+        "link" => Ok(InjectEngine::Link),
+        "raw" => Ok(InjectEngine::Raw),
+        "pcap" => Ok(InjectEngine::Pcap),
+        _ => Err(given.refuse("the engine is `link`, `raw` or `pcap`. Leave it out for the best one here")),
+    }
 }
 
 /// Smallest capture buffer: eight super-frames and some hundred small ones.

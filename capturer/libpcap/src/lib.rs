@@ -1,0 +1,38 @@
+//! libpcap, opened at run time, so that the program builds and starts without it. Used by the pcap engines of capturer and
+//! injector, and to compile `-F EXPR` for every engine.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `compile` | an expression → a classic BPF program |
+//! | `live` | a device: frames read, frames sent |
+//! | `error` | what can go wrong, as sentences |
+//! | `sys` | the library's functions: the only unsafe code |
+
+mod compile;
+mod error;
+mod live;
+mod sys;
+
+pub use compile::{Instruction, compile};
+pub use error::Error;
+pub use live::{Direction, Live, Options, Packet, Stats};
+pub use sys::version;
+
+/// Link types as libpcap numbers them on Linux (`pcap/dlt.h`).
+pub mod link {
+    /// BSD loopback: the address family in four bytes of the host's order.
+    pub const NULL: i32 = 0;
+    /// Ethernet.
+    pub const ETHERNET: i32 = 1;
+    /// The IP header comes first.
+    pub const RAW: i32 = 12;
+    /// BSD loopback: the address family in four bytes of network order.
+    pub const LOOP: i32 = 108;
+    /// Linux cooked, 16 bytes.
+    pub const LINUX_SLL: i32 = 113;
+    /// Linux cooked of version 2, 20 bytes.
+    pub const LINUX_SLL2: i32 = 276;
+}
+
+/// Longest frame that is asked for, as the library's own tools do.
+pub const MAX_SNAPLEN: i32 = 262_144;

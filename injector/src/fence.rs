@@ -1,0 +1,522 @@
+//! The kernel's guard: nftables rules that drop any forged packet that is not for a target, whatever this program does. A
+//! table in two families, named after the instance:
+//!
+//! | table | hook | for |
+//! |---|---|---|
+//! | `inet` | output | raw IP: packets from the client range to anybody but a target go nowhere; and none of them is tracked, or each replayed connection would leave an entry in SYN_SENT for 120 s in production's conntrack table |
+//! | `netdev` | egress of each device that a route to a target leaves by | frames of the link engine, and whatever else leaves there: the same; also anything at all that our packet socket sends elsewhere, known by its mark |
+//!
+//! Egress lies behind connection tracking, which frames of our own never meet, and before the driver, also for sockets that
+//! bypass the queueing discipline. With `--keep-clients` there is no range: there the mark alone guards, and raw IP, whose
+//! packets bear none (it could turn their routes), has only the injector's own sealed list.
+//!
+//! Called by the supervisor, as root, where `nft` is at hand; without it a note for the operator, never an error. The rules go
+//! when the value is dropped. A table that a killed instance left is replaced by the next of its name in one step. While the
+//! instance runs, a thread watches: the kernel tells of every change of rules and routes, and the table is then compared with
+//! what it was. Until it is whole again no frame leaves by link.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use netlink_sys::Socket;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+use shm::GUARDED_DEVICES;
+use topology::Plan;
+use topology::guard::Place;
+use topology::plan::Clients;
+
+use crate::path::route_to;
+use crate::rtnl;
+use crate::sys::MARK;
+
+/// The guard is in place; dropping this removes it.
+pub struct Fence {
+    table: String,
+    devices: Vec<u32>,
+    /// Until the thread that watches has them.
+    rules: Option<Rules>,
+    watch: Option<Watch>,
+}
+
+/// Why there is no guard, or only a part of it, as a sentence for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Note {
+    /// No program `nft`.
+    #[error(
+        "nft is not installed: nothing in the kernel guards what leaves, frames are not sent by link, and replayed flows are tracked by conntrack if this host uses it (one entry each, 120 s). Install nftables"
+    )]
+    NoNft,
+    /// It refused.
+    #[error(
+        "nft could not install the guard ({said}): nothing in the kernel guards what leaves, frames are not sent by link, and replayed flows are tracked by conntrack if this host uses it. Run as root"
+    )]
+    Refused {
+        /// The last line that nft printed.
+        said: String,
+    },
+    /// It took the rules of raw IP, but none at a device.
+    #[error(
+        "nft could not guard {devices} ({said}): frames are not sent by link. Linux 5.16 with CONFIG_NETFILTER_EGRESS can"
+    )]
+    NoEgress {
+        /// The devices.
+        devices: String,
+        /// The last line that nft printed.
+        said: String,
+    },
+}
+
+/// The rules as they should stand in the kernel.
+struct Rules {
+    plan: Plan,
+    table: String,
+    /// Guarded devices: index and name.
+    devices: Vec<(u32, String)>,
+    /// What nft lists of the table when it is whole.
+    whole: String,
+    /// Packets dropped under tables that were replaced since.
+    dropped_before: u64,
+}
+
+/// The thread, seen from outside.
+struct Watch {
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<EventFd>,
+    news: Receiver<String>,
+    dropped: Arc<AtomicU64>,
+}
+
+/// News of rules (linux/netfilter/nfnetlink.h).
+const NFNLGRP_NFTABLES: u32 = 7;
+/// Between two looks at the table: where other programs change rules all the time, nft would cost a core.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Between looks when nothing is heard; the counters are read then.
+const CALM: Duration = Duration::from_secs(10);
+
+impl Fence {
+    /// Installs the guard of this plan. Also what of it is not in place, if anything.
+    pub fn install(plan: &Plan) -> Result<(Self, Option<Note>), Note> {
+        let table = table_of(&plan.name);
+        let mut rules = Rules {
+            plan: plan.clone(),
+            table: table.clone(),
+            devices: Vec::new(),
+            whole: String::new(),
+            dropped_before: 0,
+        };
+        let note = rules.install()?;
+        Ok((Self { table, devices: rules.indices(), rules: Some(rules), watch: None }, note))
+    }
+
+    /// Removes what an instance of this name may have left behind. Nothing there is fine.
+    pub fn remove_leftover(name: &str) -> Result<(), Note> {
+        nft(&[], &removal(&table_of(name))).map(drop)
+    }
+
+    /// The instances whose guards stand in this network namespace, those of dead ones too.
+    pub fn instances() -> Vec<String> {
+        let listed = nft(&[], "list tables\n").unwrap_or_default();
+        let table = |line: &str| Some(line.strip_prefix("table ")?.split_once(' ')?.1.to_owned());
+        let mut names: Vec<String> = listed.lines().filter_map(|line| name_of(&table(line)?)).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// The nftables table (families `inet` and `netdev`).
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// Indices of the devices that are guarded, as of the installation.
+    pub fn devices(&self) -> &[u32] {
+        &self.devices
+    }
+
+    /// Watches from now on, in a thread of its own. `guarded` is told which devices are guarded whenever that changes.
+    ///
+    /// # Errors
+    /// The kernel does not tell of changes, or there is no thread to be had: nothing may rely on the guard then.
+    pub fn watch(&mut self, guarded: impl Fn(&[u32]) + Send + 'static) -> io::Result<()> {
+        let Some(rules) = self.rules.take() else { return Ok(()) };
+        let stop = Arc::new(EventFd::new()?);
+        let groups = [&[rtnl::LINKS][..], &rtnl::ROUTES].concat();
+        let heard =
+            [rtnl::news(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?, rtnl::news(NETLINK_ROUTE, &groups)?];
+        let (tell, news) = channel();
+        let dropped = Arc::new(AtomicU64::new(0));
+        let watcher = Watcher {
+            rules,
+            heard,
+            stop: Arc::clone(&stop),
+            tell,
+            dropped: Arc::clone(&dropped),
+            guarded: Box::new(guarded),
+            missing: false,
+        };
+        let thread = std::thread::Builder::new().name("fence".to_owned()).spawn(move || watcher.run())?;
+        self.watch = Some(Watch { thread: Some(thread), stop, news, dropped });
+        Ok(())
+    }
+
+    /// What a person should know, since the last call.
+    pub fn news(&self) -> Vec<String> {
+        self.watch.iter().flat_map(|watch| watch.news.try_iter()).collect()
+    }
+
+    /// Packets that the guard dropped, as of its last look.
+    pub fn dropped(&self) -> u64 {
+        self.watch.as_ref().map_or(0, |watch| watch.dropped.load(Relaxed))
+    }
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        if let Some(Watch { thread, stop, .. }) = &mut self.watch {
+            // A counter that is full wakes as well.
+            let _ = stop.write(1);
+            if let Some(thread) = thread.take() {
+                // If it panicked it said so; the rules go all the same.
+                let _ = thread.join();
+            }
+        }
+        if let Err(note) = nft(&[], &removal(&self.table)) {
+            tracing::warn!(
+                "removing the nftables tables {} failed: {note}; remove them with: nft delete table inet {0}; nft delete table netdev {0}",
+                self.table
+            );
+        }
+    }
+}
+
+impl Rules {
+    /// Puts the rules in place of whatever stands under their name, in one step, and notes how they look.
+    fn install(&mut self) -> Result<Option<Note>, Note> {
+        self.dropped_before += dropped(&self.table);
+        self.devices = devices(&self.plan);
+        let names: Vec<&str> = self.devices.iter().map(|(_, name)| name.as_str()).collect();
+        let inet = inet(&self.table, &self.plan);
+        let mut note = None;
+        if names.is_empty() {
+            nft(&[], &format!("{}{inet}", removal(&self.table)))?;
+        } else {
+            let both = format!("{}{inet}{}", removal(&self.table), netdev(&self.table, &self.plan, &names));
+            if let Err(refused) = nft(&[], &both) {
+                // An old kernel has no egress; what there is of the rest is worth having.
+                nft(&[], &format!("{}{inet}", removal_of("inet", &self.table)))?;
+                let said = match refused {
+                    Note::Refused { said } => said,
+                    other => other.to_string(),
+                };
+                note = Some(Note::NoEgress { devices: names.join(", "), said });
+                self.devices.clear();
+            }
+        }
+        self.whole = self.listed()?;
+        Ok(note)
+    }
+
+    fn indices(&self) -> Vec<u32> {
+        self.devices.iter().map(|(index, _)| *index).collect()
+    }
+
+    /// The tables as they stand, without their counts. One a call: nft 1.0.6 does not find the second of a script.
+    fn listed(&self) -> Result<String, Note> {
+        let list = |family: &str| nft(&["-s"], &format!("list table {family} {}\n", self.table));
+        let egress = if self.devices.is_empty() { String::new() } else { list("netdev")? };
+        Ok(list("inet")? + &egress)
+    }
+}
+
+/// The devices that routes to targets leave by, as of now.
+fn devices(plan: &Plan) -> Vec<(u32, String)> {
+    let mut devices: Vec<(u32, String)> = Vec::new();
+    for target in &plan.targets {
+        let Ok(route) = route_to(target.addr) else { continue };
+        let device = (route.device_index, route.device);
+        let counts = route.place == Place::Remote && device.0 != 0 && !device.1.is_empty();
+        if counts && !devices.contains(&device) && devices.len() < GUARDED_DEVICES {
+            devices.push(device);
+        }
+    }
+    devices.sort();
+    devices
+}
+
+/// The thread.
+struct Watcher {
+    rules: Rules,
+    heard: [Socket; 2],
+    stop: Arc<EventFd>,
+    tell: Sender<String>,
+    dropped: Arc<AtomicU64>,
+    guarded: Box<dyn Fn(&[u32]) + Send>,
+    /// The guard is gone and could not be put back yet.
+    missing: bool,
+}
+
+impl Watcher {
+    fn run(mut self) {
+        let mut buffer = Vec::with_capacity(32 << 10);
+        let mut looked = Instant::now();
+        loop {
+            let sleep = if self.missing { PAUSE } else { CALM }.saturating_sub(looked.elapsed());
+            let heard = self.wait(sleep, &mut buffer);
+            let rest = PAUSE.saturating_sub(looked.elapsed());
+            if heard && !rest.is_zero() {
+                // Changes come in crowds: the first is looked at when the last look is long enough ago.
+                self.wait_for_the_end(rest);
+            }
+            if self.is_over() {
+                return;
+            }
+            self.look();
+            looked = Instant::now();
+        }
+    }
+
+    /// Whether anything was heard before the time was over.
+    fn wait(&self, sleep: Duration, buffer: &mut Vec<u8>) -> bool {
+        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
+        let mut fds =
+            [readable(self.stop.as_fd()), readable(self.heard[0].as_fd()), readable(self.heard[1].as_fd())];
+        // Whatever poll says, the looks that follow tell.
+        let _ = poll(&mut fds, PollTimeout::try_from(sleep).unwrap_or(PollTimeout::MAX));
+        let mut heard = false;
+        for socket in &self.heard {
+            heard |= rtnl::hear(socket, buffer);
+        }
+        heard
+    }
+
+    fn wait_for_the_end(&self, time: Duration) {
+        let mut fds = [PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut fds, PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX));
+    }
+
+    fn is_over(&self) -> bool {
+        let mut fds = [PollFd::new(self.stop.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Compares what stands with what should, and mends it.
+    fn look(&mut self) {
+        let whole = self.rules.listed().is_ok_and(|listed| listed == self.rules.whole);
+        let moved = devices(&self.rules.plan) != self.rules.devices;
+        if whole && !moved && !self.missing {
+            self.count();
+            return;
+        }
+        if !whole && !self.missing {
+            // First the frames, then the words.
+            (self.guarded)(&[]);
+            self.say(format!(
+                "the nftables guard (table {}) was changed or removed by somebody: sending by raw IP until it stands again",
+                self.rules.table
+            ));
+        }
+        match self.rules.install() {
+            Ok(None) => {
+                (self.guarded)(&self.rules.indices());
+                if !whole {
+                    self.say(format!("the nftables guard (table {}) stands again", self.rules.table));
+                }
+                self.missing = false;
+            }
+            Ok(Some(note)) | Err(note) => {
+                (self.guarded)(&[]);
+                if !std::mem::replace(&mut self.missing, true) && (whole || moved) {
+                    self.say(note.to_string());
+                }
+            }
+        }
+        self.count();
+    }
+
+    fn count(&self) {
+        let now = self.rules.dropped_before + dropped(&self.rules.table);
+        let before = self.dropped.swap(now, Relaxed);
+        if now > before {
+            self.say(format!(
+                "the nftables guard dropped {} that {} not for a target; `nft list table netdev {}` shows the rules",
+                if now - before == 1 { "a packet".to_owned() } else { format!("{} packets", now - before) },
+                if now - before == 1 { "was" } else { "were" },
+                self.rules.table
+            ));
+        }
+    }
+
+    fn say(&self, text: String) {
+        // Nobody listens only at the very end.
+        let _ = self.tell.send(text);
+    }
+}
+
+/// Packets that the table's rules dropped so far; 0 where there is none.
+fn dropped(table: &str) -> u64 {
+    let of = |family: &str| {
+        let listed = nft(&[], &format!("list counter {family} {table} {COUNTER}\n")).unwrap_or_default();
+        let mut words = listed.split_whitespace();
+        words.find(|word| *word == "packets").and_then(|_| words.next()?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    of("inet") + of("netdev")
+}
+
+/// The counter of what was dropped.
+const COUNTER: &str = "astray";
+
+/// `add` before `delete` makes the deletion work whether or not the table exists.
+fn removal(table: &str) -> String {
+    removal_of("inet", table) + &removal_of("netdev", table)
+}
+
+fn removal_of(family: &str, table: &str) -> String {
+    format!("add table {family} {table}\ndelete table {family} {table}\n")
+}
+
+/// Raw IP: not tracked, and only to targets. The last word of all output chains: priority 300.
+fn inet(table: &str, plan: &Plan) -> String {
+    let mut untracked = String::new();
+    let mut guarded = String::new();
+    match &plan.clients {
+        Clients::Pool { v4, v6, .. } => {
+            for range in v4.iter().chain(v6) {
+                let family = if range.is_v4() { "ip" } else { "ip6" };
+                writeln!(untracked, "    {family} saddr {range} notrack").expect("a string takes all");
+                writeln!(guarded, "    {family} saddr {range} jump forged").expect("a string takes all");
+            }
+        }
+        Clients::Keep => {
+            for target in &plan.targets {
+                let family = if target.addr.is_ipv4() { "ip" } else { "ip6" };
+                let (ip, port) = (target.addr.ip(), target.addr.port());
+                writeln!(
+                    untracked,
+                    "    {family} daddr {ip} tcp dport {port} fib saddr type != local notrack"
+                )
+                .expect("a string takes all");
+            }
+        }
+    }
+    format!(
+        "table inet {table} {{\n  counter {COUNTER} {{\n  }}\n{}  chain untracked {{\n    type filter hook output priority raw; policy accept;\n{untracked}  }}\n  chain guard {{\n    type filter hook output priority 300; policy accept;\n{guarded}  }}\n}}\n",
+        forged(plan)
+    )
+}
+
+/// At the devices: a production packet costs three comparisons.
+fn netdev(table: &str, plan: &Plan, devices: &[&str]) -> String {
+    let mut guarded = String::new();
+    if let Clients::Pool { v4, v6, .. } = &plan.clients {
+        for range in v4.iter().chain(v6) {
+            let family = if range.is_v4() { "ip" } else { "ip6" };
+            writeln!(guarded, "    {family} saddr {range} jump forged").expect("a string takes all");
+        }
+    }
+    writeln!(guarded, "    meta mark {MARK:#010x} jump forged").expect("a string takes all");
+    let devices: Vec<String> = devices.iter().map(|name| format!("\"{name}\"")).collect();
+    format!(
+        "table netdev {table} {{\n  counter {COUNTER} {{\n  }}\n{}  chain guard {{\n    type filter hook egress devices = {{ {} }} priority 0; policy accept;\n{guarded}  }}\n}}\n",
+        forged(plan),
+        devices.join(", ")
+    )
+}
+
+/// What a forged packet may do: go to a target.
+fn forged(plan: &Plan) -> String {
+    let mut rules = String::new();
+    for (family, v4) in [("ip", true), ("ip6", false)] {
+        let targets: Vec<String> = plan
+            .targets
+            .iter()
+            .filter(|target| target.addr.is_ipv4() == v4)
+            .map(|target| format!("{} . {}", target.addr.ip(), target.addr.port()))
+            .collect();
+        if !targets.is_empty() {
+            writeln!(rules, "    {family} daddr . tcp dport {{ {} }} accept", targets.join(", "))
+                .expect("a string takes all");
+        }
+    }
+    format!("  chain forged {{\n{rules}    counter name \"{COUNTER}\" drop\n  }}\n")
+}
+
+/// An identifier that nft takes and that no other instance name gives: other characters than letters and digits as
+/// underscore and two hexadecimal digits.
+fn table_of(name: &str) -> String {
+    let mut table = String::from(PREFIX);
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() {
+            table.push(char::from(byte));
+        } else {
+            write!(table, "_{byte:02x}").expect("a string takes all");
+        }
+    }
+    table
+}
+
+/// The other way round; none where the table is not one of ours.
+fn name_of(table: &str) -> Option<String> {
+    let mut rest = table.strip_prefix(PREFIX)?.bytes();
+    let mut name = Vec::new();
+    while let Some(byte) = rest.next() {
+        name.push(match byte {
+            b'_' => {
+                let digits = [rest.next()?, rest.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            other => other,
+        });
+    }
+    String::from_utf8(name).ok()
+}
+
+const PREFIX: &str = "tcptwin_";
+
+/// Runs a script; what nft printed.
+fn nft(options: &[&str], script: &str) -> Result<String, Note> {
+    // The paths of ordinary users often lack the administrators' directories.
+    for program in ["nft", "/usr/sbin/nft", "/sbin/nft"] {
+        match run(program, options, script) {
+            Ok(output) if output.status.success() => {
+                return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+            }
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                let said = said
+                    .lines()
+                    .find(|l| l.contains("rror"))
+                    .or(said.lines().next())
+                    .unwrap_or("no reason given");
+                return Err(Note::Refused { said: said.trim().to_owned() });
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Note::Refused { said: e.to_string() }),
+        }
+    }
+    Err(Note::NoNft)
+}
+
+fn run(program: &str, options: &[&str], script: &str) -> io::Result<Output> {
+    let mut child = Command::new(program)
+        .args(options)
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    // A child that reads nothing answers by its status.
+    let _ = child.stdin.take().expect("stdin was asked for").write_all(script.as_bytes());
+    child.wait_with_output()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,444 @@
+//! Puts records on the wire, each by the engine that its target has at this moment, and cuts what is too large for it.
+//!
+//! | engine | socket | headers | larger than a segment |
+//! |---|---|---|---|
+//! | link | one packet socket, past the queueing discipline | link layer, IP and TCP, checksum left to the device | whole, where the device cuts it |
+//! | pcap | a handle of libpcap for each device ([`crate::pcap`]), one call a frame | link layer, IP and TCP | cut here |
+//! | raw | a raw IP socket of each family; the kernel routes | IP and TCP | cut here, as a raw socket takes no more than the MTU |
+//!
+//! A target is sent to by link (or pcap, where that is asked for) when its way is known ([`crate::ways`]) and the kernel's guard stands on the device
+//! ([`crate::fence`]); both may change between two batches, and what cannot go so goes by raw IP, which is counted.
+//!
+//! Nothing here is fatal. A message that the kernel refuses is counted under its errno and skipped, the rest of the burst
+//! goes on. Where the kernel merely has no room (`EAGAIN`, `ENOBUFS`) it is asked again a few times, then the message is
+//! given up: the shard retransmits. When nothing at all gets through, each further burst waits a little longer, so that an
+//! outage never becomes a busy loop.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use flow::Endpoint;
+use flow::TcpFields;
+use flow::emit::{MAX_HEADERS, emit, emit_partial};
+use flow::record::{flag, inject_bit};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rtrb::Consumer;
+use shm::{ANY_DEVICE, Control, GUARDED_DEVICES};
+
+use crate::count::Count;
+use crate::cut::{Pieces, SuperFrames, segment_len};
+use crate::guard::Outgoing;
+use crate::open::{Lane, Sockets};
+use crate::pcap::Pcap;
+use crate::sys::{BURST, Burst, Destination, MAX_HEAD, Scratch, VNET};
+use crate::tally::Tally;
+use crate::way::{Choice, Way};
+use crate::ways::Change;
+
+/// What puts records on the wire.
+pub trait Engine {
+    /// Sends every record of the batch, in order, and counts what became of it. Returns when the kernel has taken or
+    /// refused the last one; waits some milliseconds at most.
+    fn send<'p>(&mut self, batch: impl Iterator<Item = Outgoing<'p>>, tally: &mut Tally);
+
+    /// Looks at what decides about the engines, and counts targets that change theirs. Called before each batch, and each beat.
+    fn look(&mut self, _tally: &mut Tally) {}
+
+    /// By which engine each target is sent to; none when that was told before.
+    fn news(&mut self) -> Option<impl Iterator<Item = Choice>> {
+        None::<std::iter::Empty<Choice>>
+    }
+}
+
+/// The engines link, pcap and raw.
+pub struct Sender {
+    sockets: Sockets,
+    paths: Vec<Path>,
+    outside: Outside,
+    /// Where libpcap is wanted.
+    pcap: Option<Pcap>,
+    scratch: Scratch,
+    /// What to count when the kernel has taken a message.
+    sent: Box<[Sent; BURST]>,
+    ip_id: u16,
+    pacer: Pacer,
+    /// Super-frames given up in a row.
+    refused: u32,
+    told: bool,
+}
+
+/// What decides about the engines, from outside this thread.
+pub(crate) enum Outside {
+    /// Raw IP alone, and why.
+    Raw(Choice),
+    /// Ways change, and so do the devices that are guarded.
+    Link {
+        /// From the thread that follows them.
+        changes: Consumer<Change>,
+        /// Of the region.
+        control: &'static Control,
+        /// What it said last.
+        guarded: [u32; GUARDED_DEVICES],
+    },
+}
+
+/// How one target is sent to.
+struct Path {
+    way: Result<Way, Choice>,
+    to: Destination,
+    choice: Choice,
+}
+
+/// One message's share in the counters.
+#[derive(Clone, Copy, Default)]
+struct Sent {
+    bytes: u32,
+    payload: u32,
+    segments: u16,
+    flags: u16,
+    again: bool,
+    detour: bool,
+}
+
+/// Times that one batch asks again when the kernel has no room.
+const RETRIES: u32 = 8;
+/// Super-frames given up in a row after which all are cut, until the ways change: the device takes none, whatever it says.
+const REFUSALS: u32 = 4;
+
+impl Sender {
+    /// Raw IP alone. `ip_id` is where the IPv4 identification starts.
+    pub fn raw(sockets: Sockets, ip_id: u16) -> Self {
+        Self::new(sockets, ip_id, 0, Outside::Raw(Choice::RawAsked))
+    }
+
+    /// Takes the sockets over, for so many targets.
+    pub(crate) fn new(sockets: Sockets, ip_id: u16, targets: usize, outside: Outside) -> Self {
+        let why = match outside {
+            Outside::Raw(why) => why,
+            Outside::Link { .. } => Choice::Unknown,
+        };
+        let path = || Path { way: Err(why), to: Destination::link(0, 0), choice: why };
+        Self {
+            sockets,
+            paths: (0..targets).map(|_| path()).collect(),
+            outside,
+            pcap: None,
+            scratch: Scratch::new(),
+            sent: Box::new([Sent::default(); BURST]),
+            ip_id,
+            pacer: Pacer::default(),
+            refused: 0,
+            told: false,
+        }
+    }
+
+    /// The same with libpcap in place of the packet socket.
+    #[must_use]
+    pub(crate) fn through_pcap(self) -> Self {
+        Self { pcap: Some(Pcap::new()), ..self }
+    }
+}
+
+impl Engine for Sender {
+    fn send<'p>(&mut self, batch: impl Iterator<Item = Outgoing<'p>>, tally: &mut Tally) {
+        let Self { sockets, paths, pcap, scratch, sent, ip_id, pacer, refused, .. } = self;
+        let cut_all = *refused >= REFUSALS;
+        let burst = scratch.burst();
+        let mut post = Post { burst, sent, socket: None, retries: RETRIES, pacer, refused, tally };
+        let mut lane = None;
+        for out in batch {
+            let v4 = out.target.endpoint.addr.is_v4();
+            let path = paths.get(usize::from(out.head.target));
+            let again = out.head.bits & inject_bit::AGAIN != 0;
+            let (client, target) = (out.head.client, out.target.endpoint);
+            if let Some(pcap) = pcap.as_mut()
+                && let Some(way) =
+                    path.filter(|path| path.choice == Choice::Pcap).and_then(|path| path.way.ok())
+            {
+                for (tcp, payload) in Pieces::new(&out.head, out.payload, way.mtu, v4) {
+                    *ip_id = ip_id.wrapping_add(1);
+                    let done = pcap.send(&way, client, target, &tcp, payload, *ip_id);
+                    post.tally.add(Count::Calls, 1);
+                    match done {
+                        Ok(bytes) => Sent { again, ..Sent::of(bytes, payload, tcp.flags) }.count(post.tally),
+                        Err(error) => {
+                            post.tally.add(Count::of_errno(error.raw_os_error().unwrap_or(0)), 1);
+                            post.tally.add(Count::Dropped, 1);
+                        }
+                    }
+                }
+                continue;
+            }
+            let by_link = path.filter(|path| path.choice == Choice::Link);
+            let wanted = match by_link {
+                Some(_) => Lane::Link,
+                None if v4 => Lane::V4,
+                None => Lane::V6,
+            };
+            if lane != Some(wanted) {
+                post.flush();
+                lane = Some(wanted);
+                post.socket = sockets.get(wanted);
+            }
+            if post.socket.is_none() {
+                post.tally.add(Count::WrongFamily, 1);
+                continue;
+            }
+            if let Some((path, way)) = by_link.and_then(|path| Some((path, path.way.ok()?))) {
+                let most = if cut_all { SuperFrames::default() } else { way.super_frames };
+                let segment = segment_len(&out.head, way.mtu, v4);
+                for (tcp, payload) in Pieces::super_frames(&out.head, out.payload, way.mtu, v4, most) {
+                    let segments = payload.len().div_ceil(segment).max(1) as u16;
+                    let mut headers = 0;
+                    post.push(&path.to, payload, |head| {
+                        let len = frame(head, &way, client, target, &tcp, payload.len(), segment, *ip_id);
+                        headers = len - VNET - way.head().len();
+                        let bytes = headers * usize::from(segments) + payload.len();
+                        let sent = Sent { segments, again, ..Sent::of(bytes, payload, tcp.flags) };
+                        (len, sent)
+                    });
+                    *ip_id = ip_id.wrapping_add(segments);
+                }
+                continue;
+            }
+            let detour = path.is_some_and(|path| path.choice != Choice::RawAsked);
+            for (tcp, payload) in Pieces::new(&out.head, out.payload, out.target.mtu, v4) {
+                *ip_id = ip_id.wrapping_add(1);
+                post.push(&out.target.to, payload, |head| {
+                    let head: &mut [u8; MAX_HEADERS] =
+                        (&mut head[..MAX_HEADERS]).try_into().expect("it is longer");
+                    let len = emit(head, client, target, &tcp, &[payload], *ip_id);
+                    (len, Sent { again, detour, ..Sent::of(len + payload.len(), payload, tcp.flags) })
+                });
+            }
+        }
+        post.flush();
+    }
+
+    fn look(&mut self, tally: &mut Tally) {
+        let Outside::Link { changes, control, guarded } = &mut self.outside else { return };
+        let mut changed = false;
+        while let Ok(Change { target, way }) = changes.pop() {
+            if let Some(path) = self.paths.get_mut(usize::from(target)) {
+                path.way = way;
+                path.to = way.map_or(path.to, |way| Destination::link(way.device, way.protocol));
+                changed = true;
+            }
+        }
+        let now = control.guarded();
+        if now != *guarded {
+            *guarded = now;
+            changed = true;
+        }
+        if !changed {
+            return;
+        }
+        self.refused = 0;
+        for path in &mut self.paths {
+            let mut choice = choose(&path.way, self.pcap.is_some() || self.sockets.link.is_some(), guarded);
+            if let (Some(pcap), Choice::Link, Ok(way)) = (&mut self.pcap, choice, &path.way) {
+                choice = if pcap.is_ready(way.device) { Choice::Pcap } else { Choice::NoPcap };
+            }
+            let known = path.choice != Choice::Unknown;
+            tally.add(Count::Switches, u64::from(known && choice.engine() != path.choice.engine()));
+            self.told &= choice == path.choice;
+            path.choice = choice;
+        }
+    }
+
+    fn news(&mut self) -> Option<impl Iterator<Item = Choice>> {
+        let told = std::mem::replace(&mut self.told, true);
+        (!told).then(|| self.paths.iter().map(|path| path.choice))
+    }
+}
+
+/// By which engine a target is sent to, from all that decides about it.
+pub(crate) fn choose(way: &Result<Way, Choice>, has_socket: bool, guarded: &[u32]) -> Choice {
+    match way {
+        _ if !has_socket => Choice::NoSocket,
+        Err(why) => *why,
+        Ok(way) if guarded.contains(&way.device) || guarded.contains(&ANY_DEVICE) => Choice::Link,
+        Ok(_) => Choice::NoGuard,
+    }
+}
+
+/// Writes what stands before the payload of a frame, and returns its length: what the device is to do (`virtio_net_hdr` of
+/// linux/virtio_net.h, in the byte order of this host), the link-layer header, IP and TCP. The device finishes the checksum, and
+/// cuts a payload longer than a segment.
+#[expect(clippy::too_many_arguments, reason = "each is a part of the frame")]
+fn frame(
+    head: &mut [u8; MAX_HEAD],
+    way: &Way,
+    client: Endpoint,
+    target: Endpoint,
+    tcp: &TcpFields,
+    payload_len: usize,
+    segment: usize,
+    ip_id: u16,
+) -> usize {
+    let link = way.head();
+    let ip = VNET + link.len();
+    let room: &mut [u8; MAX_HEADERS] =
+        (&mut head[ip..ip + MAX_HEADERS]).try_into().expect("there is room for all headers");
+    let len = emit_partial(room, client, target, tcp, payload_len, ip_id);
+    let v4 = target.addr.is_v4();
+    let tcp_at = link.len() + if v4 { IPV4 } else { IPV6 };
+    let (kind, cut_to, header_len) = match payload_len > segment {
+        true => (if v4 { GSO_TCPV4 } else { GSO_TCPV6 }, segment as u16, (link.len() + len) as u16),
+        false => (GSO_NONE, 0, 0),
+    };
+    head[0] = NEEDS_CHECKSUM;
+    head[1] = kind;
+    for (at, value) in [(2, header_len), (4, cut_to), (6, tcp_at as u16), (8, CHECKSUM_IN_TCP)] {
+        head[at..at + 2].copy_from_slice(&value.to_ne_bytes());
+    }
+    head[VNET..ip].copy_from_slice(link);
+    ip + len
+}
+
+const IPV4: usize = 20;
+const IPV6: usize = 40;
+/// linux/virtio_net.h: flags, kinds of super-frames.
+const NEEDS_CHECKSUM: u8 = 1;
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+/// Where in a TCP header the checksum stands.
+const CHECKSUM_IN_TCP: u16 = 16;
+
+/// A burst on its way to one socket.
+struct Post<'s, 'p> {
+    burst: Burst<'s, 'p>,
+    sent: &'s mut [Sent; BURST],
+    socket: Option<&'p OwnedFd>,
+    retries: u32,
+    pacer: &'s mut Pacer,
+    refused: &'s mut u32,
+    tally: &'s mut Tally,
+}
+
+impl<'p> Post<'_, 'p> {
+    /// Adds a message; `write` fills what stands before the payload, and says its length and what to count.
+    fn push(
+        &mut self,
+        to: &'p Destination,
+        payload: &'p [u8],
+        write: impl FnOnce(&mut [u8; MAX_HEAD]) -> (usize, Sent),
+    ) {
+        if !self.burst.has_room() {
+            self.flush();
+        }
+        let sent = &mut self.sent[self.burst.len()];
+        self.burst.push(to, payload, |head| {
+            let (len, what) = write(head);
+            *sent = what;
+            len
+        });
+    }
+
+    /// Hands the burst to the kernel, to the last message, and empties it.
+    fn flush(&mut self) {
+        let Some(socket) = self.socket else { return self.burst.clear() };
+        let (mut next, mut taken) = (0, 0);
+        // Each turn takes a message, skips one, or uses up a retry; EINTR cannot come, the calls do not block.
+        while next < self.burst.len() {
+            self.tally.add(Count::Calls, 1);
+            match self.burst.send(socket, next) {
+                Ok(n) => {
+                    for one in &self.sent[next..next + n] {
+                        one.count(self.tally);
+                        if one.segments > 1 {
+                            *self.refused = 0;
+                        }
+                    }
+                    next += n;
+                    taken += n;
+                }
+                Err(e) => {
+                    let errno = e.raw_os_error().unwrap_or(0);
+                    self.tally.add(Count::of_errno(errno), 1);
+                    if matches!(errno, libc::EAGAIN | libc::ENOBUFS) && self.retries > 0 {
+                        self.retries -= 1;
+                        self.tally.add(Count::Retries, 1);
+                        wait_for_room(socket, errno, RETRIES - self.retries);
+                    } else {
+                        let segments = self.sent[next].segments;
+                        self.tally.add(Count::Dropped, u64::from(segments));
+                        *self.refused += u32::from(segments > 1);
+                        next += 1;
+                    }
+                }
+            }
+        }
+        self.pacer.after(self.burst.len(), taken);
+        self.burst.clear();
+    }
+}
+
+impl Sent {
+    fn of(bytes: usize, payload: &[u8], flags: u16) -> Self {
+        Self { bytes: bytes as u32, payload: payload.len() as u32, segments: 1, flags, ..Self::default() }
+    }
+
+    fn count(&self, tally: &mut Tally) {
+        let segments = u64::from(self.segments);
+        tally.add(Count::Segments, segments);
+        tally.add(Count::Bytes, u64::from(self.bytes));
+        tally.add(Count::PayloadBytes, u64::from(self.payload));
+        tally.add(Count::SuperFrames, u64::from(segments > 1));
+        tally.add(Count::Detours, u64::from(self.detour));
+        for (bit, count) in [(flag::SYN, Count::Syn), (flag::FIN, Count::Fin), (flag::RST, Count::Rst)] {
+            tally.add(count, u64::from(self.flags & bit != 0));
+        }
+        tally.add(Count::Again, if self.again { segments } else { 0 });
+    }
+}
+
+/// `EAGAIN` ends when the socket's buffer drains, which poll tells; `ENOBUFS` comes from the device's queue, which
+/// nothing tells: 50 µs, then twice that, up to 1 ms.
+fn wait_for_room(socket: &OwnedFd, errno: i32, attempt: u32) {
+    if errno == libc::EAGAIN {
+        // Whatever poll says, the next send tells better.
+        let _ = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)], PollTimeout::from(1u8));
+    } else {
+        std::thread::sleep(Duration::from_micros(50 << attempt.min(5)).min(Duration::from_millis(1)));
+    }
+}
+
+/// Slows down while nothing gets through, so that a dead route costs system calls at a bounded rate.
+#[derive(Debug, Default)]
+struct Pacer {
+    /// Bursts in a row of which the kernel took nothing.
+    failed: u32,
+}
+
+impl Pacer {
+    /// Longest pause, small against the rings: at 64 messages a burst it still lets 32,000 a second be refused.
+    const LONGEST: Duration = Duration::from_millis(2);
+
+    fn after(&mut self, offered: usize, taken: usize) {
+        if offered == 0 {
+            return;
+        }
+        if taken > 0 {
+            self.failed = 0;
+            return;
+        }
+        let pause = self.pause();
+        self.failed = self.failed.saturating_add(1);
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
+    }
+
+    /// None after a first failure, then 100 µs, doubling.
+    fn pause(&self) -> Duration {
+        match self.failed {
+            0 => Duration::ZERO,
+            n => Duration::from_micros(50 << n.min(10)).min(Self::LONGEST),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
