@@ -9,7 +9,8 @@ use flow::{Endpoint, Seq, TcpFields};
 use shm::{Region, Spec};
 use topology::Plan;
 use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
+    CaptureEngine, CapturePlan, Clients, FilterPlan, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt,
+    Seeds, Target,
 };
 
 /// A plan with these mappings (`[IP:]PORT-TARGET:PORT`) and the ranges 198.18.0.0/15 and 2001:2::/48 for replayed clients.
@@ -45,6 +46,8 @@ pub(crate) fn plan(mappings: &[&str]) -> Plan {
             interfaces: vec!["lo".to_owned()],
             buffer_bytes: 16 << 20,
             promiscuous: false,
+            filter: FilterPlan::default(),
+            xdp_force: false,
         },
         copies_milli: 1_000,
         percent_ppm: 1_000_000,

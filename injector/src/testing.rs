@@ -11,7 +11,8 @@ use returns::{Hello, Link, Message, Policy, Refused, Welcome};
 use shm::{Region, Spec};
 use topology::Plan;
 use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
+    CaptureEngine, CapturePlan, Clients, FilterPlan, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt,
+    Seeds, Target,
 };
 use zerocopy::IntoBytes;
 
@@ -36,6 +37,8 @@ pub(crate) fn plan(targets: &[&str]) -> Plan {
             interfaces: Vec::new(),
             buffer_bytes: 1 << 20,
             promiscuous: false,
+            filter: FilterPlan::default(),
+            xdp_force: false,
         },
         copies_milli: 1_000,
         percent_ppm: 1_000_000,

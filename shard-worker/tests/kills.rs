@@ -19,7 +19,8 @@ use shard_worker::counters::{
 use shm::{Consumer, Link, Producer, Region, Role, Spec, path};
 use topology::Plan;
 use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
+    CaptureEngine, CapturePlan, Clients, FilterPlan, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt,
+    Seeds, Target,
 };
 use zerocopy::IntoBytes as _;
 
@@ -51,6 +52,8 @@ fn plan(name: &str) -> Plan {
             interfaces: Vec::new(),
             buffer_bytes: 1 << 20,
             promiscuous: false,
+            filter: FilterPlan::default(),
+            xdp_force: false,
         },
         copies_milli: 1_000,
         percent_ppm: 1_000_000,

@@ -22,7 +22,8 @@ use nix::time::{ClockId, clock_gettime};
 use shm::{Consumer, Link, Region, Spec};
 use topology::Plan;
 use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
+    CaptureEngine, CapturePlan, Clients, FilterPlan, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt,
+    Seeds, Target,
 };
 
 const SHARDS: u16 = 2;
@@ -163,6 +164,8 @@ fn plan() -> Plan {
             interfaces: vec!["lo".to_owned()],
             buffer_bytes: 128 << 20,
             promiscuous: false,
+            filter: FilterPlan::default(),
+            xdp_force: false,
         },
         copies_milli: 1_000,
         percent_ppm: 1_000_000,

@@ -10,7 +10,8 @@ use flow::{Captured, Drop as Reason, Endpoint, Inject, Returned, Seq, TcpFields,
 use session::Count;
 use shm::{Consumer, Item, Link, Producer, RoleState, Spec};
 use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
+    CaptureEngine, CapturePlan, Clients, FilterPlan, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt,
+    Seeds, Target,
 };
 use zerocopy::IntoBytes;
 
@@ -37,6 +38,8 @@ fn plan() -> Plan {
             interfaces: Vec::new(),
             buffer_bytes: 1 << 20,
             promiscuous: false,
+            filter: FilterPlan::default(),
+            xdp_force: false,
         },
         copies_milli: 1_000,
         percent_ppm: 1_000_000,
