@@ -29,6 +29,8 @@ named_enum! {
         NotMapped => "not_mapped",
         /// Packets of our own making, seen again.
         Own => "own",
+        /// Packets of a mapping that `-F`, `--net` or `--not-net` leave out and no kernel filter had.
+        LeftOut => "left_out",
         /// As [`Malformed::NotIp`]; this and the following stand in the order of that enum.
         NotIp => "malformed_not_ip",
         /// As [`Malformed::NotTcp`].
@@ -61,6 +63,9 @@ named_enum! {
         InterfacesDown => "interfaces_down",
         /// Gauge: interfaces that do not exist any more.
         InterfacesGone => "interfaces_gone",
+        /// How often a device was opened by a capturer of an engine whose buffer dies with it: each time but the first of an
+        /// interface, frames of the time between are missing.
+        Opened => "opened",
     }
 }
 

@@ -17,6 +17,8 @@ use topology::Plan;
 use zerocopy::IntoBytes as _;
 
 use crate::count::{Count, POSITIONS};
+use crate::expression;
+use crate::filter::Machine;
 use crate::online::{Meaning, Online};
 use crate::source::Frame;
 
@@ -51,6 +53,8 @@ impl Lane {
 #[derive(Debug)]
 pub struct Dispatcher {
     online: Online,
+    /// `-F`, once more and exactly.
+    expression: Option<Machine>,
     lanes: Vec<Lane>,
     counters: Counters,
     /// What the open batch adds to the counters.
@@ -81,6 +85,7 @@ impl Dispatcher {
             .collect();
         Self {
             online: Online::new(plan),
+            expression: expression::machine(plan),
             lanes,
             counters: region.counters(Role::Capturer),
             counted: [0; Count::COUNT],
@@ -110,10 +115,17 @@ impl Dispatcher {
             Err(malformed) => return self.count(malformed.into(), 1),
         };
         match self.online.meaning(&segment.src, &segment.dst) {
+            Meaning::Mapping(_) if !self.takes(frame) => self.count(Count::LeftOut, 1),
             Meaning::Mapping(mapping) => self.segment(frame, &segment, mapping, time_ns),
             Meaning::Own => self.count(Count::Own, 1),
+            Meaning::LeftOut => self.count(Count::LeftOut, 1),
             Meaning::Other => self.count(Count::NotMapped, 1),
         }
+    }
+
+    /// Whether the expression takes a packet, if there is one.
+    fn takes(&self, frame: &Frame<'_>) -> bool {
+        self.expression.as_ref().is_none_or(|machine| machine.matches(frame.packet, frame.wire_len))
     }
 
     fn segment(&mut self, frame: &Frame<'_>, segment: &Segment<'_>, mapping: u16, time_ns: u64) {

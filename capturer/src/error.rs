@@ -82,6 +82,53 @@ pub enum OpenError {
         /// How many came.
         got: usize,
     },
+    /// libpcap refused a device or the filter.
+    #[error(
+        "capturing on {interface} with libpcap failed: {source}. Try --capture ring, which needs no library"
+    )]
+    Pcap {
+        /// Where.
+        interface: String,
+        /// What it said.
+        source: libpcap::Error,
+    },
+    /// Not built in.
+    #[error(
+        "this program was built without the xdp engine. Build it with: cargo build --release -p tcptwin --features xdp; or leave --capture out"
+    )]
+    NoXdp,
+    /// The xdp engine would cut the host off.
+    #[error(
+        "the xdp engine takes every frame of {interface} away from this host, and {why}. Give the interface of a mirror port, which carries nothing else; or --capture ring; or, if this host may lose {interface}, --xdp-force"
+    )]
+    Carries {
+        /// Where.
+        interface: String,
+        /// What speaks against it.
+        why: String,
+    },
+    /// The kernel or the device does not do AF_XDP.
+    #[error(
+        "{step} {interface} failed: {source}. The xdp engine needs root (or cap_bpf, cap_net_admin and cap_net_raw), a kernel of 5.9 or newer, and an interface without another XDP program (ip link show {interface}); --capture ring needs none of that"
+    )]
+    Xdp {
+        /// What was tried.
+        step: &'static str,
+        /// Where.
+        interface: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// Frames of a kind in which no IP packet can be found.
+    #[error(
+        "libpcap opens {interface}, but its frames are of the link type {link}, in which this program finds no IP packet. Capture on another interface (-i)"
+    )]
+    LinkType {
+        /// Where.
+        interface: String,
+        /// libpcap's name of it.
+        link: String,
+    },
     /// Anything else.
     #[error(
         "{step} on {interface} failed: {source}. Check that the interface is an ordinary one (ip link show {interface}) and the limits of this process (ulimit -n)"
@@ -132,6 +179,21 @@ pub enum RoleError {
         /// Where.
         interface: String,
         /// What it answered.
+        source: io::Error,
+    },
+    /// Not built in.
+    #[error(
+        "this program was built without the xdp engine. The supervisor and this role must be of one version"
+    )]
+    NoXdp,
+    /// The xdp engine could not begin.
+    #[error(
+        "opening an AF_XDP socket on {interface} failed: {source}. Is the limit of locked memory (ulimit -l) too low for --capture-buffer, or another program on its queues?"
+    )]
+    Xdp {
+        /// Where.
+        interface: String,
+        /// What the kernel answered.
         source: io::Error,
     },
     /// Waiting for frames failed.

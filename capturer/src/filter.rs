@@ -7,13 +7,19 @@
 //! | `filter/returns` | the return filter that intercept uses: headers of answers, and ICMP errors |
 //! | `filter/parts` | what both have in common |
 //! | `filter/assembler` | labels, branches of any distance, ends |
+//! | `filter/join` | an expression's program and ours as one |
+//! | `filter/machine` | programs run in user space |
 //!
 //! The filters let through a little more than is meant where that saves instructions (IPv6 with long chains of extension
 //! headers; addresses, when there are too many for the 4,096 instructions); the dispatcher decides again, exactly.
 
+#[cfg(test)]
+mod against_libpcap;
 mod assembler;
 #[cfg(test)]
 mod interpreter;
+mod join;
+mod machine;
 mod parts;
 mod returns;
 #[cfg(test)]
@@ -24,6 +30,8 @@ use std::net::{IpAddr, SocketAddr};
 use flow::Range;
 
 pub use assembler::{Instruction, MAX_INSTRUCTIONS};
+pub(crate) use join::joined;
+pub use machine::{Machine, Unfit};
 pub use returns::{ICMP_SNAP, ReturnFilter};
 
 use assembler::{Assembler, To, code, plain};
@@ -52,6 +60,10 @@ pub struct CaptureFilter {
     pub clients: Vec<Range>,
     /// The targets: what goes to them under a mapping without an address is our own.
     pub targets: Vec<SocketAddr>,
+    /// `--net`: only clients in one of these; empty for all.
+    pub inside: Vec<Range>,
+    /// `--not-net`: no client in one of these.
+    pub outside: Vec<Range>,
     /// Frames of other hosts too.
     pub promiscuous: bool,
     /// Length of the link header in front: 0 on SOCK_DGRAM sockets, 14 on SOCK_RAW sockets of Ethernet.
@@ -90,19 +102,32 @@ impl CaptureFilter {
         // Fragments but the first have no ports; the first comes up, to be counted.
         asm.op(code::LD_H, 6);
         asm.branch(code::JSET, 0x1fff, To::Reject, To::Next);
-        parts::in_ranges(&mut asm, &self.clients, true, 12, To::Reject);
+        self.client(&mut asm, true, 12);
         parts::keep_address(&mut asm, 16, 1);
         parts::step_over_v4(&mut asm);
         asm.op(code::LD_H, 2);
         parts::ports(&mut asm, &self.ports(true), true, exact);
         asm.bind(v6);
-        parts::in_ranges(&mut asm, &self.clients, false, 8, To::Reject);
+        self.client(&mut asm, false, 8);
         parts::keep_address(&mut asm, 24, 4);
         parts::step_over_v6(&mut asm, &[(parts::TCP, tcp)], To::Accept);
         asm.bind(tcp);
         asm.op(code::LD_H, 2);
         parts::ports(&mut asm, &self.ports(false), false, exact);
         asm.finish()
+    }
+
+    /// Drops what comes from our own clients, and from clients that are not meant; the address stands at X + `offset`.
+    fn client(&self, asm: &mut Assembler, v4: bool, offset: u32) {
+        parts::in_ranges(asm, &self.clients, v4, offset, To::Reject);
+        parts::in_ranges(asm, &self.outside, v4, offset, To::Reject);
+        if !self.inside.is_empty() {
+            let meant = asm.label();
+            parts::in_ranges(asm, &self.inside, v4, offset, To::Place(meant));
+            asm.goto(To::Reject);
+            asm.island();
+            asm.bind(meant);
+        }
     }
 
     /// The mappings by port, sorted; those without a way to match in this family are left out.

@@ -13,6 +13,8 @@ pub struct Interface {
     pub addresses: Vec<(IpAddr, u8)>,
     /// Set up by the administrator and (except for loopback) connected.
     pub up: bool,
+    /// Its link address, where it has one.
+    pub mac: Option<[u8; 6]>,
     /// The loopback interface.
     pub loopback: bool,
 }
@@ -25,6 +27,7 @@ pub fn interfaces() -> Vec<Interface> {
             up: of.is_up() && (of.is_running() || of.is_loopback()),
             loopback: of.is_loopback(),
             addresses: of.ips.iter().map(|net| (net.ip(), net.prefix())).collect(),
+            mac: of.mac.map(|mac| mac.octets()),
             index: of.index,
             name: of.name,
         })

@@ -7,6 +7,10 @@
 //! | `source` | the trait that engines and files implement |
 //! | `live` | the live source on packet rings |
 //! | `simple` | the live source on `pnet_datalink` |
+//! | `pcap` | the live source on libpcap |
+//! | `xdp` | the live source on AF_XDP (feature `xdp`) |
+//! | `expression` | `-F`: compiled, carried, decided |
+//! | `link` | link header → IP header |
 //! | `dispatch` | frame → mapping → shard → record |
 //! | `online` | which mapping a packet belongs to |
 //! | `packet_ring` | a receive ring shared with the kernel; intercept uses it too |
@@ -21,12 +25,15 @@ pub mod clock;
 pub mod count;
 pub mod dispatch;
 pub mod error;
+pub mod expression;
 pub mod filter;
 pub mod interfaces;
+mod link;
 pub mod live;
 pub mod online;
 pub mod open;
 pub mod packet_ring;
+pub mod pcap;
 pub mod role;
 pub mod simple;
 pub mod source;
@@ -34,6 +41,7 @@ pub mod sys;
 #[cfg(test)]
 mod testing;
 mod vlan;
+mod xdp;
 
 pub use count::Count;
 pub use error::{OpenError, RoleError};

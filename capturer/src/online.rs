@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use flow::{Addr, Endpoint, Range};
 use topology::Plan;
-use topology::plan::Clients;
+use topology::plan::{Clients, FilterPlan};
 
-use crate::filter::{CaptureFilter, Frames};
+use crate::expression;
+use crate::filter::{CaptureFilter, Frames, Instruction, joined};
 
 /// What a packet is to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum Meaning {
     Mapping(u16),
     /// One that the injector sent.
     Own,
+    /// A client's that `--net` or `--not-net` leaves out.
+    LeftOut,
     /// Nothing of ours.
     Other,
 }
@@ -25,6 +28,8 @@ pub struct Online {
     /// Sorted by port; at each port those with an address first.
     services: Vec<Service>,
     clients: Vec<Range>,
+    inside: Vec<Range>,
+    outside: Vec<Range>,
     targets: Vec<Endpoint>,
 }
 
@@ -52,7 +57,8 @@ impl Online {
             .collect();
         services.sort_unstable();
         let targets = plan.targets.iter().map(|target| target.addr.into()).collect();
-        Self { services, clients: client_ranges(plan), targets }
+        let FilterPlan { inside, outside, .. } = plan.capture.filter.clone();
+        Self { services, clients: client_ranges(plan), inside, outside, targets }
     }
 
     /// What a packet from `src` to `dst` is. The first mapping with the very address wins, then the first without one.
@@ -64,14 +70,27 @@ impl Online {
             .find(|service| service.any || service.addr == dst.addr);
         match found {
             None => Meaning::Other,
-            Some(_) if self.clients.iter().any(|range| range.contains(src.addr)) => Meaning::Own,
+            Some(_) if among(&self.clients, src.addr) => Meaning::Own,
             Some(service) if service.any && self.targets.contains(dst) => Meaning::Own,
+            Some(_) if among(&self.outside, src.addr) => Meaning::LeftOut,
+            Some(_) if !self.inside.is_empty() && !among(&self.inside, src.addr) => Meaning::LeftOut,
             Some(service) => Meaning::Mapping(service.mapping),
         }
     }
 }
 
-/// The same as a kernel filter.
+/// Whether an address lies in one of the ranges of its own family: `::/0` holds no IPv4 address.
+pub(crate) fn among(ranges: &[Range], addr: Addr) -> bool {
+    ranges.iter().any(|range| range.is_v4() == addr.is_v4() && range.contains(addr))
+}
+
+/// The same as a kernel filter, with the expression of `-F` in front where the frames begin at the IP header.
+pub(crate) fn program(plan: &Plan, link_header: u32, frames: Frames) -> Vec<Instruction> {
+    let ours = filter(plan, link_header, frames).program();
+    if link_header == 0 { joined(&expression::planned(plan), ours) } else { ours }
+}
+
+/// The same as a kernel filter, without the expression.
 pub(crate) fn filter(plan: &Plan, link_header: u32, frames: Frames) -> CaptureFilter {
     let online = |mapping: &topology::plan::Mapping| -> (Option<IpAddr>, u16) {
         (mapping.online_ip, mapping.online_port)
@@ -79,6 +98,8 @@ pub(crate) fn filter(plan: &Plan, link_header: u32, frames: Frames) -> CaptureFi
     CaptureFilter {
         online: plan.mappings.iter().map(online).collect(),
         clients: client_ranges(plan),
+        inside: plan.capture.filter.inside.clone(),
+        outside: plan.capture.filter.outside.clone(),
         targets: plan.targets.iter().map(|target| target.addr).collect(),
         promiscuous: plan.capture.promiscuous,
         link_header,
@@ -111,6 +132,18 @@ mod tests {
         assert_eq!(meaning(&plan, "[fd00::1]:5", "[fd00::9]:6379"), Meaning::Mapping(2));
         assert_eq!(meaning(&plan, "[fd00::1]:5", "[fd00::8]:6379"), Meaning::Other);
         assert_eq!(meaning(&plan, "10.0.0.9:80", "10.0.0.1:5"), Meaning::Other);
+    }
+
+    #[test]
+    fn clients_inside_and_outside_are_told_apart() {
+        let mut plan = plan(&["80-10.0.3.2:80"]);
+        plan.capture.filter.inside = vec!["10.0.0.0/8".parse().unwrap(), "fd00::/16".parse().unwrap()];
+        plan.capture.filter.outside = vec!["10.0.0.7/32".parse().unwrap(), "::/0".parse().unwrap()];
+        assert_eq!(meaning(&plan, "10.0.0.1:5", "10.0.0.9:80"), Meaning::Mapping(0));
+        assert_eq!(meaning(&plan, "10.0.0.7:5", "10.0.0.9:80"), Meaning::LeftOut);
+        assert_eq!(meaning(&plan, "11.0.0.1:5", "10.0.0.9:80"), Meaning::LeftOut);
+        assert_eq!(meaning(&plan, "[fd00::1]:5", "[fd00::9]:80"), Meaning::LeftOut);
+        assert_eq!(meaning(&plan, "11.0.0.1:5", "10.0.0.9:81"), Meaning::Other);
     }
 
     #[test]

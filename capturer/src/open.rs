@@ -14,9 +14,10 @@ use crate::error::OpenError;
 use crate::filter::Frames;
 use crate::interfaces::{self, Interface};
 use crate::live::RINGS;
-use crate::online::filter;
+use crate::online::program;
 use crate::packet_ring::{RingSpec, open_socket};
 use crate::sys::{Begin, Bound, PacketSocket, RingMemory, link_type};
+use crate::xdp;
 
 /// Slots of the ring for small frames: everything up to an Ethernet frame of 1,500 bytes, and a little more.
 const SMALL_SLOT_BYTES: u32 = 2_048;
@@ -49,7 +50,8 @@ impl From<CaptureSocket> for PacketSocket {
 }
 
 /// Opens the sockets of a plan: for the ring engine two for each interface (or two for all), for the simple engine one for each
-/// interface. Frames are kept from now on.
+/// interface, for the xdp engine what holds its program in place; none for the pcap engine, which is tried out only. Frames
+/// are kept from now on, where there are sockets for them.
 ///
 /// # Errors
 /// A sentence for the operator: an interface that does not exist, a missing capability, a ring that does not fit in memory.
@@ -72,6 +74,8 @@ pub fn open(plan: &Plan) -> Result<Vec<CaptureSocket>, OpenError> {
     match plan.capture.engine {
         CaptureEngine::Ring => open_rings(plan, &wanted),
         CaptureEngine::Simple => open_simple(plan, &wanted, &existing),
+        CaptureEngine::Pcap => crate::pcap::try_out(plan).map(|()| vec![]),
+        CaptureEngine::Xdp => xdp::open(plan, &wanted),
     }
 }
 
@@ -83,17 +87,25 @@ pub fn inherit(plan: &Plan, numbers: &[RawFd]) -> Result<Vec<CaptureSocket>, Ope
             return Err(OpenError::Sockets { wanted, got: numbers.len() });
         }
     }
-    let adopt = |&number: &RawFd| match PacketSocket::adopt(number) {
+    let adopt = |&number: &RawFd| match taken_over(plan, number) {
         Ok(socket) => Ok(CaptureSocket(socket)),
         Err(source) => Err(OpenError::Inherited { number, source }),
     };
     numbers.iter().map(adopt).collect()
 }
 
+/// What the xdp engine hands down are no packet sockets.
+fn taken_over(plan: &Plan, number: RawFd) -> io::Result<PacketSocket> {
+    match plan.capture.engine {
+        CaptureEngine::Xdp => Ok(PacketSocket::from(shm::inherit(number)?)),
+        _ => PacketSocket::adopt(number),
+    }
+}
+
 /// What the sockets of a plan are called where somebody keeps them for the next start: number and sizes, so that one of
-/// other sizes is never taken for ours. Empty for the simple engine, whose sockets keep next to nothing.
+/// other sizes is never taken for ours. Empty for the other engines, whose sockets keep next to nothing.
 pub fn names(plan: &Plan) -> Vec<String> {
-    if plan.capture.engine == CaptureEngine::Simple {
+    if plan.capture.engine != CaptureEngine::Ring {
         return vec![];
     }
     let specs = ring_specs(plan);
@@ -110,7 +122,7 @@ pub fn names(plan: &Plan) -> Vec<String> {
 pub fn take_over(plan: &Plan, sockets: Vec<OwnedFd>) -> Result<Vec<CaptureSocket>, OpenError> {
     let (existing, names, specs) = (interfaces::interfaces(), interface_names(plan), ring_specs(plan));
     let wanted = names.len() * RINGS;
-    if sockets.len() != wanted || plan.capture.engine == CaptureEngine::Simple {
+    if sockets.len() != wanted || plan.capture.engine != CaptureEngine::Ring {
         return Err(OpenError::Sockets { wanted, got: sockets.len() });
     }
     let small = specs[0].packet_bytes();
@@ -130,7 +142,7 @@ pub fn take_over(plan: &Plan, sockets: Vec<OwnedFd>) -> Result<Vec<CaptureSocket
         if socket.bound().map_err(failed)? != bound {
             return Err(wrong("it listens on another interface"));
         }
-        if socket.filter().map_err(failed)? != filter(plan, 0, frames).program() {
+        if socket.filter().map_err(failed)? != program(plan, 0, frames) {
             return Err(wrong("its filter is another plan's"));
         }
         // The kernel refuses to map anything but the whole ring.
@@ -189,7 +201,7 @@ fn open_rings(plan: &Plan, wanted: &[Option<&Interface>]) -> Result<Vec<CaptureS
         let (name, index) =
             interface.map_or(("any", 0), |interface| (interface.name.as_str(), interface.index));
         for (spec, frames) in specs.iter().zip([Frames::UpTo(small), Frames::Above(small)]) {
-            let program = filter(plan, 0, frames).program();
+            let program = program(plan, 0, frames);
             let socket = open_socket(spec, &program, index, plan.capture.promiscuous).map_err(|source| {
                 OpenError::new("opening a capture ring", name, spec.bytes() as u64 >> 20, source)
             })?;
@@ -220,7 +232,7 @@ fn open_simple_on(plan: &Plan, interface: &Interface) -> Result<CaptureSocket, O
     let begin = if header == 0 { Begin::Network } else { Begin::Link };
     let socket = PacketSocket::open(begin).map_err(failed)?;
     // pnet_datalink gives no way to set a filter, but takes a socket that has one.
-    socket.attach(&filter(plan, header, Frames::All).program()).map_err(failed)?;
+    socket.attach(&program(plan, header, Frames::All)).map_err(failed)?;
     let _ = socket.ignore_outgoing();
     let bytes = usize::try_from(plan.capture.buffer_bytes).unwrap_or(usize::MAX).min(i32::MAX as usize / 2);
     if setsockopt(&socket, sockopt::RcvBufForce, &bytes).is_err() {

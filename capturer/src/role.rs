@@ -4,6 +4,7 @@
 //! successor of a capturer that died anywhere in between begins either before the batch or behind it.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
@@ -18,8 +19,10 @@ use crate::dispatch::Dispatcher;
 use crate::error::RoleError;
 use crate::live::Live;
 use crate::open::CaptureSocket;
+use crate::pcap::Pcap;
 use crate::simple::Simple;
 use crate::source::Source;
+use crate::xdp;
 
 /// Frames of one batch: large enough to share publication and wake-up, small enough that a shard starts early.
 const BATCH: u32 = 256;
@@ -43,6 +46,8 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Vec<CaptureSocket>) ->
     let source: Box<dyn Source> = match plan.capture.engine {
         CaptureEngine::Ring => Box::new(Live::new(plan, sockets, position)?),
         CaptureEngine::Simple => Box::new(Simple::new(plan, sockets)?),
+        CaptureEngine::Pcap => Box::new(Pcap::new(plan)),
+        CaptureEngine::Xdp => xdp::source(plan, sockets)?,
     };
     // Naps end up to 50 µs late without; that is all.
     let _ = shm::set_fine_timers();
@@ -154,7 +159,12 @@ impl Capturer {
 
     fn attend(&mut self) {
         let links = self.source.attend();
+        let opened = self.source.take_opened();
+        if opened > 0 {
+            self.waiter.watch(self.source.as_ref());
+        }
         let counters = self.dispatcher.counters();
+        counters.add(Count::Opened.index(), opened);
         counters.set(Count::LinkDowns.index(), links.downs);
         counters.set(Count::InterfacesDown.index(), links.down);
         counters.set(Count::InterfacesGone.index(), links.gone);
@@ -193,11 +203,28 @@ struct Waiter {
 impl Waiter {
     fn new(source: &dyn Source) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        for fd in source.fds() {
-            // Errors are reported without being asked for.
-            epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        let waiter = Self { epoll, reported: false };
+        source.fds().iter().try_for_each(|fd| waiter.add(fd))?;
+        Ok(waiter)
+    }
+
+    fn add(&self, fd: &BorrowedFd<'_>) -> io::Result<()> {
+        // Errors are reported without being asked for.
+        match self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0)) {
+            Ok(()) | Err(Errno::EEXIST) => Ok(()),
+            Err(error) => Err(error.into()),
         }
-        Ok(Self { epoll, reported: false })
+    }
+
+    /// Waits for devices that were opened since, too; those that were closed are forgotten by the kernel.
+    fn watch(&self, source: &dyn Source) {
+        for fd in source.fds() {
+            if let Err(error) = self.add(&fd) {
+                tracing::warn!(
+                    "frames of a device that was opened again are seen late: waiting for them failed ({error})"
+                );
+            }
+        }
     }
 
     /// Waits; true when a socket has an error to be taken.

@@ -13,10 +13,10 @@ use topology::Plan;
 
 use crate::error::RoleError;
 use crate::filter::NOTHING;
+use crate::link::Link;
 use crate::open::{CaptureSocket, ETHERNET_HEADER, link_header};
 use crate::source::{Frame, Links, Source};
 use crate::sys::{Bound, PacketSocket};
-use crate::vlan::is_tag;
 
 /// Above the longest super-frame (BIG TCP: 512 KiB), so that nothing is cut without notice.
 const READ_BUFFER_BYTES: usize = 640 * 1024;
@@ -33,8 +33,7 @@ struct Interface {
     receiver: Box<dyn DataLinkReceiver>,
     /// The same socket, for what the channel does not offer.
     socket: PacketSocket,
-    /// 14 or 0.
-    link_header: u32,
+    link: Link,
     down: bool,
     gone: bool,
 }
@@ -88,7 +87,7 @@ fn open_channel(
         name: interface.name.clone(),
         receiver,
         socket: kept,
-        link_header: link_header(&interface.name)?,
+        link: if link_header(&interface.name)? == ETHERNET_HEADER { Link::Ethernet } else { Link::Network },
         down: false,
         gone: false,
     })
@@ -163,7 +162,7 @@ impl Interface {
     fn take(&mut self, sink: &mut dyn FnMut(&Frame<'_>)) -> bool {
         // No frame (a time-out) and a pending error end the batch alike; the error is taken by `attend`.
         let Ok(bytes) = self.receiver.next() else { return false };
-        if let Some(packet) = network_part(bytes, self.link_header) {
+        if let Some(packet) = self.link.packet(bytes) {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             sink(&Frame {
                 packet,
@@ -173,36 +172,5 @@ impl Interface {
             });
         }
         true
-    }
-}
-
-/// The packet from its IP header on: behind the Ethernet header and up to two VLAN tags.
-fn network_part(frame: &[u8], link_header: u32) -> Option<&[u8]> {
-    if link_header != ETHERNET_HEADER {
-        return Some(frame);
-    }
-    let mut at = ETHERNET_HEADER as usize;
-    for _ in 0..2 {
-        let kind = frame.get(at - 2..at)?.try_into().map(u16::from_be_bytes).ok()?;
-        if !is_tag(kind) {
-            break;
-        }
-        at += 4;
-    }
-    frame.get(at..)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::network_part;
-
-    #[test]
-    fn tags_are_stepped_over() {
-        let frame = |tags: &[[u8; 4]]| [&[1; 12][..], &tags.concat(), &[8, 0, 0x45, 7]].concat();
-        for tags in [&[][..], &[[0x81, 0, 0, 5]], &[[0x88, 0xa8, 0, 5], [0x81, 0, 0, 6]]] {
-            assert_eq!(network_part(&frame(tags), 14), Some(&[0x45, 7][..]));
-        }
-        assert_eq!(network_part(&[0x45, 7], 0), Some(&[0x45, 7][..]));
-        assert_eq!(network_part(&[1; 13], 14), None);
     }
 }

@@ -45,6 +45,12 @@ pub trait Source {
     /// Frames that the kernel dropped for want of room, since the last call. A system call for each socket.
     fn take_dropped(&mut self) -> u64;
 
+    /// How many devices were opened since the last call, by engines whose buffer is their own; 0 for those whose sockets
+    /// outlive the role.
+    fn take_opened(&mut self) -> u64 {
+        0
+    }
+
     /// Looks after the interfaces: takes pending errors, notices those that are gone or back. Called when a wait reports an
     /// error, and once a second. Says what changed in the log.
     fn attend(&mut self) -> Links;

@@ -4,6 +4,9 @@
 //! packet(7) and `Documentation/networking/packet_mmap.rst` of the kernel are the sources.
 #![allow(unsafe_code)]
 
+#[cfg(feature = "xdp")]
+pub(crate) mod xdp;
+
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::mem::{offset_of, size_of, zeroed};

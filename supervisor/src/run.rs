@@ -49,7 +49,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     logging::start("supervisor", logging::level(quiet));
     let kept = Service::kept();
     let facts = host::facts(key::of_options(options)?)?;
-    let plan = plan_from(options, &facts)?;
+    let mut plan = plan_from(options, &facts)?;
+    compile(&mut plan, options)?;
     let metrics = planner::metrics_addr(options)?;
     let Ready { plan, found, lock, directory, notes } = preflight::check(plan, options)?;
     let service = Service::of_environment();
@@ -101,6 +102,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         before: None,
     };
     finish(setup, Made { tidy, lock })
+}
+
+/// Puts the program of `-F` into the plan.
+fn compile(plan: &mut Plan, options: &Options) -> Result<(), Refusal> {
+    let Some(given) = options.one(Key::Filter) else { return Ok(()) };
+    capturer::expression::put_in(plan).map_err(|error| match error.is_of_the_text() {
+        true => given.refuse(error),
+        false => Refusal::preflight(format!("{given}: {error}")),
+    })
 }
 
 /// Goes on where the image before this one stopped.
@@ -264,6 +274,22 @@ fn exporter(at: SocketAddr) -> Result<metrics::Board, String> {
     Ok(board)
 }
 
+/// The capture engine, and why this one where there was a choice.
+fn engine(capture: &topology::plan::CapturePlan) -> String {
+    let by = match capture.engine {
+        CaptureEngine::Ring => "AF_PACKET".to_owned(),
+        CaptureEngine::Simple => "pnet, as asked".to_owned(),
+        CaptureEngine::Pcap => {
+            let version = libpcap::version().unwrap_or_else(|error| error.to_string());
+            // "libpcap version 1.10.3 (with TPACKET_V3)".
+            let words: Vec<&str> = version.split_whitespace().filter(|word| *word != "version").collect();
+            format!("{}, as asked", words.iter().take(2).copied().collect::<Vec<_>>().join(" "))
+        }
+        CaptureEngine::Xdp => "AF_XDP, as asked: the host sees nothing of it".to_owned(),
+    };
+    format!("{} ({by})", capture.engine.name())
+}
+
 /// The first two lines: what is replayed where, and by what.
 fn opening(plan: &Plan, inject: &str) -> [String; 2] {
     let from = match plan.capture.interfaces.as_slice() {
@@ -293,10 +319,7 @@ fn opening(plan: &Plan, inject: &str) -> [String; 2] {
         (1_000, 1_000_000) => String::new(),
         (copies, percent) => format!(", x{} of {} %", f64::from(copies) / 1e3, f64::from(percent) / 1e4),
     };
-    let engine = match plan.capture.engine {
-        CaptureEngine::Ring => "ring (AF_PACKET)",
-        CaptureEngine::Simple => "simple (pnet)",
-    };
+    let engine = engine(&plan.capture);
     let mut cores = plan.cores.clone();
     cores.sort_unstable();
     cores.dedup();

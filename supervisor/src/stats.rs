@@ -87,6 +87,9 @@ pub(crate) struct RecoveryTime {
 /// Capture.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Capture {
+    /// The engine: `ring`, `simple`, `pcap`, `xdp`.
+    #[serde(default)]
+    pub(crate) engine: String,
     /// Frames taken from the kernel.
     pub(crate) frames: u64,
     /// Frames that the kernel had no room for.

@@ -1,6 +1,6 @@
-//! A classic BPF machine for tests: runs programs as the kernel does, and refuses what its verifier refuses.
+//! What tests add to the machine: what the kernel knows beside a frame, and everything that the kernel's verifier refuses.
 
-use super::Instruction;
+use super::{Instruction, machine};
 
 /// What the kernel knows about a frame beside its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -68,70 +68,9 @@ fn check_scratch(program: &[Instruction]) {
 
 /// Runs a program; a load beyond the packet ends it with 0, as in the kernel.
 pub(super) fn run(program: &[Instruction], packet: &[u8], aside: Aside) -> u32 {
-    let (mut a, mut x, mut scratch, mut pc) = (0u32, 0u32, [None::<u32>; 16], 0usize);
-    loop {
-        let i = program[pc];
-        pc += 1;
-        let code = u32::from(i.code);
-        match code & 7 {
-            libc::BPF_LD => {
-                let size = match code & 0x18 {
-                    libc::BPF_W => 4,
-                    libc::BPF_H => 2,
-                    _ => 1,
-                };
-                a = match code & 0xe0 {
-                    libc::BPF_IMM => i.k,
-                    libc::BPF_LEN => packet.len() as u32,
-                    libc::BPF_MEM => scratch[i.k as usize].expect("scratch is written before it is read"),
-                    mode => {
-                        let ancillary = i.k.wrapping_sub(libc::SKF_AD_OFF as u32) as i32;
-                        let offset = if mode == libc::BPF_IND { x.wrapping_add(i.k) } else { i.k };
-                        match ancillary {
-                            libc::SKF_AD_PROTOCOL => u32::from(aside.protocol),
-                            libc::SKF_AD_PKTTYPE => u32::from(aside.packet_type),
-                            _ => match load(packet, offset, size) {
-                                Some(value) => value,
-                                None => return 0,
-                            },
-                        }
-                    }
-                };
-            }
-            libc::BPF_LDX => x = i.k,
-            libc::BPF_ST => scratch[i.k as usize] = Some(a),
-            libc::BPF_ALU => {
-                let by = if code & 8 == libc::BPF_X { x } else { i.k };
-                a = match code & 0xf0 {
-                    libc::BPF_ADD => a.wrapping_add(by),
-                    libc::BPF_AND => a & by,
-                    libc::BPF_LSH => a << by,
-                    libc::BPF_RSH => a >> by,
-                    other => panic!("operation {other:#x}"),
-                };
-            }
-            libc::BPF_JMP => {
-                let yes = match code & 0xf0 {
-                    libc::BPF_JA => {
-                        pc += i.k as usize;
-                        continue;
-                    }
-                    libc::BPF_JEQ => a == i.k,
-                    libc::BPF_JGT => a > i.k,
-                    libc::BPF_JGE => a >= i.k,
-                    libc::BPF_JSET => a & i.k != 0,
-                    other => panic!("jump {other:#x}"),
-                };
-                pc += usize::from(if yes { i.jt } else { i.jf });
-            }
-            libc::BPF_RET => return if code & 0x18 == libc::BPF_A { a } else { i.k },
-            _ if code & 0xf8 == libc::BPF_TXA => a = x,
-            _ => x = a,
-        }
-    }
-}
-
-fn load(packet: &[u8], offset: u32, size: usize) -> Option<u32> {
-    let bytes = packet.get(offset as usize..)?.get(..size)?;
-    Some(bytes.iter().fold(0, |value, &byte| value << 8 | u32::from(byte)))
+    machine::run(program, packet, packet.len() as u32, |field| match field {
+        libc::SKF_AD_PROTOCOL => Some(u32::from(aside.protocol)),
+        libc::SKF_AD_PKTTYPE => Some(u32::from(aside.packet_type)),
+        _ => None,
+    })
 }

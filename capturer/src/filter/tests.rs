@@ -25,6 +25,8 @@ fn filter() -> CaptureFilter {
         ],
         clients: vec!["198.18.0.0/15".parse().unwrap(), "2001:2::/48".parse().unwrap()],
         targets: vec!["10.0.3.2:80".parse().unwrap(), "[fd00::32]:80".parse().unwrap()],
+        inside: vec![],
+        outside: vec![],
         promiscuous: false,
         link_header: 0,
         frames: Frames::All,
@@ -319,7 +321,9 @@ fn oracle(filter: &CaptureFilter, packet: &[u8], aside: Aside) -> Option<()> {
             let address =
                 |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));
             (src, dst) = (address(ip + 8)?, address(ip + 24)?);
-            if filter.clients.iter().any(|range| range.contains(src.into())) {
+            let among = |ranges: &[Range]| crate::online::among(ranges, src.into());
+            let meant = filter.inside.is_empty() || among(&filter.inside);
+            if among(&filter.clients) || among(&filter.outside) || !meant {
                 return None;
             }
             let (mut next, mut at, mut left) = (u8_at(ip + 6)?, ip + 40, 2);
@@ -340,11 +344,13 @@ fn oracle(filter: &CaptureFilter, packet: &[u8], aside: Aside) -> Option<()> {
         _ => return None,
     }
     let port = u16_at(tcp + 2)?;
-    let own = filter.clients.iter().any(|range| range.contains(src.into()));
+    let among = |ranges: &[Range]| crate::online::among(ranges, src.into());
+    let own = among(&filter.clients);
+    let meant = (filter.inside.is_empty() || among(&filter.inside)) && !among(&filter.outside);
     let exact = filter.online.iter().any(|&(online, number)| online == Some(dst) && number == port);
     let any = filter.online.iter().any(|&(online, number)| online.is_none() && number == port);
     let target = filter.targets.contains(&SocketAddr::new(dst, port));
-    (!own && (exact || (any && !target))).then_some(())
+    (!own && meant && (exact || (any && !target))).then_some(())
 }
 
 /// The return filter's decision in plain Rust: how many bytes to keep.
@@ -426,6 +432,12 @@ fn pair() -> impl Strategy<Value = (String, String)> {
     prop_oneof![(address(), address()), (address6(), address6())]
 }
 
+fn nets() -> impl Strategy<Value = Vec<Range>> {
+    let nets =
+        ["10.0.0.0/28", "10.0.3.0/24", "0.0.0.0/0", "198.16.0.0/12", "fd00::/124", "fd00::/16", "::/0"];
+    prop::collection::vec(prop::sample::select(nets.map(|net| net.parse().unwrap()).to_vec()), 0..3)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3_000))]
 
@@ -435,7 +447,7 @@ proptest! {
         changes in prop::collection::vec((0..70usize, prop::sample::select(vec![0u8, 1, 6, 43, 44, 51, 60, 0x45, 0x46, 0x60, 255])), 0..5),
         cut in 0..100usize, tag: bool, packet_type in 0..5u8, promiscuous: bool,
         frames in prop::sample::select(vec![Frames::All, Frames::UpTo(60), Frames::Above(60)]),
-        link_header in prop::sample::select(vec![0u32, 14]),
+        link_header in prop::sample::select(vec![0u32, 14]), nets in (nets(), nets()),
     ) {
         let numbers = [80u16, 6379, 443, 40000];
         let mut packet = segment(&format!("{src}:{}", numbers[ports.0]), &format!("{dst}:{}", numbers[ports.1]), 20);
@@ -452,7 +464,8 @@ proptest! {
             aside.protocol = 0x8100;
         }
         packet.splice(0..0, vec![9; link_header as usize]);
-        verdict(&CaptureFilter { promiscuous, frames, link_header, ..filter() }, &packet, aside);
+        let (inside, outside) = nets;
+        verdict(&CaptureFilter { promiscuous, frames, link_header, inside, outside, ..filter() }, &packet, aside);
     }
 
     #[test]

@@ -212,9 +212,45 @@ impl Key {
             ),
             Key::Capture => (
                 None,
-                One("ring|simple"),
+                One("ring|simple|pcap|xdp"),
                 RESOURCES,
-                Some("Capture engine: memory-mapped ring, or the portable one [default: ring]"),
+                Some(
+                    "Capture engine: `ring` for nearly everything; `simple` where the ring does not work; `pcap` for devices and expressions that only libpcap knows; `xdp` for a mirror port at high rates, on an interface of its own [default: ring]",
+                ),
+                None,
+            ),
+            Key::Filter => (
+                Some('F'),
+                One("EXPR"),
+                TRAFFIC,
+                Some(
+                    "Capture only what this expression takes too, as tcpdump writes it (pcap-filter(7)), for example 'not src host 10.0.0.7'; needs libpcap on this host, while --net, --not-net and -x need nothing",
+                ),
+                None,
+            ),
+            Key::Net => (
+                None,
+                Many("CIDR"),
+                TRAFFIC,
+                Some(
+                    "Capture only clients in these ranges, for example 10.0.0.0/8; repeatable, comma separated",
+                ),
+                None,
+            ),
+            Key::NotNet => (
+                None,
+                Many("CIDR"),
+                TRAFFIC,
+                Some("Capture no client in these ranges; repeatable, comma separated"),
+                None,
+            ),
+            Key::XdpForce => (
+                None,
+                Flag,
+                RESOURCES,
+                Some(
+                    "Let --capture xdp take an interface that carries this host's own traffic: the host no longer receives anything through it",
+                ),
                 None,
             ),
             Key::Inject => (

@@ -40,6 +40,14 @@ named_enum! {
         Capture => "capture",
         /// Injection engine.
         Inject => "inject",
+        /// An expression that captured traffic must match.
+        Filter => "filter",
+        /// Only clients in these ranges.
+        Net => "net",
+        /// No client in these ranges.
+        NotNet => "not-net",
+        /// The xdp engine may take an interface that carries this host's own traffic.
+        XdpForce => "xdp-force",
         /// Kernel capture buffer of one interface.
         CaptureBuffer => "capture-buffer",
         /// Frames addressed to others too.

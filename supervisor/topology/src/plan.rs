@@ -108,6 +108,36 @@ pub enum CaptureEngine {
     Ring,
     /// pnet_datalink.
     Simple,
+    /// libpcap, opened at run time.
+    Pcap,
+    /// AF_XDP, on an interface that carries nothing else.
+    Xdp,
+}
+
+impl CaptureEngine {
+    /// As `--capture` takes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            CaptureEngine::Ring => "ring",
+            CaptureEngine::Simple => "simple",
+            CaptureEngine::Pcap => "pcap",
+            CaptureEngine::Xdp => "xdp",
+        }
+    }
+}
+
+/// Which of the mapped traffic is meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilterPlan {
+    /// `-F`: an expression of pcap-filter(7).
+    pub expression: Option<String>,
+    /// Its program for frames that begin at the IP header, each instruction as 16 hexadecimal digits; empty where libpcap
+    /// filters itself. At most [`MAX_EXPRESSION`] instructions.
+    pub program: String,
+    /// `--net`: only clients in one of these; empty for all.
+    pub inside: Vec<Range>,
+    /// `--not-net`: no client in one of these.
+    pub outside: Vec<Range>,
 }
 
 /// How packets leave (`--inject`).
@@ -128,7 +158,7 @@ pub enum InjectEngine {
 /// Live capture.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapturePlan {
-    /// Ring or simple.
+    /// Ring, simple, pcap or xdp.
     pub engine: CaptureEngine,
     /// Interface names; empty means all (`any`).
     pub interfaces: Vec<String>,
@@ -136,6 +166,12 @@ pub struct CapturePlan {
     pub buffer_bytes: u64,
     /// Ask the device for frames of others too.
     pub promiscuous: bool,
+    /// Which of the mapped traffic is meant.
+    #[serde(default)]
+    pub filter: FilterPlan,
+    /// `--xdp-force`: the xdp engine may take an interface's whole traffic from this host.
+    #[serde(default)]
+    pub xdp_force: bool,
 }
 
 /// Bounds; reaching one closes or refuses a session under a named reason.
@@ -215,6 +251,10 @@ pub struct ReplayPlan {
 
 /// Mappings at most: each costs two instructions of the kernel filter, which holds 4,096.
 pub const MAX_MAPPINGS: usize = 256;
+/// Instructions of an expression at most: 32 KiB of the plan's 64, and half of what the kernel takes.
+pub const MAX_EXPRESSION: usize = 2_000;
+/// Ranges of `--net` and of `--not-net` at most: the program that looks for them runs for every frame.
+pub const MAX_NETS: usize = 64;
 /// Targets at most.
 pub const MAX_TARGETS: usize = 256;
 
@@ -233,7 +273,7 @@ impl Plan {
         };
         let (mappings, targets) = mappings.iter().zip(0..).map(parse).unzip();
         Self {
-            name: "small".to_owned(),
+            name: "test".to_owned(),
             instance: 1,
             format: 0,
             seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
@@ -251,6 +291,8 @@ impl Plan {
                 interfaces: vec!["lo".to_owned()],
                 buffer_bytes: 1 << 20,
                 promiscuous: false,
+                filter: FilterPlan::default(),
+                xdp_force: false,
             },
             inject: InjectEngine::Auto,
             copies_milli: 1_000,

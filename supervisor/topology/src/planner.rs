@@ -3,12 +3,14 @@
 
 use std::net::SocketAddr;
 
+use flow::Range;
+
 use crate::clients::clients;
 use crate::mapping;
 use crate::options::{Given, Key, Options};
 use crate::plan::{
-    CaptureEngine, CapturePlan, InjectEngine, Join, MAX_TARGETS, Mapping, OnGap, ReplayPlan, Rtt, Seeds,
-    Target,
+    CaptureEngine, CapturePlan, FilterPlan, InjectEngine, Join, MAX_NETS, MAX_TARGETS, Mapping, OnGap,
+    ReplayPlan, Rtt, Seeds, Target,
 };
 use crate::sizes::{self, share_out};
 use crate::value;
@@ -294,16 +296,29 @@ fn capture(options: &Options) -> Result<CapturePlan, Refusal> {
         Some(given) => match given.text.as_str() {
             "ring" => CaptureEngine::Ring,
             "simple" => CaptureEngine::Simple,
-            _ => return Err(given.refuse("the engine is `ring` or `simple`. Leave it out for the fast one")),
+            "pcap" => CaptureEngine::Pcap,
+            "xdp" => CaptureEngine::Xdp,
+            _ => {
+                return Err(given.refuse(
+                    "the engine is `ring`, `simple`, `pcap` or `xdp`. Leave it out for the fast one",
+                ));
+            }
         },
     };
     let interfaces = interfaces(options)?;
-    if engine == CaptureEngine::Simple && interfaces.is_empty() {
-        let given = options.one(Key::Capture).expect("only a given engine is simple");
-        return Err(
-            given.refuse("the simple engine captures on named interfaces only. Add -i, for example -i eth0")
-        );
+    if matches!(engine, CaptureEngine::Simple | CaptureEngine::Xdp) && interfaces.is_empty() {
+        let given = options.one(Key::Capture).expect("only a given engine is simple or xdp");
+        return Err(given.refuse(format_args!(
+            "the {} engine captures on named interfaces only. Add -i, for example -i eth0",
+            engine.name()
+        )));
     }
+    let xdp_force = match options.one(Key::XdpForce) {
+        Some(given) if engine != CaptureEngine::Xdp => {
+            return Err(given.refuse("it goes with --capture xdp only. Leave it out"));
+        }
+        given => given.is_some(),
+    };
     let buffer = options.one(Key::CaptureBuffer).map_or(Ok(DEFAULT_CAPTURE_BUFFER), |given| {
         let bytes = read(given, value::size)?;
         if (MIN_CAPTURE_BUFFER..=MAX_CAPTURE_BUFFER).contains(&bytes) {
@@ -311,7 +326,48 @@ fn capture(options: &Options) -> Result<CapturePlan, Refusal> {
         }
         Err(given.refuse("the capture buffer is from 1MiB to 4GiB, for example 64MiB"))
     })?;
-    Ok(CapturePlan { engine, interfaces, buffer_bytes: buffer, promiscuous: options.has(Key::Promiscuous) })
+    Ok(CapturePlan {
+        engine,
+        interfaces,
+        buffer_bytes: buffer,
+        promiscuous: options.has(Key::Promiscuous),
+        filter: filter(options)?,
+        xdp_force,
+    })
+}
+
+/// `-F`, `--net` and `--not-net`. Whether the expression is one is for libpcap to say; its program is put in then.
+///
+/// # Errors
+/// One sentence, exit code 2.
+pub fn filter(options: &Options) -> Result<FilterPlan, Refusal> {
+    let nets = |key: Key| {
+        let mut ranges: Vec<Range> = vec![];
+        for given in options.all(key) {
+            let range = given.text.parse::<Range>().map_err(|_| {
+                given.refuse(
+                    "this is no range of addresses, or not written with its first one. Write for example 10.0.0.0/8, fd00::/8 or 10.0.0.7",
+                )
+            })?;
+            if ranges.len() == MAX_NETS {
+                return Err(given.refuse(format_args!(
+                    "there are more than {MAX_NETS} ranges. Take larger ones, or write an expression with -F"
+                )));
+            }
+            ranges.push(range);
+        }
+        Ok(ranges)
+    };
+    let expression = match options.one(Key::Filter) {
+        Some(given) if given.text.is_empty() => {
+            return Err(given.refuse(
+                "the expression is empty. Write one, for example -F 'not src host 10.0.0.7', or leave -F out",
+            ));
+        }
+        given => given.map(|given| given.text.clone()),
+    };
+    let (inside, outside) = (nets(Key::Net)?, nets(Key::NotNet)?);
+    Ok(FilterPlan { expression, program: String::new(), inside, outside })
 }
 
 fn inject(given: &Given) -> Result<InjectEngine, Refusal> {

@@ -1,0 +1,258 @@
+//! The live source on libpcap, opened at run time: for devices that packet rings do not know, and for expressions about a link
+//! layer. 0.1–0.2 µs a frame more than the ring, and slots of one size: `--capture-buffer` holds 512 frames for each 64 MiB
+//! on interfaces with offloads.
+//!
+//! The handle, and what the kernel holds for it, lives and dies with the role: frames of the time until a successor has opened its
+//! own are missing. How often that was is counted ([`crate::Count::Opened`]); what it cost shows as `missed` in the ledger.
+//!
+//! libpcap's filter is made of text: the expression, and our mappings in its language. It lets a little more through than is
+//! meant; the dispatcher decides again.
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use flow::Range;
+use libpcap::{Direction, Live, Options, link};
+use topology::Plan;
+
+use crate::error::OpenError;
+use crate::interfaces;
+use crate::link::Link;
+use crate::online::filter;
+use crate::open::interface_names;
+use crate::source::{Frame, Links, Source};
+
+/// Bytes of a frame that are kept: a super-frame of 64 KiB and more, in slots of 128 KiB with the kernel's header. libpcap's own
+/// 256 KiB would halve the number of slots for frames that only BIG TCP makes; those come cut, and are counted so.
+const SNAPLEN: i32 = 128 * 1024 - 256;
+/// Mappings named one by one in the filter; beyond, the dispatcher alone looks at addresses, so that the text stays short.
+const MAX_TERMS: usize = 64;
+
+/// The live source on libpcap.
+#[derive(Debug)]
+pub struct Pcap {
+    devices: Vec<Device>,
+    turn: usize,
+    downs: u64,
+    /// Devices opened since the last [`Source::take_opened`].
+    opened: u64,
+    /// Frames seen later than this are not taken any more, CLOCK_REALTIME nanoseconds.
+    until_ns: u64,
+}
+
+#[derive(Debug)]
+struct Device {
+    name: String,
+    options: Options,
+    plan: Plan,
+    /// `None` while it is down or gone.
+    open: Option<Open>,
+    /// What was lost before it went down and was not told yet.
+    dropped: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    live: Live,
+    link: Link,
+    /// The kernel's count of drops when it was told last.
+    told: u32,
+}
+
+/// Opens every device of a plan once, so that a fault is a sentence before the start.
+///
+/// # Errors
+/// libpcap is absent, a device cannot be opened, or does not take the filter.
+pub(crate) fn try_out(plan: &Plan) -> Result<(), OpenError> {
+    devices(plan).iter().try_for_each(|device| device.opened().map(|_| ()))
+}
+
+fn devices(plan: &Plan) -> Vec<Device> {
+    let device = |name: Option<String>| Device {
+        name: name.unwrap_or_else(|| "any".to_owned()),
+        options: Options {
+            snaplen: SNAPLEN,
+            promiscuous: plan.capture.promiscuous,
+            buffer_bytes: Some(plan.capture.buffer_bytes),
+            direction: Direction::In,
+        },
+        plan: plan.clone(),
+        open: None,
+        dropped: 0,
+    };
+    interface_names(plan).into_iter().map(device).collect()
+}
+
+impl Pcap {
+    /// Opens the devices of a plan. One that cannot be opened now is tried again each second.
+    pub fn new(plan: &Plan) -> Self {
+        let mut source = Self { devices: devices(plan), turn: 0, downs: 0, opened: 0, until_ns: u64::MAX };
+        source.open_again();
+        source
+    }
+
+    fn open_again(&mut self) {
+        for device in self.devices.iter_mut().filter(|device| device.open.is_none()) {
+            if let Ok(open) = device.opened() {
+                device.open = Some(open);
+                self.opened += 1;
+            }
+        }
+    }
+}
+
+impl Source for Pcap {
+    fn drain(&mut self, max: u32, sink: &mut dyn FnMut(&Frame<'_>)) -> u32 {
+        let (count, until_ns) = (self.devices.len(), self.until_ns);
+        let mut taken = 0;
+        for i in 0..count {
+            let device = &mut self.devices[(self.turn + i) % count];
+            let was_open = device.open.is_some();
+            while taken < max && device.take(until_ns, sink) {
+                taken += 1;
+            }
+            self.downs += u64::from(was_open && device.open.is_none());
+        }
+        self.turn = (self.turn + 1) % count.max(1);
+        taken
+    }
+
+    /// libpcap gives a frame's slot back when the next one is read.
+    fn release(&mut self) {}
+
+    fn positions(&self, _note: &mut dyn FnMut(u16, u64)) {}
+
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.devices.iter().filter_map(|device| device.open.as_ref()?.live.fd()).collect()
+    }
+
+    fn take_dropped(&mut self) -> u64 {
+        self.devices.iter_mut().map(Device::take_dropped).sum()
+    }
+
+    fn take_opened(&mut self) -> u64 {
+        std::mem::take(&mut self.opened)
+    }
+
+    fn attend(&mut self) -> Links {
+        let before: Vec<bool> = self.devices.iter().map(|device| device.open.is_some()).collect();
+        // One that failed in a drain was noticed there; what is new here is one that is back.
+        self.open_again();
+        for (device, was_open) in self.devices.iter().zip(before) {
+            if device.open.is_some() && !was_open {
+                tracing::info!("{} is captured on again", device.name);
+            }
+        }
+        let away = self.devices.iter().filter(|device| device.open.is_none());
+        let gone = away.clone().filter(|device| interfaces::find(&device.name).is_none()).count() as u64;
+        Links { downs: self.downs, down: away.count() as u64 - gone, gone }
+    }
+
+    fn relocate(&mut self) {}
+
+    fn close(&mut self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        self.until_ns = now.as_nanos() as u64;
+    }
+}
+
+impl Device {
+    fn opened(&self) -> Result<Open, OpenError> {
+        let failed = |source| OpenError::Pcap { interface: self.name.clone(), source };
+        let mut live = Live::open(&self.name, self.options).map_err(failed)?;
+        let number = live.link_type();
+        let Some(link) = Link::of(number) else {
+            return Err(OpenError::LinkType { interface: self.name.clone(), link: live.link_name() });
+        };
+        let mac = interfaces::find(&self.name).and_then(|interface| interface.mac);
+        live.set_filter(&words(&self.plan, number, mac)).map_err(failed)?;
+        Ok(Open { live, link, told: 0 })
+    }
+
+    /// Hands over one frame; false when none waits.
+    fn take(&mut self, until_ns: u64, sink: &mut dyn FnMut(&Frame<'_>)) -> bool {
+        let Some(Open { live, link, .. }) = &mut self.open else { return false };
+        match live.read() {
+            Ok(None) => false,
+            Ok(Some(read)) if read.time_ns > until_ns => false,
+            Ok(Some(read)) => {
+                if let Some(packet) = link.packet(read.bytes) {
+                    let before = (read.bytes.len() - packet.len()) as u32;
+                    sink(&Frame {
+                        packet,
+                        wire_len: read.wire_len.saturating_sub(before),
+                        time_ns: read.time_ns,
+                        checksum_unfilled: false,
+                    });
+                }
+                true
+            }
+            Err(error) => {
+                tracing::warn!("{error}; it is opened again as soon as it is there and up");
+                self.dropped += self.take_dropped();
+                self.open = None;
+                false
+            }
+        }
+    }
+
+    fn take_dropped(&mut self) -> u64 {
+        let mut dropped = std::mem::take(&mut self.dropped);
+        if let Some(open) = &mut self.open
+            && let Ok(stats) = open.live.stats()
+        {
+            dropped += u64::from(stats.dropped.wrapping_sub(open.told));
+            open.told = stats.dropped;
+        }
+        dropped
+    }
+}
+
+/// Our mappings and the expression in libpcap's language, for frames of this link type. A second VLAN tag is in the frame's
+/// bytes, and `vlan` shifts what is written behind it; chains of IPv6 extension headers all come up.
+fn words(plan: &Plan, link_type: i32, mac: Option<[u8; 6]>) -> String {
+    let ours = filter(plan, 0, crate::filter::Frames::All);
+    let mut ports: Vec<u16> = ours.online.iter().map(|&(_, port)| port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    let services: Vec<String> = if ours.online.len() <= MAX_TERMS {
+        let service = |&(ip, port): &(Option<std::net::IpAddr>, u16)| match ip {
+            Some(ip) => format!("(dst host {ip} and tcp dst port {port})"),
+            None => format!("tcp dst port {port}"),
+        };
+        ours.online.iter().map(service).collect()
+    } else {
+        ports.iter().map(|port| format!("tcp dst port {port}")).collect()
+    };
+    let nets = |ranges: &[Range]| {
+        let words: Vec<String> = ranges.iter().map(|range| format!("src net {range}")).collect();
+        words.join(" or ")
+    };
+    let extensions = [0, 43, 44, 51, 60].map(|header| format!("ip6[6] = {header}")).join(" or ");
+    let mut packet = format!("({} or (ip6 and ({extensions})))", services.join(" or "));
+    let outside: Vec<Range> = ours.clients.iter().chain(&ours.outside).copied().collect();
+    if !outside.is_empty() {
+        packet = format!("{packet} and not ({})", nets(&outside));
+    }
+    if !ours.inside.is_empty() {
+        packet = format!("{packet} and ({})", nets(&ours.inside));
+    }
+    let mut words = match (link_type, ours.promiscuous, mac) {
+        // Frames to other hosts that a bridge or a switch floods here are nobody's request to this host.
+        (link::ETHERNET, false, Some([a, b, c, d, e, f])) => {
+            format!("ether dst {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} and ")
+        }
+        (link::LINUX_SLL, false, _) => "link[0:2] = 0 and ".to_owned(),
+        (link::LINUX_SLL2, false, _) => "link[10] = 0 and ".to_owned(),
+        _ => String::new(),
+    };
+    words += &match link_type {
+        link::ETHERNET => format!("(({packet}) or (vlan and vlan and {packet}))"),
+        link::LINUX_SLL => format!("(({packet}) or link[14:2] = 0x8100 or link[14:2] = 0x88a8)"),
+        _ => format!("({packet})"),
+    };
+    match &plan.capture.filter.expression {
+        Some(expression) => format!("({expression}) and {words}"),
+        None => words,
+    }
+}
