@@ -2,7 +2,7 @@
 //! user space by the dispatcher, whatever the engine.
 //!
 //! It is compiled for frames that begin at the IP header (LINKTYPE_RAW), as those of our packet sockets do. The pcap engine
-//! alone leaves it to libpcap, for the device's own link type.
+//! alone takes expressions that ask for a link layer, and leaves those to libpcap.
 
 use libpcap::Error;
 use topology::Plan;
@@ -63,15 +63,17 @@ pub fn compile(expression: &str) -> Result<Vec<Instruction>, ExpressionError> {
     Ok(program)
 }
 
-/// Puts the program of a plan's expression into it, where the engine does not leave that to libpcap.
+/// Puts the program of a plan's expression into it. The pcap engine leaves expressions about the link layer to libpcap.
 ///
 /// # Errors
 /// A sentence for the operator.
 pub fn put_in(plan: &mut Plan) -> Result<(), ExpressionError> {
-    if plan.capture.engine != CaptureEngine::Pcap {
-        let FilterPlan { expression, program, .. } = &mut plan.capture.filter;
-        *program =
-            expression.as_deref().map_or(Ok(String::new()), |text| compile(text).map(|p| spelt(&p)))?;
+    let FilterPlan { expression, program, .. } = &mut plan.capture.filter;
+    let Some(text) = expression else { return Ok(()) };
+    match compile(text) {
+        Ok(compiled) => *program = spelt(&compiled),
+        Err(ExpressionError::Refused(_)) if plan.capture.engine == CaptureEngine::Pcap => program.clear(),
+        Err(error) => return Err(error),
     }
     Ok(())
 }

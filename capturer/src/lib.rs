@@ -17,6 +17,7 @@
 //! | `filter` | the kernel filters, assembled; intercept's too |
 //! | `interfaces` | the interfaces of this host |
 //! | `vlan` | a second tag in front of IP |
+//! | `watch` | whether an interface is there and up |
 //! | `clock` | frame times as monotonic time |
 //! | `count`, `error` | what is counted, what is said |
 //! | `sys` | system calls on packet sockets: the only unsafe code |
@@ -41,6 +42,7 @@ pub mod sys;
 #[cfg(test)]
 mod testing;
 mod vlan;
+mod watch;
 mod xdp;
 
 pub use count::Count;

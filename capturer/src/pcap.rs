@@ -8,19 +8,23 @@
 //! libpcap's filter is made of text: the expression, and our mappings in its language. It lets a little more through than is
 //! meant; the dispatcher decides again.
 
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use flow::Range;
 use libpcap::{Direction, Live, Options, link};
 use topology::Plan;
+use topology::plan::FilterPlan;
 
 use crate::error::OpenError;
+use crate::filter::{CaptureFilter, Frames};
 use crate::interfaces;
 use crate::link::Link;
 use crate::online::filter;
 use crate::open::interface_names;
 use crate::source::{Frame, Links, Source};
+use crate::watch::{State, Watch};
 
 /// Bytes of a frame that are kept: a super-frame of 64 KiB and more, in slots of 128 KiB with the kernel's header. libpcap's own
 /// 256 KiB would halve the number of slots for frames that only BIG TCP makes; those come cut, and are counted so.
@@ -33,7 +37,6 @@ const MAX_TERMS: usize = 64;
 pub struct Pcap {
     devices: Vec<Device>,
     turn: usize,
-    downs: u64,
     /// Devices opened since the last [`Source::take_opened`].
     opened: u64,
     /// Frames seen later than this are not taken any more, CLOCK_REALTIME nanoseconds.
@@ -45,7 +48,8 @@ struct Device {
     name: String,
     options: Options,
     plan: Plan,
-    /// `None` while it is down or gone.
+    watch: Option<Watch>,
+    /// `None` while it is gone.
     open: Option<Open>,
     /// What was lost before it went down and was not told yet.
     dropped: u64,
@@ -69,6 +73,7 @@ pub(crate) fn try_out(plan: &Plan) -> Result<(), OpenError> {
 
 fn devices(plan: &Plan) -> Vec<Device> {
     let device = |name: Option<String>| Device {
+        watch: name.clone().map(|name| Watch::new(name, None)),
         name: name.unwrap_or_else(|| "any".to_owned()),
         options: Options {
             snaplen: SNAPLEN,
@@ -86,7 +91,7 @@ fn devices(plan: &Plan) -> Vec<Device> {
 impl Pcap {
     /// Opens the devices of a plan. One that cannot be opened now is tried again each second.
     pub fn new(plan: &Plan) -> Self {
-        let mut source = Self { devices: devices(plan), turn: 0, downs: 0, opened: 0, until_ns: u64::MAX };
+        let mut source = Self { devices: devices(plan), turn: 0, opened: 0, until_ns: u64::MAX };
         source.open_again();
         source
     }
@@ -107,11 +112,9 @@ impl Source for Pcap {
         let mut taken = 0;
         for i in 0..count {
             let device = &mut self.devices[(self.turn + i) % count];
-            let was_open = device.open.is_some();
             while taken < max && device.take(until_ns, sink) {
                 taken += 1;
             }
-            self.downs += u64::from(was_open && device.open.is_none());
         }
         self.turn = (self.turn + 1) % count.max(1);
         taken
@@ -135,17 +138,19 @@ impl Source for Pcap {
     }
 
     fn attend(&mut self) -> Links {
-        let before: Vec<bool> = self.devices.iter().map(|device| device.open.is_some()).collect();
-        // One that failed in a drain was noticed there; what is new here is one that is back.
         self.open_again();
-        for (device, was_open) in self.devices.iter().zip(before) {
-            if device.open.is_some() && !was_open {
-                tracing::info!("{} is captured on again", device.name);
+        let mut links = Links::default();
+        for device in &mut self.devices {
+            // `any` is no interface, and always there.
+            let Some(watch) = &mut device.watch else { continue };
+            match (watch.look(), device.open.is_some()) {
+                (State::Gone, _) => links.gone += 1,
+                (State::Down, _) | (State::Up, false) => links.down += 1,
+                (State::Up, true) => {}
             }
+            links.downs += watch.downs();
         }
-        let away = self.devices.iter().filter(|device| device.open.is_none());
-        let gone = away.clone().filter(|device| interfaces::find(&device.name).is_none()).count() as u64;
-        Links { downs: self.downs, down: away.count() as u64 - gone, gone }
+        links
     }
 
     fn relocate(&mut self) {}
@@ -188,7 +193,7 @@ impl Device {
                 true
             }
             Err(error) => {
-                tracing::warn!("{error}; it is opened again as soon as it is there and up");
+                tracing::warn!("{error}; it is opened again as soon as that is possible");
                 self.dropped += self.take_dropped();
                 self.open = None;
                 false
@@ -210,19 +215,50 @@ impl Device {
 
 /// Our mappings and the expression in libpcap's language, for frames of this link type. A second VLAN tag is in the frame's
 /// bytes, and `vlan` shifts what is written behind it; chains of IPv6 extension headers all come up.
+///
+/// An expression about packets that begin at the IP header is the dispatcher's to decide once more, and frames with a second
+/// tag go past it here, as in the ring's filter. One about the link layer is libpcap's alone.
 fn words(plan: &Plan, link_type: i32, mac: Option<[u8; 6]>) -> String {
-    let ours = filter(plan, 0, crate::filter::Frames::All);
-    let mut ports: Vec<u16> = ours.online.iter().map(|&(_, port)| port).collect();
-    ports.sort_unstable();
-    ports.dedup();
-    let services: Vec<String> = if ours.online.len() <= MAX_TERMS {
-        let service = |&(ip, port): &(Option<std::net::IpAddr>, u16)| match ip {
-            Some(ip) => format!("(dst host {ip} and tcp dst port {port})"),
-            None => format!("tcp dst port {port}"),
-        };
+    let ours = filter(plan, 0, Frames::All);
+    let packet = packet(&ours);
+    let host = match (link_type, ours.promiscuous, mac) {
+        // Frames to other hosts that a bridge or a switch floods here are nobody's request to this host.
+        (link::ETHERNET, false, Some([a, b, c, d, e, f])) => {
+            format!("ether dst {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} and ")
+        }
+        (link::LINUX_SLL, false, _) => "link[0:2] = 0 and ".to_owned(),
+        (link::LINUX_SLL2, false, _) => "link[10] = 0 and ".to_owned(),
+        _ => String::new(),
+    };
+    let tagged = match link_type {
+        link::ETHERNET => format!(" or (vlan and vlan and {packet})"),
+        link::LINUX_SLL => " or link[14:2] = 0x8100 or link[14:2] = 0x88a8".to_owned(),
+        _ => String::new(),
+    };
+    let FilterPlan { expression, program, .. } = &plan.capture.filter;
+    match expression {
+        None => format!("{host}(({packet}){tagged})"),
+        Some(expression) if program.is_empty() => format!("({expression}) and {host}(({packet}){tagged})"),
+        Some(expression) => format!("{host}((({expression}) and {packet}){tagged})"),
+    }
+}
+
+/// Client → server packets of the mappings, and a little more.
+fn packet(ours: &CaptureFilter) -> String {
+    let to_port = |port: u16| format!("tcp dst port {port}");
+    let service = |&(ip, port): &(Option<IpAddr>, u16)| match ip {
+        Some(ip) => format!("(dst host {ip} and {})", to_port(port)),
+        None => {
+            let targets = ours.targets.iter().filter(|target| target.port() == port);
+            let not: String = targets.map(|target| format!(" and not dst host {}", target.ip())).collect();
+            format!("({}{not})", to_port(port))
+        }
+    };
+    let services: Vec<String> = if ours.online.len() + ours.targets.len() <= MAX_TERMS {
         ours.online.iter().map(service).collect()
     } else {
-        ports.iter().map(|port| format!("tcp dst port {port}")).collect()
+        let ports: std::collections::BTreeSet<u16> = ours.online.iter().map(|&(_, port)| port).collect();
+        ports.into_iter().map(to_port).collect()
     };
     let nets = |ranges: &[Range]| {
         let words: Vec<String> = ranges.iter().map(|range| format!("src net {range}")).collect();
@@ -237,22 +273,5 @@ fn words(plan: &Plan, link_type: i32, mac: Option<[u8; 6]>) -> String {
     if !ours.inside.is_empty() {
         packet = format!("{packet} and ({})", nets(&ours.inside));
     }
-    let mut words = match (link_type, ours.promiscuous, mac) {
-        // Frames to other hosts that a bridge or a switch floods here are nobody's request to this host.
-        (link::ETHERNET, false, Some([a, b, c, d, e, f])) => {
-            format!("ether dst {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} and ")
-        }
-        (link::LINUX_SLL, false, _) => "link[0:2] = 0 and ".to_owned(),
-        (link::LINUX_SLL2, false, _) => "link[10] = 0 and ".to_owned(),
-        _ => String::new(),
-    };
-    words += &match link_type {
-        link::ETHERNET => format!("(({packet}) or (vlan and vlan and {packet}))"),
-        link::LINUX_SLL => format!("(({packet}) or link[14:2] = 0x8100 or link[14:2] = 0x88a8)"),
-        _ => format!("({packet})"),
-    };
-    match &plan.capture.filter.expression {
-        Some(expression) => format!("({expression}) and {words}"),
-        None => words,
-    }
+    packet
 }

@@ -45,7 +45,7 @@ mod there {
     use std::io;
     use std::net::IpAddr;
     use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-    use std::time::{SystemTime, UNIX_EPOCH};
+    use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
     use super::{CaptureSocket, Interface, KEPT, OpenError, Plan, RoleError, Source};
     use crate::interfaces;
@@ -53,6 +53,7 @@ mod there {
     use crate::source::{Frame, Links};
     use crate::sys::xdp::{Program, Queue, XskMap};
     use crate::sys::{Begin, PacketSocket};
+    use crate::watch::{State, Watch};
 
     /// Sockets of one interface at most: one for each receive queue.
     const MAX_QUEUES: u32 = 64;
@@ -124,7 +125,7 @@ mod there {
     }
 
     pub(crate) fn source(plan: &Plan, sockets: Vec<CaptureSocket>) -> Result<Box<dyn Source>, RoleError> {
-        let mut source = Xdp { interfaces: vec![], turn: 0, downs: 0, opened: 0 };
+        let mut source = Xdp { interfaces: vec![], turn: 0, opened: 0 };
         let mut sockets = sockets.into_iter();
         for name in &plan.capture.interfaces {
             // The program and the promiscuous mode are the supervisor's to keep: a second holder would keep them too long.
@@ -140,11 +141,10 @@ mod there {
             })?;
             source.opened += u64::from(!queues.is_empty());
             source.interfaces.push(Watched {
-                name: name.clone(),
-                index: found.map_or(0, |found| found.index),
+                // No interface has the index 0.
+                watch: Watch::new(name.clone(), Some(found.map_or(0, |found| found.index))),
                 map,
                 queues,
-                link: State::Up,
             });
         }
         Ok(Box::new(source))
@@ -155,7 +155,7 @@ mod there {
         let count = Queue::count(interface.index)?.clamp(1, MAX_QUEUES);
         let mut queues = vec![];
         for number in 0..count {
-            match Queue::open(interface.index, number, bytes / u64::from(count)) {
+            match patiently(|| Queue::open(interface.index, number, bytes / u64::from(count))) {
                 Ok(queue) => {
                     map.put(number, queue.as_fd())?;
                     queues.push(queue);
@@ -168,26 +168,30 @@ mod there {
         Ok(queues)
     }
 
+    /// The kernel gives a queue free a little after its last socket was closed.
+    fn patiently(open: impl Fn() -> io::Result<Queue>) -> io::Result<Queue> {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match open() {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                opened => return opened,
+            }
+        }
+    }
+
     struct Xdp {
         interfaces: Vec<Watched>,
         turn: usize,
-        downs: u64,
         opened: u64,
     }
 
     struct Watched {
-        name: String,
-        index: u32,
+        watch: Watch,
         map: XskMap,
         queues: Vec<Queue>,
-        link: State,
-    }
-
-    #[derive(Clone, Copy, PartialEq, Eq)]
-    enum State {
-        Up,
-        Down,
-        Gone,
     }
 
     impl Source for Xdp {
@@ -229,29 +233,10 @@ mod there {
         }
 
         fn attend(&mut self) -> Links {
-            for one in &mut self.interfaces {
-                let name = &one.name;
-                let link = match interfaces::find(name) {
-                    Some(found) if found.index == one.index && found.up => State::Up,
-                    Some(found) if found.index == one.index => State::Down,
-                    _ => State::Gone,
-                };
-                if link != one.link {
-                    match link {
-                        State::Up => tracing::info!("{name} is up again; capturing goes on"),
-                        State::Down => {
-                            tracing::warn!("{name} is down; nothing is captured on it until it is up");
-                        }
-                        State::Gone => tracing::warn!(
-                            "{name} is gone, and the program on it; capturing goes on elsewhere. Start again to capture on a new {name}"
-                        ),
-                    }
-                    self.downs += u64::from(one.link == State::Up);
-                    one.link = link;
-                }
-            }
-            let count = |link| self.interfaces.iter().filter(|one| one.link == link).count() as u64;
-            Links { downs: self.downs, down: count(State::Down), gone: count(State::Gone) }
+            let states: Vec<State> = self.interfaces.iter_mut().map(|one| one.watch.look()).collect();
+            let count = |wanted| states.iter().filter(|&&state| state == wanted).count() as u64;
+            let downs = self.interfaces.iter().map(|one| one.watch.downs()).sum();
+            Links { downs, down: count(State::Down), gone: count(State::Gone) }
         }
 
         fn relocate(&mut self) {}
@@ -261,7 +246,7 @@ mod there {
             for one in &self.interfaces {
                 for queue in 0..one.queues.len() as u32 {
                     if let Err(error) = one.map.remove(queue) {
-                        tracing::warn!("ending the capture on {} failed: {error}", one.name);
+                        tracing::warn!("ending the capture on {} failed: {error}", one.watch.name());
                     }
                 }
             }

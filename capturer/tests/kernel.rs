@@ -5,6 +5,8 @@
 #[path = "../src/testing.rs"]
 mod testing;
 
+#[path = "kernel/engines.rs"]
+mod engines;
 #[path = "kernel/rig.rs"]
 mod rig;
 #[path = "kernel/rings.rs"]
@@ -150,9 +152,12 @@ fn tags_fragments_and_extension_headers_are_taken_for_what_they_are() {
     let Some((ns, far)) = pair() else { return };
     let mut plan = plan(MAPPING);
     plan.capture.interfaces = vec!["near".to_owned()];
-    for engine in [CaptureEngine::Ring, CaptureEngine::Simple] {
+    for engine in engines::engines() {
         plan.capture.engine = engine;
         let mut rig = Rig::start_in(ns.clone(), &plan);
+        if engine == CaptureEngine::Pcap {
+            rig.until("the device is open", |rig| rig.count(Count::Opened) > 0);
+        }
         let mac = rig.ns.enter(|| mac("near"));
         far.enter(move || {
             let socket = link_socket("far");
@@ -395,13 +400,22 @@ fn pair() -> Option<(std::sync::Arc<Namespace>, Namespace)> {
 }
 
 fn connect(near: &Namespace, far: &Namespace) {
+    cable(near, far, 1_500);
+    near.enter(|| netlink::add_address("near", "10.9.0.2".parse::<IpAddr>().unwrap(), 24).unwrap());
+}
+
+/// The cable alone: `near` has no address.
+fn cable(near: &Namespace, far: &Namespace, mtu: u32) {
     let fd = far.fd().as_raw_fd();
     near.enter(move || {
         netlink::add_veth("near", "far", fd).unwrap();
+        netlink::set_mtu("near", mtu).unwrap();
         netlink::set_up("near", true).unwrap();
-        netlink::add_address("near", "10.9.0.2".parse::<IpAddr>().unwrap(), 24).unwrap();
     });
-    far.enter(|| netlink::set_up("far", true).unwrap());
+    far.enter(move || {
+        netlink::set_mtu("far", mtu).unwrap();
+        netlink::set_up("far", true).unwrap();
+    });
 }
 
 /// A socket to send frames as they are.

@@ -69,7 +69,17 @@ fn the_kernel_accepts_the_largest_filters() {
     let capture = |online| {
         let targets = targets.clone();
         let (clients, frames) = (vec!["2001:2::/48".parse().unwrap()], Frames::UpTo(1_968));
-        CaptureFilter { online, clients, targets, promiscuous: false, link_header: 0, frames }.program()
+        CaptureFilter {
+            online,
+            clients,
+            targets,
+            inside: vec![],
+            outside: vec![],
+            promiscuous: false,
+            link_header: 0,
+            frames,
+        }
+        .program()
     };
     let clients = vec!["198.18.0.0/15".parse().unwrap(), "2001:2::/48".parse().unwrap()];
     let returns =
@@ -117,6 +127,8 @@ fn a_ring_is_taken_over_in_whatever_state_it_was_left() {
         online: vec![(None, 8080)],
         clients: vec![],
         targets: vec![],
+        inside: vec![],
+        outside: vec![],
         promiscuous: false,
         link_header: 0,
         frames: Frames::All,

@@ -131,8 +131,8 @@ impl CaptureEngine {
 pub struct FilterPlan {
     /// `-F`: an expression of pcap-filter(7).
     pub expression: Option<String>,
-    /// Its program for frames that begin at the IP header, each instruction as 16 hexadecimal digits; empty where libpcap
-    /// filters itself. At most [`MAX_EXPRESSION`] instructions.
+    /// Its program for frames that begin at the IP header, each instruction as 16 hexadecimal digits; empty where it
+    /// asks for a link layer, which the pcap engine alone has. At most [`MAX_EXPRESSION`] instructions.
     pub program: String,
     /// `--net`: only clients in one of these; empty for all.
     pub inside: Vec<Range>,
