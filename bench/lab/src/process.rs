@@ -60,6 +60,29 @@ fn run_time_s(pid: u32) -> Option<f64> {
     Some(ns as f64 / 1e9)
 }
 
+/// What a process waited for since it began.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Delays {
+    /// For a core, ready to run, microseconds (/proc/PID/schedstat).
+    pub core_us: u64,
+    /// For pages of files that were not in memory: how many (`majflt` of /proc/PID/stat).
+    pub pages: u64,
+}
+
+impl Delays {
+    /// Of the main thread; nothing when the process is gone.
+    pub fn of(pid: u32) -> Self {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let number = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let stat = read("stat");
+        let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        Self {
+            core_us: number(read("schedstat").split(' ').nth(1)) / 1_000,
+            pages: number(after_name.and_then(|rest| rest.split(' ').nth(9))),
+        }
+    }
+}
+
 /// Every process that can be seen.
 pub fn all() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
@@ -101,5 +124,7 @@ mod tests {
         assert!(descends_from(me.pid, me.parent));
         assert!(!descends_from(me.parent, me.pid));
         assert!(tree(me.pid).iter().any(|p| p.pid == me.pid));
+        let delays = Delays::of(me.pid);
+        assert!(delays.core_us > 0, "no process ever gets a core at once each time: {delays:?}");
     }
 }
