@@ -111,7 +111,7 @@ impl Watchdog {
             self.suspicion = None;
             return None;
         }
-        // Gone from /proc: it is dead, and the reaper's business.
+        // Gone from /proc: it is dead, which is seen elsewhere.
         let (state, cpu) = look()?;
         if matches!(state, 'T' | 't') {
             return Some(Hung::Stopped);
