@@ -120,8 +120,8 @@ impl Shard {
         self.arena.get_or_insert_with(|| region.arena(number))
     }
 
-    /// Settles the ledger and clears the sessions; the walk over the client range, which stands before them, stays, so that a
-    /// successor does not give out endpoints that the target still remembers.
+    /// Settles the ledger and clears the sessions; what stands before them stays, so that a successor does not
+    /// give out endpoints, or numbers, that the target still remembers.
     fn give_up(&mut self, region: &'static Region, number: u16, reason: Drop) -> u64 {
         // First what was committed and not made public.
         self.journal.get_or_insert_with(|| region.journal(Role::Shard(number))).done();

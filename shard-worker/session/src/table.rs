@@ -29,7 +29,6 @@ use crate::config::{Clients, Config};
 use crate::congestion::RTO_MOST_US;
 use crate::endpoints::Pool;
 use crate::index::Index;
-use crate::numbering::LastNumbers;
 use crate::ready::Ready;
 use crate::slot::{NEVER, NONE, Phase, Slot, is};
 use crate::strangers::Strangers;
@@ -92,7 +91,6 @@ pub struct Table {
     pub(crate) free: Vec<u32>,
     pub(crate) due: Vec<u32>,
     pub(crate) strangers: Strangers,
-    pub(crate) last_numbers: LastNumbers,
     pub(crate) targets: Targets,
     /// IPv4 and IPv6.
     pub(crate) pools: [Option<Pool>; 2],
@@ -154,7 +152,6 @@ impl Table {
             free: (0..sessions).rev().collect(),
             due: Vec::with_capacity(DUE),
             strangers: Strangers::new(sessions),
-            last_numbers: LastNumbers::new(),
             targets: Targets::new(config.targets.len(), config.pace, config.seeds.isn),
             pools,
             draining: false,
