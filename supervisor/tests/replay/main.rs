@@ -15,6 +15,7 @@
 //! | `modes` | `any`, loopback, `--tun`, kept clients, the simple engine, a key |
 //! | `faults` | what dies and comes back under load |
 //! | `surviving` | the supervisor dies, is upgraded, or gives up |
+//! | `poison` | a defect that one kind of answer hits |
 //! | `ending` | names, drain, and what is left behind |
 
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ mod hosts;
 mod http;
 mod joining;
 mod modes;
+mod poison;
 mod stage;
 mod surviving;
 
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         modes::STORIES,
         faults::STORIES,
         surviving::STORIES,
+        poison::STORIES,
         ending::STORIES,
     ];
     lab::story::run_all(&groups.concat())
