@@ -428,9 +428,9 @@ fn catches_faults(pid: u32) -> bool {
     caught & (1 << (Signal::SIGSEGV as u32 - 1)) != 0
 }
 
-/// Not ended; a zombie has ended.
+/// Whether it still executes anything of its own.
 fn is_alive(pid: u32) -> bool {
-    process::Process::read(pid).is_some_and(|p| !p.is_zombie())
+    process::Process::read(pid).is_some_and(|p| !p.has_ended())
 }
 
 /// The roles among a supervisor's children: kind, number, process id.

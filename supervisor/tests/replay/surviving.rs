@@ -73,7 +73,7 @@ fn a_killed_supervisors_sessions_go_on() -> Result<()> {
         run = stage.run(&options)?;
         let (after, away) = (sent(&load), begin.elapsed());
         gaps.push(before..after);
-        let lives = |pid: &&u32| lab::process::Process::read(**pid).is_some_and(|p| !p.is_zombie());
+        let lives = |pid: &&u32| lab::process::Process::read(**pid).is_some_and(|p| !p.has_ended());
         let left = roles.iter().find(lives);
         ensure!(left.is_none(), "role {left:?} of the dead supervisor lives beside the new ones");
         more(&load, 700)?;
@@ -358,7 +358,7 @@ fn hung_roles_are_replaced(
             run.wait_restarted(role, index, old, SETTLE)?;
             times.push((begin.elapsed().as_millis(), role));
             ensure!(
-                lab::process::Process::read(old).is_none_or(|p| p.is_zombie()),
+                lab::process::Process::read(old).is_none_or(|p| p.has_ended()),
                 "pid {old} lives beside its successor"
             );
             more(&load, 100)?;
