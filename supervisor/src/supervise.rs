@@ -36,6 +36,7 @@ use crate::service::Service;
 use crate::signals::Signals;
 use crate::sockets::Sockets;
 use crate::terminal::{self, Terminal};
+use crate::undertaker::Undertaker;
 use crate::upgrade::Handover;
 use crate::{drain, hang, words};
 use rolling::Rolling;
@@ -106,6 +107,7 @@ pub(crate) struct Supervisor {
     /// Lines of figures are wanted.
     live: bool,
     members: Vec<Member>,
+    undertaker: Undertaker,
     /// The rings that each member reads.
     inputs: Vec<Vec<Link>>,
     aftermath: Aftermath,
@@ -115,6 +117,8 @@ pub(crate) struct Supervisor {
     /// The program at our path was found fit: it is executed once the person who asked has the answer.
     upgrade: bool,
     events: Vec<String>,
+    /// The condition that the view has explained.
+    told: &'static str,
     failure: Option<String>,
     was_running: bool,
 }
@@ -164,7 +168,7 @@ impl Supervisor {
     /// A supervisor; no role is started by it yet.
     ///
     /// # Errors
-    /// A process of the image before cannot be taken over.
+    /// A process of the image before cannot be taken over, or there is no thread to be had.
     pub(crate) fn new(setup: Setup) -> anyhow::Result<Self> {
         let Setup {
             region,
@@ -212,6 +216,7 @@ impl Supervisor {
             fence,
             engines,
             members,
+            undertaker: Undertaker::start()?,
             inputs,
             aftermath,
             collector,
@@ -220,6 +225,7 @@ impl Supervisor {
             rolling: before.map(|before| Rolling::begin(before.from)),
             upgrade: false,
             events: Vec::new(),
+            told: "",
             failure: None,
         })
     }
@@ -234,7 +240,7 @@ impl Supervisor {
         loop {
             self.wait();
             let now = Instant::now();
-            self.reap(now);
+            self.see_deaths(now);
             self.start_due(now);
             self.answer(now);
             self.watch(now);
@@ -405,6 +411,8 @@ impl Supervisor {
         }
         if lines.is_multiple_of(LINES_A_HEADING) {
             self.terminal.line(live::heading());
+            // Who looks only now has not seen it.
+            self.told = "";
         }
         *lines += 1;
         let columns = terminal::columns();
@@ -413,7 +421,9 @@ impl Supervisor {
             [one] => Some(one.clone()),
             [.., last] => Some(format!("{last} (and {} more before)", events.len() - 1)),
         };
-        let live::Line { text, good } = live::line(before, &now, elapsed, event.as_deref(), columns);
+        let live::Line { text, good, told } =
+            live::line(before, &now, elapsed, event.as_deref(), self.told, columns);
+        self.told = told;
         // Yellow where it asks for attention.
         let paint = self.terminal.colour && !good;
         self.terminal.line(if paint { format!("\x1b[33m{text}\x1b[0m") } else { text });

@@ -16,6 +16,7 @@
 //! | `engines` | by link and by raw IP, and what changes on the way |
 //! | `faults` | what dies and comes back under load |
 //! | `surviving` | the supervisor dies, is upgraded, or gives up |
+//! | `poison` | a defect that one kind of answer hits |
 //! | `ending` | names, drain, and what is left behind |
 
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ mod hosts;
 mod http;
 mod joining;
 mod modes;
+mod poison;
 mod stage;
 mod surviving;
 
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         engines::STORIES,
         faults::STORIES,
         surviving::STORIES,
+        poison::STORIES,
         ending::STORIES,
     ];
     lab::story::run_all(&groups.concat())
