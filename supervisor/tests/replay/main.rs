@@ -13,6 +13,7 @@
 //! | `hosts` | several online hosts, several intercepts |
 //! | `amount` | copies and percent |
 //! | `modes` | `any`, loopback, `--tun`, kept clients, the simple engine, a key |
+//! | `engines` | the same traffic through each capture engine; expressions and ranges |
 //! | `faults` | what dies and comes back under load |
 //! | `surviving` | the supervisor dies, is upgraded, or gives up |
 //! | `ending` | names, drain, and what is left behind |
@@ -23,6 +24,7 @@ mod amount;
 mod bulk;
 mod databases;
 mod ending;
+mod engines;
 mod faults;
 mod hosts;
 mod http;
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         hosts::STORIES,
         amount::STORIES,
         modes::STORIES,
+        engines::STORIES,
         faults::STORIES,
         surviving::STORIES,
         ending::STORIES,
