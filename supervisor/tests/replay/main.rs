@@ -13,7 +13,8 @@
 //! | `hosts` | several online hosts, several intercepts |
 //! | `amount` | copies and percent |
 //! | `modes` | `any`, loopback, `--tun`, kept clients, the simple engine, a key |
-//! | `engines` | by link and by raw IP, and what changes on the way |
+//! | `capture` | the same traffic through each capture engine; expressions and ranges |
+//! | `inject` | by link and by raw IP, and what changes on the way |
 //! | `faults` | what dies and comes back under load |
 //! | `surviving` | the supervisor dies, is upgraded, or gives up |
 //! | `poison` | a defect that one kind of answer hits |
@@ -23,12 +24,13 @@ use std::process::ExitCode;
 
 mod amount;
 mod bulk;
+mod capture;
 mod databases;
 mod ending;
-mod engines;
 mod faults;
 mod hosts;
 mod http;
+mod inject;
 mod joining;
 mod modes;
 mod poison;
@@ -44,7 +46,8 @@ fn main() -> ExitCode {
         hosts::STORIES,
         amount::STORIES,
         modes::STORIES,
-        engines::STORIES,
+        capture::STORIES,
+        inject::STORIES,
         faults::STORIES,
         surviving::STORIES,
         poison::STORIES,
