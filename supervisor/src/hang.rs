@@ -64,6 +64,8 @@ impl Hung {
 #[derive(Debug, Default)]
 pub(crate) struct Watchdog {
     suspicion: Option<Suspicion>,
+    /// It was judged hung, and is being killed: until its successor starts there is nothing more to say.
+    judged: bool,
 }
 
 #[derive(Debug)]
@@ -100,8 +102,22 @@ impl Watchdog {
         self.suspicion.is_some()
     }
 
-    /// Judges a role; `look` asks /proc for state and CPU time and is called for suspects only.
+    /// Judges a role, hung once at most; `look` asks /proc for state and CPU time and is called for suspects only.
     pub(crate) fn judge(
+        &mut self,
+        now: Instant,
+        sample: Sample,
+        look: impl FnOnce() -> Option<(char, Duration)>,
+    ) -> Option<Hung> {
+        if self.judged {
+            return None;
+        }
+        let hung = self.weigh(now, sample, look);
+        self.judged = hung.is_some();
+        hung
+    }
+
+    fn weigh(
         &mut self,
         now: Instant,
         sample: Sample,
@@ -225,8 +241,10 @@ mod tests {
             let at = |silent| Sample { pending, starting: false, beat_ms: 1_000, now_ms: 1_000 + silent };
             let stopped = || Some(('T', Duration::ZERO));
             assert_eq!(watchdog.judge(now, at(NOTICE_MS - 1), || panic!("it has just beaten")), None);
-            assert_eq!(watchdog.judge(now, at(NOTICE_MS), stopped), Some(Hung::Stopped));
             assert_eq!(watchdog.judge(now, at(NOTICE_MS), || Some(('S', Duration::ZERO))), None);
+            assert_eq!(watchdog.judge(now, at(NOTICE_MS), stopped), Some(Hung::Stopped));
+            assert_eq!(watchdog.judge(now, at(NOTICE_MS), || panic!("it is being killed")), None);
+            watchdog = Watchdog::default();
         }
     }
 

@@ -68,6 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "the undertaker waits for them")]
     fn the_dead_leave_the_process_table() {
         let undertaker = Undertaker::start().unwrap();
         let pids: Vec<Pid> = (0..8)
