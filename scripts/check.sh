@@ -19,6 +19,9 @@ esac
 
 packages=()
 need() { command -v "$1" >/dev/null 2>&1 || packages+=("$2"); }
+# A library that is opened at run time: by the loader's cache, where Debian's package and others put it.
+need_library() { PATH="$PATH:/usr/sbin:/sbin" ldconfig -p 2>/dev/null | grep "$1" >/dev/null || packages+=("$2"); }
+need_library 'libpcap\.so\.' libpcap0.8
 if ! $quick; then
     # Debian keeps some of these in /usr/sbin, which an ordinary PATH may lack.
     export PATH="$PATH:/usr/sbin:/sbin"
@@ -59,6 +62,12 @@ if $quick; then
     cargo test --locked -p tcptwin --quiet --bins --test wrong_use
 else
     cargo test --locked -p tcptwin --quiet
+fi
+
+echo "== the xdp engine, which the other tests are built without"
+cargo test --locked -p capturer --features xdp --quiet --test kernel xdp
+if ! $quick; then
+    cargo test --locked -p tcptwin --features xdp --quiet --test replay -- mirror_port
 fi
 
 if command -v valgrind >/dev/null 2>&1; then

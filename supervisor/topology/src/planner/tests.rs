@@ -56,8 +56,8 @@ fn what_is_captured_can_be_narrowed() {
     let many: Vec<String> = (0..65).map(|i| format!("10.0.{i}.0/24")).collect();
     let refusal = super::tests::plan(&[(Key::Net, &many.join(","))]).unwrap_err();
     assert!(refusal.sentence.contains("more than 64 ranges"), "{refusal}");
-    let refusal = super::tests::plan(&[(Key::Filter, "")]).unwrap_err();
-    assert!(refusal.sentence.contains("the expression is empty"), "{refusal}");
+    let refusal = super::tests::plan(&[(Key::XdpForce, "")]).unwrap_err();
+    assert!(refusal.sentence.contains("--capture xdp only"), "{refusal}");
 }
 
 #[test]
@@ -183,6 +183,10 @@ const SLIPS: &[(Key, &str, &str)] = &[
     (Key::Capture, "fast", "`ring`, `simple`, `pcap` or `xdp`"),
     (Key::Capture, "", "`ring`, `simple`, `pcap` or `xdp`"),
     (Key::Capture, "simple", "Add -i"),
+    (Key::Capture, "xdp", "Add -i"),
+    (Key::Net, "10.0.0.1/8", "no range of addresses"),
+    (Key::NotNet, "", "no range of addresses"),
+    (Key::Filter, "", "the expression is empty"),
     (Key::CaptureBuffer, "1KiB", "from 1MiB to 4GiB"),
     (Key::CaptureBuffer, "5GiB", "from 1MiB to 4GiB"),
     (Key::CaptureBuffer, "big", "a size is a number"),
