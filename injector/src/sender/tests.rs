@@ -269,11 +269,12 @@ impl Link {
         ip("neigh replace fd08::9 lladdr 02:00:00:00:00:02 dev v0");
         let plan = plan(targets);
         let region = crate::testing::region(&plan);
-        let (ways, changes) =
-            crate::ways::Ways::open(plan.targets.iter().map(|target| target.addr).collect()).unwrap();
-        std::thread::spawn(move || ways.follow());
-        let outside = Outside::Link { changes, control: region.control(), guarded: Default::default() };
-        let sender = Sender::new(crate::open(&plan).unwrap(), 41, targets.len(), outside);
+        let mut sender = Sender::open(&plan, crate::open(&plan).unwrap(), region.control(), 41);
+        let start = Instant::now();
+        while sender.paths.iter().any(|path| path.choice == Choice::Unknown) {
+            assert!(start.elapsed() < Duration::from_secs(10), "nobody looked");
+            sender.look(&mut Tally::default());
+        }
         let device = nix::net::if_::if_nametoindex("v0").unwrap();
         Self { guard: Guard::new(&plan), plan, region, sender, tally: Tally::default(), device }
     }
