@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `cli` | the command line and its errors |
 //! | `run` | `run`, from the options to the last line |
+//! | `replaying` | `replay`: the same with packet files in front |
 //! | `adopt`, `upgrade` | going on with what a dead supervisor left; going on as another image of the program |
 //! | `service` | systemd |
 //! | `preflight`, `host` | what is checked before anything starts; facts about this machine |
@@ -43,6 +44,7 @@ mod place;
 mod preflight;
 mod procfs;
 mod quarantine;
+mod replaying;
 mod role;
 mod run;
 mod service;
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Ok(Action::Demo(args)) => return demo::run(&args),
         Ok(Action::Print(text)) => print(&text),
         Ok(Action::Run(options)) => run::run(&options),
+        Ok(Action::Replay(options)) => replaying::run(&options),
         Ok(Action::Intercept(options)) => intercepting::run(&options),
         Ok(Action::Stats { name, json }) => ctl::stats(&name, json),
         Ok(Action::Top { name }) => ctl::top(&name),
