@@ -11,6 +11,8 @@
 //! | `xdp` | the live source on AF_XDP (feature `xdp`) |
 //! | `expression` | `-F`: compiled, carried, decided |
 //! | `link` | link header → IP header |
+//! | `offline` | packet files instead: reading, waiting, loops |
+//! | `due` | when a file's packets are due |
 //! | `dispatch` | frame → mapping → shard → record |
 //! | `online` | which mapping a packet belongs to |
 //! | `packet_ring` | a receive ring shared with the kernel; intercept uses it too |
@@ -25,12 +27,14 @@
 pub mod clock;
 pub mod count;
 pub mod dispatch;
+mod due;
 pub mod error;
 pub mod expression;
 pub mod filter;
 pub mod interfaces;
 mod link;
 pub mod live;
+pub mod offline;
 pub mod online;
 pub mod open;
 pub mod packet_ring;

@@ -360,25 +360,49 @@ impl Key {
     /// The help of `replay`: that of `run`, where a packet file is no other than an interface.
     const fn in_replay(self, run: Option<&'static str>) -> Option<&'static str> {
         Some(match self {
-            Key::Files => "Packet files: pcap or pcapng, plain, gzip or zstd; several are merged by time, - is standard input",
-            Key::Speed => "So many times as fast as it was captured, in steps of 0.001, or as fast as answers, windows and --rate allow [default: 1]",
-            Key::MaxGap => "Pauses of the capture, in which no packet at all was seen, last no longer than this [default: as long as they did]",
+            Key::Files => {
+                "Packet files: pcap or pcapng, plain, gzip or zstd; several are merged by time, - is standard input"
+            }
+            Key::Speed => {
+                "So many times as fast as it was captured, in steps of 0.001, or as fast as answers, windows and --rate allow [default: 1]"
+            }
+            Key::MaxGap => {
+                "Pauses of the capture, in which no packet at all was seen, last no longer than this [default: as long as they did]"
+            }
             Key::Loops => "Replay the files so many times, each time with other clients [default: 1]",
-            Key::From => "Leave out what was captured before: a time behind the first packet (90s, 5m), or a moment (2026-01-31T12:00:00Z)",
+            Key::From => {
+                "Leave out what was captured before: a time behind the first packet (90s, 5m), or a moment (2026-01-31T12:00:00Z)"
+            }
             Key::Until => "Leave out what was captured after: likewise",
             Key::Limit => "Read so many packets at most of each loop",
             Key::Rate => "Replay so many packets a second at most [default: no limit]",
             Key::Decap => "Take packets out of VXLAN and GENEVE, as cloud mirrors send them",
-            Key::Seed => "A number from which addresses, ports, sequence numbers and samples are drawn: the same one makes the same replay [default: 1]",
+            Key::Seed => {
+                "A number from which addresses, ports, sequence numbers and samples are drawn: the same one makes the same replay [default: 1]"
+            }
             Key::DryRun => "Say what would be replayed (sessions, turns, bytes, duration), and send nothing",
-            Key::Rtt => "Distance of the replayed clients: each client's own, none, or milliseconds [default: measured; none with --speed max]",
-            Key::Join => "When to join connections older than the files: at the first data, at the first new request, never [default: boundary]",
-            Key::DrainTime => "Time without progress after which open requests are given up at the end of the files, and time they have after Ctrl-C [default: 10s]",
-            Key::Filter => "Replay only what this expression takes too, as tcpdump writes it (pcap-filter(7)), for example 'not src host 10.0.0.7'; needs libpcap on this host, while --net, --not-net and -x need nothing",
-            Key::Net => "Replay only clients in these ranges, for example 10.0.0.0/8; repeatable, comma separated",
+            Key::Rtt => {
+                "Distance of the replayed clients: each client's own, none, or milliseconds [default: measured; none with --speed max]"
+            }
+            Key::Join => {
+                "When to join connections older than the files: at the first data, at the first new request, never [default: boundary]"
+            }
+            Key::DrainTime => {
+                "Time without progress after which open requests are given up at the end of the files, and time they have after Ctrl-C [default: 10s]"
+            }
+            Key::Filter => {
+                "Replay only what this expression takes too, as tcpdump writes it (pcap-filter(7)), for example 'not src host 10.0.0.7'; needs libpcap on this host, while --net, --not-net and -x need nothing"
+            }
+            Key::Net => {
+                "Replay only clients in these ranges, for example 10.0.0.0/8; repeatable, comma separated"
+            }
             Key::NotNet => "Replay no client in these ranges; repeatable, comma separated",
-            Key::OnGap => "Where the files have a hole: skip the request (and reconnect if part of it was sent), skip it on the same connection, end the session [default: skip]",
-            Key::Interface | Key::Promiscuous | Key::Capture | Key::CaptureBuffer | Key::XdpForce => return None,
+            Key::OnGap => {
+                "Where the files have a hole: skip the request (and reconnect if part of it was sent), skip it on the same connection, end the session [default: skip]"
+            }
+            Key::Interface | Key::Promiscuous | Key::Capture | Key::CaptureBuffer | Key::XdpForce => {
+                return None;
+            }
             _ => return run,
         })
     }

@@ -13,8 +13,8 @@ use crate::plan::{
     ReplayPlan, Rtt, Seeds, Target,
 };
 use crate::sizes::{self, share_out};
-use crate::{trace, value};
 use crate::{Plan, Refusal};
+use crate::{trace, value};
 
 /// What the planner must know about the machine.
 #[derive(Clone, Debug)]

@@ -80,7 +80,8 @@ pub fn moment_ns(text: &str) -> Option<u64> {
     let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let lengths = [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let length = *lengths.get(usize::try_from(month).ok()?.checked_sub(1)?)?;
-    if year < 1970 || !(1..=length).contains(&day) || hour > 23 || minute > 59 || second_ns >= 60_000_000_000 {
+    if year < 1970 || !(1..=length).contains(&day) || hour > 23 || minute > 59 || second_ns >= 60_000_000_000
+    {
         return None;
     }
     let before = year - 1;
