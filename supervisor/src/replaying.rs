@@ -73,14 +73,14 @@ pub(crate) fn nothing_mapped(plan: &Plan, trace: &TracePlan) -> String {
     let named: Vec<String> = services
         .iter()
         .take(NAMED)
-        .map(|(service, packets)| format!("\n  {service:<28} {}", words::counted(*packets, "packet")))
+        .map(|(service, packets)| format!("\n  {:<28} {}", service.to_string(), words::counted(*packets, "packet")))
         .collect();
     let target = plan.targets.first().map_or_else(String::new, |target| target.addr.to_string());
-    format!("{head}. They do hold{}\nTry: -x {}-{target}", named.concat(), first.port())
+    format!("{head}. They do hold{}\nTry: -x {}-{target}", named.concat(), first.port)
 }
 
 /// Where the packets of the files go to: the ends that SYNs went to, else the lower ports.
-fn services(trace: &TracePlan) -> Vec<(std::net::SocketAddr, u64)> {
+fn services(trace: &TracePlan) -> Vec<(flow::Endpoint, u64)> {
     let options = trace::Options { decap: trace.decap, limit: Some(LOOKED_AT), ..trace::Options::default() };
     let Ok(mut reader) = Reader::open(&trace.files, options) else { return Vec::new() };
     let mut packets: HashMap<flow::Endpoint, u64> = HashMap::new();
@@ -92,5 +92,5 @@ fn services(trace: &TracePlan) -> Vec<(std::net::SocketAddr, u64)> {
             *packets.entry(service).or_default() += 1;
         }
     }
-    packets.into_iter().map(|(service, count)| (service.into(), count)).collect()
+    packets.into_iter().collect()
 }
