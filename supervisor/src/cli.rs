@@ -10,6 +10,7 @@ use topology::{Command, Key, Options, Place, Refusal, file, planner, value};
 
 use crate::demo::DemoArgs;
 use crate::role::RoleArgs;
+use crate::survey::SurveyArgs;
 
 /// What the person asked for.
 #[derive(Debug)]
@@ -51,6 +52,8 @@ pub(crate) enum Action {
     },
     /// Show the whole on this machine alone.
     Demo(DemoArgs),
+    /// Say what a replay of packet files would be.
+    Survey(SurveyArgs),
     /// Be a role of an instance (started by the supervisor only).
     Role(RoleArgs),
     /// Say whether this program could go on with an instance (asked by a running supervisor).
@@ -107,6 +110,9 @@ fn read_from(
         "autopsy" => Ok(Action::Autopsy { file: text(matches, "file"), inside: matches.get_flag("inside") }),
         "keygen" => Ok(Action::Keygen { file: text(matches, "file") }),
         "demo" => Ok(Action::Demo(DemoArgs::from_arg_matches(matches).map_err(|error| sentence(&error))?)),
+        "replay" => {
+            Ok(Action::Survey(SurveyArgs::from_arg_matches(matches).map_err(|error| sentence(&error))?))
+        }
         "handover" => Ok(Action::Handover { name: name(matches)? }),
         "role" => Ok(Action::Role(RoleArgs::from_matches(matches)?)),
         other => unreachable!("clap accepts only the commands it was given, not {other}"),
@@ -171,6 +177,11 @@ fn command() -> clap::Command {
         .subcommand(
             DemoArgs::augment_args(clap::Command::new("demo"))
                 .about("Show the whole on this machine alone, in network namespaces of its own"),
+        )
+        .subcommand(
+            SurveyArgs::augment_args(clap::Command::new("replay"))
+                .about("Say what a replay of packet files would be: sessions, turns, bytes, services")
+                .after_help("Example: tcptwin replay monday.pcap.gz -x 80-10.0.3.2:8080 --dry-run"),
         )
         .subcommand(named(clap::Command::new("handover").hide(true)))
         .subcommand(RoleArgs::command())
@@ -349,7 +360,7 @@ mod tests {
         for (line, part) in [
             ("tcptwin", "which command?"),
             ("tcptwin rum", "there is no command `rum`. Did you mean `run`?"),
-            ("tcptwin replay x", "there is no command `replay`"),
+            ("tcptwin replay x", "--dry-run is missing"),
             ("tcptwin run --copis 2", "there is no option --copis here. Did you mean --copies?"),
             ("tcptwin run 80-10.0.3.2:8080", "belongs to no option"),
             ("tcptwin run -x", "has no value"),

@@ -16,6 +16,7 @@
 //! | `collect`, `stats` | counters and /proc → the figures |
 //! | `live`, `summary`, `metrics`, `terminal`, `words` | the figures for people and for Prometheus |
 //! | `intercepting` | `intercept` |
+//! | `survey` | `replay --dry-run` |
 //! | `demo` | `demo` |
 //! | `format` | what a region's bytes mean to this program |
 //! | `key`, `logging`, `procfs`, `signals` | keys, log lines, /proc, Ctrl-C |
@@ -51,6 +52,7 @@ mod spawn;
 mod stats;
 mod summary;
 mod supervise;
+mod survey;
 mod terminal;
 #[cfg(test)]
 mod testing;
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
     let done = match cli::read() {
         Ok(Action::Role(args)) => return role::be(&args),
         Ok(Action::Demo(args)) => return demo::run(&args),
+        Ok(Action::Survey(args)) => survey::run(&args),
         Ok(Action::Print(text)) => print(&text),
         Ok(Action::Run(options)) => run::run(&options),
         Ok(Action::Intercept(options)) => intercepting::run(&options),
