@@ -40,22 +40,32 @@ pub(crate) struct SurveyArgs {
 /// Services listed at most.
 const LISTED: usize = 10;
 
-/// Reads the files and says what they hold.
+/// What the command line asks for.
 ///
 /// # Errors
 /// Wrong use, or files of which none can be read.
 pub(crate) fn run(args: &SurveyArgs) -> anyhow::Result<ExitCode> {
-    let mappings = mappings(&args.map)?;
     let options = trace::Options { decap: args.decap, ..trace::Options::default() };
-    let mut reader =
-        Reader::open(&args.files, options).map_err(|error| Refusal::preflight(error.to_string()))?;
-    let mut survey = Survey::new(online(&mappings), mappings.len(), Bounds::default());
+    survey(&args.files, options, &mappings(&args.map)?, args.json)
+}
+
+/// Reads the files and says what they hold, and what of it `mappings` want. Without any the services are listed.
+///
+/// # Errors
+/// None of the files can be read.
+fn survey(
+    files: &[PathBuf],
+    options: trace::Options,
+    mappings: &[Parsed],
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let mut reader = Reader::open(files, options).map_err(|error| Refusal::preflight(error.to_string()))?;
+    let mut survey = Survey::new(online(mappings), mappings.len(), Bounds::default());
     while let Some(packet) = reader.next() {
         survey.packet(&packet);
     }
-    let found =
-        Found { mappings: &mappings, survey: &survey, report: reader.report(), files: args.files.len() };
-    let text = if args.json { found.json().to_string() } else { found.lines().join("\n") };
+    let found = Found { mappings, survey: &survey, report: reader.report(), files: files.len() };
+    let text = if json { found.json().to_string() } else { found.lines().join("\n") };
     print(&text);
     // A mapping for which there is nothing is most likely a slip, and a script must not take it for a success.
     let nothing = !mappings.is_empty() && survey.sums() == Sums::default();
@@ -97,9 +107,9 @@ impl Found<'_> {
         let mut out = Vec::new();
         let mut add = |name: &str, text: String| out.push(format!("{name:<11}{text}"));
         let report = self.report;
-        let span = span_ns(report).map_or(String::new(), |ns| format!(" over {}", span(ns)));
+        let over = span_ns(report).map_or(String::new(), |ns| format!(" over {}", span(ns)));
         let read = format!("{}, {}", counted(report.packets, "packet"), bytes(report.bytes));
-        add("read", format!("{}: {read}{span}", counted(self.files as u64, "file")));
+        add("read", format!("{}: {read}{over}", counted(self.files as u64, "file")));
         for (i, text) in self.left_out().into_iter().enumerate() {
             add(if i == 0 { "of these" } else { "" }, text);
         }
