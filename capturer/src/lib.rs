@@ -15,6 +15,7 @@
 //! | `due` | when a file's packets are due |
 //! | `dispatch` | frame → mapping → shard → record |
 //! | `online` | which mapping a packet belongs to |
+//! | `survey` | what a packet file holds and a replay of it would be |
 //! | `packet_ring` | a receive ring shared with the kernel; intercept uses it too |
 //! | `filter` | the kernel filters, assembled; intercept's too |
 //! | `interfaces` | the interfaces of this host |
@@ -42,6 +43,7 @@ pub mod pcap;
 pub mod role;
 pub mod simple;
 pub mod source;
+pub mod survey;
 pub mod sys;
 #[cfg(test)]
 mod testing;

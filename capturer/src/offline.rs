@@ -86,7 +86,8 @@ pub(crate) fn run(
     Ok(())
 }
 
-fn options(plan: &TracePlan) -> trace::Options {
+/// What is read of the files.
+pub fn options(plan: &TracePlan) -> trace::Options {
     let bound = |time| match time {
         TraceTime::At(ns) => Bound::At(ns),
         TraceTime::After(ns) => Bound::After(ns),

@@ -17,6 +17,7 @@
 //! | `collect`, `stats` | counters and /proc → the figures |
 //! | `live`, `summary`, `metrics`, `terminal`, `words` | the figures for people and for Prometheus |
 //! | `intercepting` | `intercept` |
+//! | `survey` | `replay --dry-run` |
 //! | `demo` | `demo` |
 //! | `format` | what a region's bytes mean to this program |
 //! | `key`, `logging`, `procfs`, `signals` | keys, log lines, /proc, Ctrl-C |
@@ -54,6 +55,7 @@ mod spawn;
 mod stats;
 mod summary;
 mod supervise;
+mod survey;
 mod terminal;
 #[cfg(test)]
 mod testing;

@@ -7,7 +7,7 @@ use topology::plan::TracePlan;
 use topology::{Key, Options, Plan, Refusal};
 use trace::Reader;
 
-use crate::{run, words};
+use crate::{run, survey, words};
 
 /// Packets of the files that are looked at for services, when nothing was mapped.
 const LOOKED_AT: u64 = 1_000_000;
@@ -26,6 +26,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             "which file? Name one that `tcpdump -w` or Wireshark has written, or - for standard input",
         )
         .into());
+    }
+    if options.has(Key::DryRun) {
+        return survey::run(options);
     }
     run::run(options)
 }
@@ -73,7 +76,9 @@ pub(crate) fn nothing_mapped(plan: &Plan, trace: &TracePlan) -> String {
     let named: Vec<String> = services
         .iter()
         .take(NAMED)
-        .map(|(service, packets)| format!("\n  {:<28} {}", service.to_string(), words::counted(*packets, "packet")))
+        .map(|(service, packets)| {
+            format!("\n  {:<28} {}", service.to_string(), words::counted(*packets, "packet"))
+        })
         .collect();
     let target = plan.targets.first().map_or_else(String::new, |target| target.addr.to_string());
     format!("{head}. They do hold{}\nTry: -x {}-{target}", named.concat(), first.port)

@@ -10,6 +10,7 @@
 //! | `wire` | a cable that delays, reorders, doubles, loses and alters frames |
 //! | `outside` | packets that are where none may be, seen on the wire |
 //! | `replayed` | frames that a replay sent, and sent twice |
+//! | `dump` | packet files made by hand |
 //! | `tun` | a TUN device as a host's only one |
 //! | `witness` | what a server answered, id by id, and how two servers compare |
 //! | `http` | an HTTP service in one thread |
@@ -23,6 +24,7 @@
 
 pub mod clock;
 pub mod digest;
+pub mod dump;
 mod head;
 pub mod histogram;
 pub mod http;
