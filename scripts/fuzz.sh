@@ -18,7 +18,7 @@ usage() { sed -n '5,9s/^# *//p' "$0" >&2; exit 2; }
 # Links and tables come and go with every input: their memory is not to be given back to the system each time.
 export MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TOP_PAD_=16777216
 
-all=(frame options checksum rewrite record stream sealed ring table)
+all=(frame options checksum rewrite record stream sealed ring table trace)
 fuzz() { cargo run --locked --quiet -p fuzzing -- "$@"; }
 
 case "${1:-1}" in
@@ -30,7 +30,7 @@ case "${1:-1}" in
         # Two halves, for two cores.
         "$program" run --inputs 1000000 --seed 1 sealed stream &
         half=$!
-        "$program" run --inputs 1000000 --seed 1 frame options checksum rewrite record ring table ||
+        "$program" run --inputs 1000000 --seed 1 frame options checksum rewrite record ring table trace ||
             { kill "$half"; exit 1; }
         wait "$half"
         ;;

@@ -33,6 +33,8 @@ impl Machine {
             limits: Limits { sessions, chunks: 65_536, held_per_session: 4 << 20 },
             times: Times::default(),
             claim: false,
+            file_us: None,
+            repeatable: false,
         };
         let table = Table::new(place(&config), config);
         Self { table, now_us: 1_000_000_000, target: Target { address: target, answers: Vec::new() } }

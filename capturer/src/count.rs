@@ -66,6 +66,12 @@ named_enum! {
         /// How often a device was opened by a capturer of an engine whose buffer dies with it: each time but the first of an
         /// interface, frames of the time between are missing.
         Opened => "opened",
+        /// Gauge: bytes read of the replayed files as they lie on the disk, all loops together.
+        FileRead => "file_read",
+        /// Gauge: bytes of all loops of the replayed files; 0 when a pipe is among them.
+        FileBytes => "file_bytes",
+        /// Times that a file's packet waited until a shard had room.
+        RoomWaits => "room_waits",
     }
 }
 

@@ -63,6 +63,8 @@ pub struct Dispatcher {
     shard_seed: u64,
     sample_seed: u64,
     control: &'static Control,
+    /// See [`Captured::lap`].
+    lap: u8,
 }
 
 const HEAD: usize = size_of::<Captured>();
@@ -93,6 +95,7 @@ impl Dispatcher {
             shard_seed: plan.seeds.shard,
             sample_seed: plan.seeds.sample,
             control: region.control(),
+            lap: 0,
         }
     }
 
@@ -104,6 +107,20 @@ impl Dispatcher {
     /// The number of the next frame of a capture ring, where a predecessor stopped; 0 in a ring that nobody has read from.
     pub fn position(&self, ring: u16) -> u64 {
         self.counters.get(POSITIONS + usize::from(ring))
+    }
+
+    /// Which loop of a file the frames come from.
+    pub const fn set_lap(&mut self, lap: u8) {
+        self.lap = lap;
+    }
+
+    /// Whether a packet of so many bytes finds room whichever shard it goes to: a source that may wait does until it does. One
+    /// that no ring could ever hold is not waited for.
+    pub fn has_room(&mut self, packet_bytes: usize) -> bool {
+        let len = HEAD + packet_bytes;
+        self.lanes
+            .iter_mut()
+            .all(|lane| len > lane.ring.max_record() || lane.ring.credits() >= Producer::record_bytes(len))
     }
 
     /// Takes one frame, seen at `time_ns` (CLOCK_MONOTONIC).
@@ -149,7 +166,8 @@ impl Dispatcher {
             client: segment.src,
             server: segment.dst,
             mapping,
-            reserved: [0; 6],
+            lap: self.lap,
+            reserved: [0; 5],
         };
         let hash = endpoint_hash(self.shard_seed, &segment.src);
         let shard = shard_of(hash, self.lanes.len() as u16);

@@ -163,6 +163,9 @@ fn program() -> PathBuf {
 /// Why the role ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum RoleError {
+    /// No packet file can be read.
+    #[error("{0}")]
+    Files(#[from] trace::OpenError),
     /// A ring handed down could not be mapped.
     #[error(
         "mapping the capture ring of {interface} failed: {source}. The supervisor and this role must be of one version"

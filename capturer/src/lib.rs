@@ -11,6 +11,8 @@
 //! | `xdp` | the live source on AF_XDP (feature `xdp`) |
 //! | `expression` | `-F`: compiled, carried, decided |
 //! | `link` | link header → IP header |
+//! | `offline` | packet files instead: reading, waiting, loops |
+//! | `due` | when a file's packets are due |
 //! | `dispatch` | frame → mapping → shard → record |
 //! | `online` | which mapping a packet belongs to |
 //! | `survey` | what a packet file holds and a replay of it would be |
@@ -26,12 +28,14 @@
 pub mod clock;
 pub mod count;
 pub mod dispatch;
+mod due;
 pub mod error;
 pub mod expression;
 pub mod filter;
 pub mod interfaces;
 mod link;
 pub mod live;
+pub mod offline;
 pub mod online;
 pub mod open;
 pub mod packet_ring;

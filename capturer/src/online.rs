@@ -44,21 +44,36 @@ struct Service {
 impl Online {
     /// From the plan.
     pub fn new(plan: &Plan) -> Self {
-        let mut services: Vec<Service> = plan
-            .mappings
-            .iter()
+        let services = plan.mappings.iter().map(|mapping| (mapping.online_ip, mapping.online_port));
+        let targets = plan.targets.iter().map(|target| target.addr.into()).collect();
+        Self::of(services, targets, client_ranges(plan)).narrowed(&plan.capture.filter)
+    }
+
+    /// From the online services, mapping by mapping, the targets, and the ranges of replayed clients.
+    pub fn of(
+        services: impl Iterator<Item = (Option<IpAddr>, u16)>,
+        targets: Vec<Endpoint>,
+        clients: Vec<Range>,
+    ) -> Self {
+        let mut services: Vec<Service> = services
             .zip(0..)
-            .map(|(mapping, index)| Service {
-                port: mapping.online_port,
-                any: mapping.online_ip.is_none(),
-                addr: mapping.online_ip.map_or(flow::record::ANY, Addr::from),
-                mapping: index,
+            .map(|((ip, port), mapping)| Service {
+                port,
+                any: ip.is_none(),
+                addr: ip.map_or(flow::record::ANY, Addr::from),
+                mapping,
             })
             .collect();
         services.sort_unstable();
-        let targets = plan.targets.iter().map(|target| target.addr.into()).collect();
-        let FilterPlan { inside, outside, .. } = plan.capture.filter.clone();
-        Self { services, clients: client_ranges(plan), inside, outside, targets }
+        Self { services, clients, inside: Vec::new(), outside: Vec::new(), targets }
+    }
+
+    /// Only the clients that `--net` and `--not-net` take.
+    #[must_use]
+    pub fn narrowed(mut self, filter: &FilterPlan) -> Self {
+        self.inside.clone_from(&filter.inside);
+        self.outside.clone_from(&filter.outside);
+        self
     }
 
     /// What a packet from `src` to `dst` is. The first mapping with the very address wins, then the first without one.

@@ -56,6 +56,9 @@ impl From<CaptureSocket> for PacketSocket {
 /// # Errors
 /// A sentence for the operator: an interface that does not exist, a missing capability, a ring that does not fit in memory.
 pub fn open(plan: &Plan) -> Result<Vec<CaptureSocket>, OpenError> {
+    if plan.trace.is_some() {
+        return Ok(vec![]);
+    }
     let existing = interfaces::interfaces();
     let names = interface_names(plan);
     if names.len() * RINGS > MAX_RINGS {
@@ -81,7 +84,7 @@ pub fn open(plan: &Plan) -> Result<Vec<CaptureSocket>, OpenError> {
 
 /// Takes over sockets that were handed down by number.
 pub fn inherit(plan: &Plan, numbers: &[RawFd]) -> Result<Vec<CaptureSocket>, OpenError> {
-    if plan.capture.engine == CaptureEngine::Ring {
+    if plan.capture.engine == CaptureEngine::Ring && plan.trace.is_none() {
         let wanted = interface_names(plan).len() * RINGS;
         if numbers.len() != wanted {
             return Err(OpenError::Sockets { wanted, got: numbers.len() });
@@ -105,7 +108,7 @@ fn taken_over(plan: &Plan, number: RawFd) -> io::Result<PacketSocket> {
 /// What the sockets of a plan are called where somebody keeps them for the next start: number and sizes, so that one of
 /// other sizes is never taken for ours. Empty for the other engines, whose sockets keep next to nothing.
 pub fn names(plan: &Plan) -> Vec<String> {
-    if plan.capture.engine != CaptureEngine::Ring {
+    if plan.capture.engine != CaptureEngine::Ring || plan.trace.is_some() {
         return vec![];
     }
     let specs = ring_specs(plan);
@@ -155,6 +158,9 @@ pub fn take_over(plan: &Plan, sockets: Vec<OwnedFd>) -> Result<Vec<CaptureSocket
 /// The sockets are new ones, the region is not: frame numbers go on, at the first slot of each ring. Called by the
 /// supervisor before the first capturer of a region that it adopted.
 pub fn begin_anew(region: &'static Region, plan: &Plan) {
+    if plan.trace.is_some() {
+        return;
+    }
     // What a dead capturer had committed is in place then, and no successor stores its positions over ours.
     region.journal(Role::Capturer).done();
     let counters = region.counters(Role::Capturer);

@@ -87,14 +87,14 @@ pub struct Counts {
     pub other_tcp: u64,
     /// What a replay itself had sent: from the replayed clients' range, or to a target.
     pub own: u64,
+    /// Packets of clients that are left out by their address.
+    pub left_out: u64,
     /// UDP.
     pub udp: u64,
     /// Neither TCP nor UDP.
     pub other_ip: u64,
     /// Packets that make no sense, by [`Malformed`]; fragments are among them.
     pub malformed: [u64; Malformed::COUNT],
-    /// TCP packets of clients that `--net` or `--not-net` leaves out.
-    pub left_out: u64,
     /// Clients' packets of sessions that found the table full.
     pub overflow_packets: u64,
     /// TCP packets of services that found theirs full.

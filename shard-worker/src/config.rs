@@ -2,7 +2,7 @@
 
 use session::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, Table, TargetConfig, Times};
 use topology::Plan;
-use topology::plan;
+use topology::plan::{self, TracePlan};
 
 /// Bytes of the arena that one shard of this plan needs.
 pub fn arena_bytes(plan: &Plan) -> u64 {
@@ -51,9 +51,29 @@ pub fn machine_config(plan: &Plan, shard: u16) -> Config {
             chunks: plan.limits.chunks_per_shard,
             held_per_session: plan.limits.held_per_session,
         },
-        times: Times { idle_us: u64::from(plan.replay.idle_s) * 1_000_000, ..Times::default() },
+        times: times(plan),
         claim,
+        file_us: plan.trace.as_ref().map(file_us),
+        repeatable: plan.trace.is_some(),
     }
+}
+
+/// Waits for holes pass in the file's own time. Where it runs with the day they are those of live capture, only shorter when
+/// it runs faster; as fast as possible, the file alone is asked and looked at often.
+fn times(plan: &Plan) -> Times {
+    let usual = Times { idle_us: u64::from(plan.replay.idle_s) * 1_000_000, ..Times::default() };
+    let loss_us = match plan.trace.as_ref().map(|trace| trace.speed_milli) {
+        None => usual.loss_us,
+        Some(Some(milli)) => (usual.loss_us * 1_000 / u64::from(milli.max(1_000))).max(usual.hole_us),
+        Some(None) => usual.hole_us,
+    };
+    Times { loss_us, ..usual }
+}
+
+/// How far a file must have gone on behind a hole: its stamps are scaled to the speed, except at the greatest.
+fn file_us(trace: &TracePlan) -> u64 {
+    let usual = Times::default();
+    if trace.speed_milli.is_some() { usual.hole_us } else { usual.loss_us }
 }
 
 /// What the machine's defaults allow a target in all, shared out to the shards; none gets less than a usable part.

@@ -34,9 +34,18 @@ impl Inbox {
 
     /// The next records of both rings, possibly none.
     pub(crate) fn take(&mut self) -> Taken<'_> {
+        self.take_up_to(BATCH)
+    }
+
+    /// The next answers alone.
+    pub(crate) fn take_returned(&mut self) -> Taken<'_> {
+        self.take_up_to(0)
+    }
+
+    fn take_up_to(&mut self, captured: usize) -> Taken<'_> {
         Taken {
             shard: self.shard,
-            captured: self.captured.peek_batch(BATCH),
+            captured: self.captured.peek_batch(captured),
             returned: self.returned.peek_batch(BATCH),
             captured_done: 0,
             returned_done: 0,
@@ -110,6 +119,11 @@ impl Taken<'_> {
 
     pub(crate) fn returned_is_done(&mut self) {
         self.returned_done += 1;
+    }
+
+    /// Whether nothing of the batch was done.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.captured_done == 0 && self.returned_done == 0
     }
 
     pub(crate) fn captured_is_done(&mut self) {

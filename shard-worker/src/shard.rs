@@ -15,6 +15,8 @@
 //! and what it refuses for that reason is counted as wanted and dropped as `paused`, with the copies that the flow would
 //! have had. A flow that outlives the pause is joined like any flow older than the capture.
 //!
+//! **A file waits.** See [`Shard::is_full`] and [`Table::should_wait`]: offline nothing is dropped for want of room.
+//!
 //! **What a worker dies of.** Before each record, and before timers and output, the journal is told what is worked on. When
 //! a worker has died of the same twice, the supervisor lets its successor leave that out: the record is turned away as
 //! `quarantined`, and its session, which may be what is broken, is lost without another look at it.
@@ -42,6 +44,8 @@ pub(crate) struct Shard {
     pub(crate) publisher: Publisher,
     left_out: Item,
     known: Known,
+    /// The source is a file, which can wait.
+    patient: bool,
 }
 
 /// Absolute values of other parts as last published.
@@ -75,8 +79,17 @@ impl Shard {
         publisher.add(WorkerCount::Repeated, repeated.into());
         let injector = region.doorbell(Role::Injector);
         let outbox = Outbox::new(region.producer(Link::Inject(number)));
-        let mut shard =
-            Self { number, injector, journal, outbox, table, publisher, left_out, known: Known::default() };
+        let mut shard = Self {
+            number,
+            injector,
+            journal,
+            outbox,
+            table,
+            publisher,
+            left_out,
+            known: Known::default(),
+            patient: plan.trace.is_some(),
+        };
         if matches!(left_out, Item::Session(_)) {
             shard.has_left_out();
         }
@@ -89,6 +102,16 @@ impl Shard {
     /// Whether whatever a step emits finds room.
     pub(crate) fn has_room(&mut self) -> bool {
         self.outbox.has_room()
+    }
+
+    /// Whether captured segments wait where they are, because sessions hold half of the memory there is.
+    ///
+    /// Nobody waits for ever. What is held moves without any more input: a turn leaves when its gate opens or its longest wait
+    /// is over (REPLAY, rows 5 to 7), a request that is not whole yet is sent as far as the window goes, what stands behind
+    /// a hole is given up once the file has stood still for a second, and a target that takes nothing times its sessions
+    /// out. Answers are taken all the while, so each of these frees chunks until there is room again.
+    pub(crate) fn is_full(&self) -> bool {
+        self.patient && self.table.is_crowded()
     }
 
     /// Gives a batch to the machine: answers first, so that the turns they open go out with what was captured meanwhile.
@@ -107,12 +130,19 @@ impl Shard {
             }
         }
         let ordered = Ordered {
-            paused: control.paused(),
+            // A file's reader pauses by itself, and what it had read before is not to be lost.
+            paused: control.paused() && !self.patient,
             percent_ppm: control.percent_ppm(),
             copies_milli: control.copies_milli(),
         };
         while let Some((name, segment)) = taken.next_captured() {
             self.journal.at(name);
+            if let Some((segment, payload)) = &segment
+                && self.patient
+                && self.table.should_wait(segment, payload.len())
+            {
+                break;
+            }
             let admitted =
                 segment.is_none_or(|(segment, payload)| self.admits(now_us, &segment, payload, &ordered));
             if !admitted {

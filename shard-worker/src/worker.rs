@@ -17,7 +17,7 @@ use topology::Plan;
 
 use crate::config::arena_bytes;
 use crate::counters::WorkerCount;
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Taken};
 use crate::outbox::MIN_RING;
 use crate::shard::Shard;
 
@@ -166,14 +166,23 @@ impl Worker {
         shard.table.was_deaf(control.deaf_ms() * 1_000);
         let abandoning = matches!(phase, Phase::Abandoning { .. });
         // After giving up, no input is taken any more: what is left in the rings stays there, and counts as such.
-        let mut taken = (!abandoning).then(|| inbox.take()).filter(|taken| !taken.is_empty());
+        let full = shard.is_full();
+        let mut taken = if abandoning {
+            None
+        } else if full {
+            Some(inbox.take_returned())
+        } else {
+            Some(inbox.take())
+        }
+        .filter(|taken| !taken.is_empty());
         if let Some(taken) = &mut taken {
             shard.feed(now_us, taken, control);
         }
+        let held_up = full || taken.as_ref().is_some_and(Taken::is_untouched);
         let due = shard.tick(now_us);
         let all_given_up = !abandoning || shard.table.abandon(now_us);
         let more = shard.pump(now_us);
-        let had_input = taken.is_some();
+        let had_input = taken.as_ref().is_some_and(|taken| !taken.is_untouched());
         let sent = shard.commit(now_us, taken.as_mut(), false);
         if let Phase::Abandoning { pumped, .. } = phase {
             *pumped = all_given_up && !more;
@@ -182,7 +191,7 @@ impl Worker {
         if had_input || due || sent {
             shard.publisher.add(WorkerCount::Batches, 1);
             Step::Worked
-        } else if more {
+        } else if more || held_up {
             Step::Blocked
         } else {
             Step::Idle

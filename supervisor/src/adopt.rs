@@ -113,6 +113,7 @@ fn difference(old: &Plan, new: &Plan) -> Option<&'static str> {
     [
         ("-x", old.mappings == new.mappings && targets(old) == targets(new)),
         ("range of clients (-c, --keep-clients)", clients),
+        ("files, or another part of them", old.trace == new.trace),
         ("--shards", old.shards == new.shards),
         ("--memory or --max-sessions", old.limits == new.limits && old.rings == new.rings),
     ]

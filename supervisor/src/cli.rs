@@ -16,6 +16,8 @@ use crate::role::RoleArgs;
 pub(crate) enum Action {
     /// Replay live traffic.
     Run(Options),
+    /// Replay packet files.
+    Replay(Options),
     /// See the targets' answers and return their headers.
     Intercept(Options),
     /// Print the state of an instance.
@@ -100,6 +102,7 @@ fn read_from(
     let (verb, matches) = matches.subcommand().expect("a subcommand is required");
     match verb {
         "run" => Ok(Action::Run(options(matches, Command::Run)?)),
+        "replay" => Ok(Action::Replay(options(matches, Command::Replay)?)),
         "intercept" => Ok(Action::Intercept(options(matches, Command::Intercept)?)),
         "stats" => Ok(Action::Stats { name: name(matches)?, json: matches.get_flag("json") }),
         "top" => Ok(Action::Top { name: name(matches)? }),
@@ -133,6 +136,11 @@ fn command() -> clap::Command {
             of_options(Command::Run)
                 .about("Capture live traffic on this host and replay it on a target")
                 .after_help("Example: tcptwin run -x 80-10.0.3.2:8080 -s 10.0.4.2 -n 1.5"),
+        )
+        .subcommand(
+            of_options(Command::Replay)
+                .about("Replay packet files (pcap, pcapng) on a target")
+                .after_help("Examples: tcptwin replay day.pcap -x 80-10.0.3.2:8080 -s 10.0.4.2 --speed 2\n          tcptwin replay day.pcap -x 80-10.0.3.2:8080 --dry-run"),
         )
         .subcommand(
             of_options(Command::Intercept)
@@ -203,6 +211,9 @@ fn of_options(of: Command) -> clap::Command {
             Takes::Many(placeholder) => {
                 arg.value_name(placeholder).action(ArgAction::Append).allow_negative_numbers(true)
             }
+            Takes::Files(placeholder) => {
+                Arg::new(key.name()).help(help).help_heading(look.group).value_name(placeholder).num_args(0..)
+            }
         });
     }
     command
@@ -215,7 +226,7 @@ fn options(matches: &ArgMatches, of: Command) -> Result<Options, Refusal> {
         match key.look().takes {
             Takes::Flag if matches.get_flag(key.name()) => line.give(*key, "", Place::CommandLine),
             Takes::Flag => {}
-            Takes::One(_) | Takes::Many(_) => {
+            Takes::One(_) | Takes::Many(_) | Takes::Files(_) => {
                 for text in matches.get_many::<String>(key.name()).into_iter().flatten() {
                     line.give(*key, text, Place::CommandLine);
                 }
@@ -349,7 +360,7 @@ mod tests {
         for (line, part) in [
             ("tcptwin", "which command?"),
             ("tcptwin rum", "there is no command `rum`. Did you mean `run`?"),
-            ("tcptwin replay x", "there is no command `replay`"),
+            ("tcptwin replays x", "there is no command `replays`"),
             ("tcptwin run --copis 2", "there is no option --copis here. Did you mean --copies?"),
             ("tcptwin run 80-10.0.3.2:8080", "belongs to no option"),
             ("tcptwin run -x", "has no value"),

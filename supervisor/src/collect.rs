@@ -67,7 +67,11 @@ impl Collector {
             epoch: self.region.epoch(),
             roles: self.roles(members),
             capture: Capture {
-                engine: self.plan.capture.engine.name().to_owned(),
+                engine: match self.plan.trace {
+                    Some(_) => "file",
+                    None => self.plan.capture.engine.name(),
+                }
+                .to_owned(),
                 frames: self.capturer(capturer::Count::Frames),
                 kernel_drops: self.capturer(capturer::Count::KernelDrops),
             },

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `cli` | the command line and its errors |
 //! | `run` | `run`, from the options to the last line |
+//! | `replaying` | `replay`: the same with packet files in front |
 //! | `adopt`, `upgrade` | going on with what a dead supervisor left; going on as another image of the program |
 //! | `service` | systemd |
 //! | `preflight`, `host` | what is checked before anything starts; facts about this machine |
@@ -16,6 +17,7 @@
 //! | `collect`, `stats` | counters and /proc → the figures |
 //! | `live`, `summary`, `metrics`, `terminal`, `words` | the figures for people and for Prometheus |
 //! | `intercepting` | `intercept` |
+//! | `survey` | `replay --dry-run` |
 //! | `demo` | `demo` |
 //! | `format` | what a region's bytes mean to this program |
 //! | `key`, `logging`, `procfs`, `signals` | keys, log lines, /proc, Ctrl-C |
@@ -43,6 +45,7 @@ mod place;
 mod preflight;
 mod procfs;
 mod quarantine;
+mod replaying;
 mod role;
 mod run;
 mod service;
@@ -52,6 +55,7 @@ mod spawn;
 mod stats;
 mod summary;
 mod supervise;
+mod survey;
 mod terminal;
 #[cfg(test)]
 mod testing;
@@ -73,6 +77,7 @@ fn main() -> ExitCode {
         Ok(Action::Demo(args)) => return demo::run(&args),
         Ok(Action::Print(text)) => print(&text),
         Ok(Action::Run(options)) => run::run(&options),
+        Ok(Action::Replay(options)) => replaying::run(&options),
         Ok(Action::Intercept(options)) => intercepting::run(&options),
         Ok(Action::Stats { name, json }) => ctl::stats(&name, json),
         Ok(Action::Top { name }) => ctl::top(&name),

@@ -70,6 +70,7 @@ fn rights(plan: &Plan) -> Result<(), Refusal> {
         [] => "any interface".to_owned(),
         names => names.join(", "),
     };
+    let on = if plan.trace.is_some() { "the way to the target".to_owned() } else { on };
     Err(Refusal::preflight(format!(
         "opening a packet socket on {on} needs CAP_NET_RAW. Run with sudo, or once: sudo setcap cap_net_raw,cap_net_admin+ep {program}"
     )))

@@ -20,7 +20,7 @@ use crate::sockets::{Kept, Sockets};
 use crate::supervise::{Ended, House, Setup, Supervisor};
 use crate::terminal::Terminal;
 use crate::upgrade::{self, Handover};
-use crate::{guarding, host, key, logging, metrics, summary};
+use crate::{guarding, host, key, logging, metrics, replaying, summary};
 
 /// Removes the region's file at the end, whatever the end is. Sessions of a run before this one are not given up before
 /// this one works.
@@ -51,6 +51,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let facts = host::facts(key::of_options(options)?)?;
     let mut plan = plan_from(options, &facts)?;
     compile(&mut plan, options)?;
+    replaying::settle(&mut plan)?;
     let metrics = planner::metrics_addr(options)?;
     let Ready { plan, found, lock, directory, notes } = preflight::check(plan, options)?;
     let service = Service::of_environment();
@@ -200,9 +201,12 @@ fn finish(setup: Setup, mut made: Made) -> anyhow::Result<ExitCode> {
             sample.stats.ledger.imbalance()
         );
     }
-    match failure {
-        None => Ok(ExitCode::SUCCESS),
-        Some(why) => anyhow::bail!("the run {} was stopped: {why}", plan.name),
+    match (failure, &plan.trace) {
+        (None, Some(trace)) if sample.stats.ledger.captured.segments == 0 => {
+            anyhow::bail!("{}", replaying::nothing_mapped(&plan, trace))
+        }
+        (None, _) => Ok(ExitCode::SUCCESS),
+        (Some(why), _) => anyhow::bail!("the run {} was stopped: {why}", plan.name),
     }
 }
 
@@ -290,9 +294,27 @@ fn engine(capture: &topology::plan::CapturePlan) -> String {
     format!("{} ({by})", capture.engine.name())
 }
 
+/// What is read, and how fast.
+fn files(plan: &Plan) -> String {
+    let Some(trace) = &plan.trace else { return String::new() };
+    let name = |file: &std::path::PathBuf| file.file_name().unwrap_or(file.as_os_str()).display().to_string();
+    let what = match trace.files.as_slice() {
+        [one] => name(one),
+        files => crate::words::counted(files.len() as u64, "file"),
+    };
+    let speed = match trace.speed_milli {
+        Some(1_000) => String::new(),
+        Some(milli) => format!(" at {} times its speed", f64::from(milli) / 1e3),
+        None => " as fast as possible".to_owned(),
+    };
+    let loops = if trace.loops > 1 { format!(", {} times", trace.loops) } else { String::new() };
+    format!("{what}{speed}{loops}")
+}
+
 /// The first two lines: what is replayed where, and by what.
 fn opening(plan: &Plan, inject: &str) -> [String; 2] {
     let from = match plan.capture.interfaces.as_slice() {
+        _ if plan.trace.is_some() => files(plan),
         [] => "any interface".to_owned(),
         names => names.join(","),
     };

@@ -52,7 +52,10 @@ pub(crate) fn start(
     if let Some(core) = wiring::core(plan, process) {
         command.args(["--core", &core.to_string()]);
     }
-    command.stdin(Stdio::null()).stdout(Stdio::null()).env_clear();
+    // Packets from a pipe are the capturer's to read.
+    let piped = process == Process::Capturer && plan.trace.as_ref().is_some_and(crate::replaying::is_stdin);
+    let stdin = if piped { Stdio::inherit() } else { Stdio::null() };
+    command.stdin(stdin).stdout(Stdio::null()).env_clear();
     command.envs(ENVIRONMENT.iter().filter_map(|key| Some((key, std::env::var_os(key)?))));
     if quiet {
         command.env(logging::LEVEL, "warn");

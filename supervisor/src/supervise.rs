@@ -8,9 +8,11 @@
 //! | `engines` | by which engines packets leave |
 //! | `rolling` | another image of the program: into it, and role by role after it |
 //! | `ending` | the ordered end |
+//! | `finale` | when a replay of files begins, and when it is over |
 
 mod ending;
 mod engines;
+mod finale;
 mod orders;
 mod rolling;
 mod watch;
@@ -121,6 +123,7 @@ pub(crate) struct Supervisor {
     told: &'static str,
     failure: Option<String>,
     was_running: bool,
+    finale: Option<finale::Finale>,
 }
 
 /// Where in its life the run is.
@@ -227,6 +230,7 @@ impl Supervisor {
             events: Vec::new(),
             told: "",
             failure: None,
+            finale: None,
         })
     }
 
@@ -246,6 +250,7 @@ impl Supervisor {
             self.watch(now);
             self.roll(now);
             self.end_if_asked(now);
+            self.end_with_the_files(now);
             self.report(now);
             self.watch_engines();
             if let Phase::Draining(drain) = self.phase {
@@ -283,11 +288,20 @@ impl Supervisor {
     /// Sleeps until something happens or the next tick.
     fn wait(&mut self) {
         let suspects = self.members.iter().any(|member| member.watchdog.suspects());
-        let calm = matches!(self.phase, Phase::Running) && self.rolling.is_none() && !suspects;
+        let calm = matches!(self.phase, Phase::Running)
+            && self.rolling.is_none()
+            && !suspects
+            && self.finale.is_none()
+            && self.may_read();
         let tick = if calm { TICK } else { SHORT_TICK };
         let now = Instant::now();
-        let due =
-            self.members.iter().filter_map(Member::due).map(|at| at.saturating_duration_since(now)).min();
+        let due = self
+            .members
+            .iter()
+            .filter(|member| self.may_start(member.process))
+            .filter_map(Member::due)
+            .map(|at| at.saturating_duration_since(now))
+            .min();
         let sleep = due.map_or(tick, |due| due.min(tick)).min(self.until_silent(tick));
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds = vec![readable(self.signals.bell())];
@@ -371,8 +385,12 @@ impl Supervisor {
 
     /// Whether every role works, or once did, and the return channel is up, or had its time.
     fn is_up(&mut self) -> bool {
-        let running =
-            |member: &Member| self.region.heartbeat(member.process.role()).state() == RoleState::Running;
+        let running = |member: &Member| match self.region.heartbeat(member.process.role()).state() {
+            RoleState::Running => true,
+            // A short file is read before anybody looks.
+            RoleState::Done => self.plan.trace.is_some(),
+            _ => false,
+        };
         let late = self.collector.age() >= LINK_TIME;
         if !self.was_running && self.members.iter().all(running) {
             self.was_running = late || self.collector.links_up();
@@ -426,6 +444,10 @@ impl Supervisor {
         self.told = told;
         // Yellow where it asks for attention.
         let paint = self.terminal.colour && !good;
+        let text = match finale::progress(&now, elapsed) {
+            Some(progress) => format!("{text}   {progress}"),
+            None => text,
+        };
         self.terminal.line(if paint { format!("\x1b[33m{text}\x1b[0m") } else { text });
         now
     }

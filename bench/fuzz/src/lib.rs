@@ -16,6 +16,7 @@
 //! | `sealed` | two ends of a return channel over a line that may alter bytes |
 //! | `ring` | a ring that anybody may have scribbled over |
 //! | `table` | a session table under any sequence of operations |
+//! | `trace` | a packet file; read again, and cut |
 //! | `lease` | memory that a table believes to be for ever |
 //! | `seeds`, `seeds/*` | valid inputs of every kind: the corpus |
 //! | `mutate` | inputs made from others |
@@ -39,6 +40,7 @@ mod sealed;
 pub mod seeds;
 mod stream;
 mod table;
+mod trace;
 
 pub use checksum::checksum;
 pub use frame::frame;
@@ -49,6 +51,7 @@ pub use ring::ring;
 pub use sealed::sealed;
 pub use stream::stream;
 pub use table::table;
+pub use trace::trace;
 
 /// A place where bytes come in.
 pub struct Target {
@@ -90,5 +93,6 @@ pub const TARGETS: &[Target] = &[
     Target { name: "stream", run: stream, seeds: seeds::channel::streams, shape: ops(2, 1) },
     Target { name: "sealed", run: sealed, seeds: seeds::channel::talks, shape: ops(1, sealed::OP) },
     Target { name: "ring", run: ring, seeds: seeds::rings, shape: ops(0, ring::OP) },
+    Target { name: "trace", run: trace, seeds: seeds::files::files, shape: ops(2, 4) },
     Target { name: "table", run: table, seeds: seeds::tables::tables, shape: ops(table::HEAD, table::OP) },
 ];

@@ -7,8 +7,10 @@
 //! | `channel` | record, stream, sealed |
 //! | here | ring |
 //! | `tables` | table |
+//! | `files` | trace |
 
 pub mod channel;
+pub mod files;
 pub mod packets;
 pub mod tables;
 

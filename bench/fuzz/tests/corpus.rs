@@ -62,6 +62,9 @@ fn every_reason_to_refuse_input_is_reached() {
     let unencrypted = |name: &&str| !["altered", "wrong_key", "random"].contains(name);
     let reasons = returns::Reason::ALL.iter().map(|r| r.name()).filter(unencrypted);
     assert_eq!(out_of_reach("stream", reasons), [""; 0]);
+    // What cannot be opened has no bytes.
+    let troubles = trace::Trouble::ALL.iter().map(|t| t.name()).filter(|name| *name != "unopened");
+    assert_eq!(out_of_reach("trace", troubles), [""; 0]);
     assert_eq!(out_of_reach("sealed", ["altered"].into_iter()), [""; 0]);
 }
 

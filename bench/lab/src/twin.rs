@@ -32,6 +32,8 @@ pub use stats::{RoleStats, Stats};
 pub enum Kind {
     /// `tcptwin run`.
     Run,
+    /// `tcptwin replay`.
+    Replay,
     /// `tcptwin intercept`.
     Intercept,
 }
@@ -116,15 +118,21 @@ impl Twin {
             Some(given) => (*given).to_owned(),
             None => format!("lab{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed)),
         };
-        let mut words: Vec<String> = vec![if kind == Kind::Run { "run" } else { "intercept" }.to_owned()];
+        let verb = match kind {
+            Kind::Run => "run",
+            Kind::Replay => "replay",
+            Kind::Intercept => "intercept",
+        };
+        let mut words: Vec<String> = vec![verb.to_owned()];
         words.extend(args.iter().map(|&a| a.to_owned()));
         if !args.contains(&"--key") {
             words.push("--plain".to_owned());
         }
         words.push("--json".to_owned());
         // All stories of a test program by another engine than the default.
-        let engine =
-            std::env::var("LAB_INJECT").ok().filter(|_| kind == Kind::Run && !args.contains(&"--inject"));
+        let engine = std::env::var("LAB_INJECT")
+            .ok()
+            .filter(|_| kind != Kind::Intercept && !args.contains(&"--inject"));
         words.extend(engine.into_iter().flat_map(|engine| ["--inject".to_owned(), engine]));
         if !args.contains(&"--name") {
             words.extend(["--name".to_owned(), name.clone()]);
@@ -163,7 +171,7 @@ impl Instance {
         let ready = wait::until(&what, START, || {
             self.has_ended()
                 || match self.kind {
-                    Kind::Run => self.stats().is_ok_and(|s| s.state() == "running"),
+                    Kind::Run | Kind::Replay => self.stats().is_ok_and(|s| s.state() == "running"),
                     Kind::Intercept => self.listens(),
                 }
         });

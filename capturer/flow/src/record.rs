@@ -88,8 +88,11 @@ pub struct Captured {
     pub server: Endpoint,
     /// Index of the mapping (`-x`) that matched.
     pub mapping: u16,
+    /// Which loop of a replayed file, modulo 256: part of the flow's identity, because sessions of the loop before may be
+    /// open still. 0 in live capture.
+    pub lap: u8,
     /// Fills up to 88 bytes.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 5],
 }
 
 /// shard → injector: one segment, or one super-frame to be cut into segments of `mss`; 64 bytes, then `payload_len` bytes.

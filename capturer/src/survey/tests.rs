@@ -20,7 +20,7 @@ impl File {
     }
 
     /// A packet of which `cut` bytes at the end were not captured.
-    fn cut(&mut self, src: &str, dst: &str, flags: u16, seq: u32, ack: u32, payload: &[u8], cut: usize) {
+    fn cut(&mut self, src: &str, dst: &str, flags: u16, (seq, ack): (u32, u32), payload: &[u8], cut: usize) {
         let at = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
         let tcp = TcpFields { seq: Seq(seq), ack: Seq(ack), flags, ..TcpFields::default() };
         let mut head = [0; MAX_HEADERS];
@@ -32,7 +32,7 @@ impl File {
     }
 
     fn client(&mut self, flags: u16, seq: u32, ack: u32, payload: &[u8]) {
-        self.cut(CLIENT, SERVER, flags, seq, ack, payload, 0);
+        self.cut(CLIENT, SERVER, flags, (seq, ack), payload, 0);
     }
 
     fn data(&mut self, seq: u32, ack: u32, payload: &[u8]) {
@@ -40,7 +40,7 @@ impl File {
     }
 
     fn server(&mut self, seq: u32, ack: u32, payload: &[u8]) {
-        self.cut(SERVER, CLIENT, flag::ACK, seq, ack, payload, 0);
+        self.cut(SERVER, CLIENT, flag::ACK, (seq, ack), payload, 0);
     }
 }
 
@@ -102,7 +102,7 @@ fn more_holes_than_are_remembered_stay_missing() {
 #[test]
 fn what_the_snap_length_cut_off_is_a_hole() {
     let mut file = opened();
-    file.cut(CLIENT, SERVER, flag::ACK, 100, 500, &[1; 100], 40);
+    file.cut(CLIENT, SERVER, flag::ACK, (100, 500), &[1; 100], 40);
     file.data(200, 500, &[1; 10]);
     let sums = file.survey.sums();
     assert_eq!((sums.request_bytes, sums.missing_bytes), (70, 40));
@@ -143,21 +143,21 @@ fn a_full_table_forgets_what_has_ended_and_counts_the_rest() {
     let mut file = File::new(Bounds { flows: 2, services: 1 });
     let client = |n: u32| format!("10.0.0.{n}:4000");
     for n in 1..=2 {
-        file.cut(&client(n), SERVER, flag::SYN, 0, 0, &[], 0);
+        file.cut(&client(n), SERVER, flag::SYN, (0, 0), &[], 0);
     }
-    file.cut(&client(3), SERVER, flag::SYN, 0, 0, &[], 0);
+    file.cut(&client(3), SERVER, flag::SYN, (0, 0), &[], 0);
     assert_eq!((file.survey.sums().begun, file.survey.counts().overflow_packets), (2, 1));
-    file.cut(&client(1), SERVER, flag::FIN | flag::ACK, 11, 1, &[], 0);
-    file.cut(&client(3), SERVER, flag::SYN, 0, 0, &[], 0);
+    file.cut(&client(1), SERVER, flag::FIN | flag::ACK, (11, 1), &[], 0);
+    file.cut(&client(3), SERVER, flag::SYN, (0, 0), &[], 0);
     assert_eq!((file.survey.sums().begun, file.survey.counts().overflow_packets), (3, 1));
-    file.cut(&client(1), "10.0.0.9:81", flag::SYN, 0, 0, &[], 0);
+    file.cut(&client(1), "10.0.0.9:81", flag::SYN, (0, 0), &[], 0);
     assert_eq!(file.survey.counts().overflow_services, 1);
 }
 
 #[test]
 fn services_are_told_by_their_syn_else_by_the_lower_port() {
     let mut file = File::new(Bounds::default());
-    let other = |file: &mut File, src: &str, dst: &str, flags| file.cut(src, dst, flags, 0, 0, &[1; 5], 0);
+    let other = |file: &mut File, src: &str, dst: &str, flags| file.cut(src, dst, flags, (0, 0), &[1; 5], 0);
     other(&mut file, "10.1.0.1:7000", "10.1.0.2:9000", flag::SYN);
     other(&mut file, "10.1.0.2:9000", "10.1.0.1:7000", flag::ACK);
     other(&mut file, "10.2.0.1:443", "10.2.0.2:50000", flag::ACK);
@@ -173,7 +173,7 @@ fn services_are_told_by_their_syn_else_by_the_lower_port() {
 #[test]
 fn what_a_replay_sent_is_not_replayed_again() {
     let mut file = File::new(Bounds::default());
-    file.cut("198.18.0.7:4000", SERVER, flag::SYN, 0, 0, &[], 0);
-    file.cut(SERVER, "198.18.0.7:4000", flag::SYN | flag::ACK, 0, 1, &[], 0);
+    file.cut("198.18.0.7:4000", SERVER, flag::SYN, (0, 0), &[], 0);
+    file.cut(SERVER, "198.18.0.7:4000", flag::SYN | flag::ACK, (0, 1), &[], 0);
     assert_eq!((file.survey.counts().own, file.survey.sums()), (2, Sums::default()));
 }

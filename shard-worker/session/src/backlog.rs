@@ -11,7 +11,7 @@
 use flow::Captured;
 
 use crate::chunks::ROOM;
-use crate::slot::{NONE, Phase, Slot};
+use crate::slot::{NONE, Phase, Slot, is};
 use crate::table::Table;
 use crate::undo::SESSION_IMAGES;
 
@@ -32,6 +32,37 @@ impl Table {
         self.chunks.available() >= needed(len)
     }
 
+    /// Whether half of the payload memory is held: a source that can wait is left alone until it is not.
+    pub fn is_crowded(&self) -> bool {
+        self.tally.in_flight > 0 && self.chunks.available() < self.chunks.len() / 2
+    }
+
+    /// Whether a captured segment had better wait, because what it needs will be free without any more input: room in a session
+    /// that holds as much as it may and has something to send, or a slot while a session is at its end. Where no
+    /// session can end by itself, waiting would last for ever, and the flow is refused and counted.
+    pub fn should_wait(&self, segment: &Captured, payload_bytes: usize) -> bool {
+        let mut id = match self.find_flow(self.hash_of(segment), segment) {
+            Some(first) => first,
+            None => return self.free.is_empty() && self.is_one_ending(),
+        };
+        while id != NONE {
+            let slot = self.slots.get(id);
+            let held = u64::from(slot.held_len) + u64::from(slot.stash_bytes) + payload_bytes as u64;
+            if slot.held_len > 0 && held > u64::from(self.config.limits.held_per_session) {
+                return true;
+            }
+            id = slot.next_copy;
+        }
+        false
+    }
+
+    fn is_one_ending(&self) -> bool {
+        (0..self.header.fresh.min(self.slots.len())).map(|id| self.slots.get(id)).any(|slot| {
+            matches!(slot.phase(), Phase::Lingering | Phase::Resetting)
+                || slot.is(is::END_HELD | is::DETACHED)
+        })
+    }
+
     /// Makes sure that the bytes of a captured segment find room in every copy of its flow. False when some was made, but is
     /// free only after the transaction.
     pub(crate) fn reserve(
@@ -45,8 +76,7 @@ impl Table {
         if self.chunks.available() >= self.chunks.len() / PLENTY {
             return true;
         }
-        let hash = self.flow_hash(&segment.client, &segment.server);
-        let first = self.find_flow(hash, &segment.client, &segment.server, segment.mapping);
+        let first = self.find_flow(self.hash_of(segment), segment);
         let needed = match first {
             Some(first) => self.needed_by_copies(first, payload_bytes),
             None => {

@@ -82,7 +82,7 @@ impl Table {
         if self.free.is_empty() {
             return Err(Drop::TableFull);
         }
-        let choice = self.choose(now_us, &segment.client, &segment.server, target, copy)?;
+        let choice = self.choose(now_us, segment, target, copy)?;
         let id = self.free.pop().expect("one was free a moment ago, and choosing frees only");
         self.header.fresh = self.header.fresh.max(id + 1);
         let tcp = &segment.tcp;
@@ -90,7 +90,8 @@ impl Table {
         slot.reset();
         slot.client = segment.client;
         slot.server = segment.server;
-        slot.mapping = segment.mapping;
+        slot.mapping = segment.mapping as u8;
+        slot.lap = segment.lap;
         slot.target = target;
         (slot.copies, slot.copy) = (copies, copy);
         slot.seen_us = now_us;
@@ -127,14 +128,8 @@ impl Table {
     }
 
     /// An endpoint for a copy of a flow.
-    fn choose(
-        &mut self,
-        now_us: u64,
-        client: &Endpoint,
-        server: &Endpoint,
-        target: u16,
-        copy: u16,
-    ) -> Result<Choice, Drop> {
+    fn choose(&mut self, now_us: u64, segment: &Captured, target: u16, copy: u16) -> Result<Choice, Drop> {
+        let Captured { client, lap, .. } = segment;
         if let Clients::Pool { .. } = self.config.clients {
             return self.next_of_pool(now_us, target).map(Choice::Free).ok_or(Drop::EndpointsExhausted);
         }
@@ -142,7 +137,7 @@ impl Table {
             // It stands for "none" in a slot. Nobody speaks from there, but a frame may say so.
             return Err(Drop::EndpointsExhausted);
         }
-        if copy == 0 {
+        if copy == 0 && *lap == 0 {
             let address = self.config.targets[target as usize].endpoint;
             let Some(holder) = self.find_replayed(client, &address) else { return Ok(Choice::Free(*client)) };
             let slot = self.slots.get(holder);
@@ -162,7 +157,7 @@ impl Table {
             }
             self.tally.one(Count::PortShifted);
         }
-        self.other_port(client, server, target, copy).map(Choice::Free).ok_or(Drop::EndpointsExhausted)
+        self.other_port(segment, target, copy).map(Choice::Free).ok_or(Drop::EndpointsExhausted)
     }
 
     fn next_of_pool(&mut self, now_us: u64, target: u16) -> Option<Endpoint> {
@@ -182,10 +177,12 @@ impl Table {
     }
 
     /// The client's address with another port that hashes to this shard and is free.
-    fn other_port(&self, client: &Endpoint, server: &Endpoint, target: u16, copy: u16) -> Option<Endpoint> {
+    fn other_port(&self, segment: &Captured, target: u16, copy: u16) -> Option<Endpoint> {
+        let Captured { client, server, lap, .. } = segment;
         let address = self.config.targets[target as usize].endpoint;
         let shards = self.config.shards.max(1);
-        let start = flow_hash(self.config.seeds.endpoint ^ u64::from(copy), client, server) as u32;
+        let nth = u64::from(copy) | u64::from(*lap) << 16;
+        let start = flow_hash(self.config.seeds.endpoint ^ nth, client, server) as u32;
         let ports = 65_536 - FIRST_PORT;
         (0..PORTS_TRIED.saturating_mul(u32::from(shards)).min(ports))
             .map(|i| Endpoint::new(client.addr, (FIRST_PORT + start.wrapping_add(i) % ports) as u16))
@@ -270,7 +267,8 @@ impl Table {
         let target = self.config.targets[slot.target as usize].endpoint;
         let replayed = slot.replayed;
         let floor = floor.or_else(|| self.header.last_numbers.get(self.replayed_hash(&replayed, &target)));
-        let isn = numbering::isn(now_us, self.config.seeds.isn, &replayed, &target, floor);
+        let clock_us = if self.config.repeatable { 0 } else { now_us };
+        let isn = numbering::isn(clock_us, self.config.seeds.isn, &replayed, &target, floor);
         let idle_us = self.config.times.idle_us;
         let slot = self.slots.get_mut(id);
         slot.ts_offset = numbering::ts_offset(self.config.seeds.isn, &replayed, &target);

@@ -95,12 +95,8 @@ impl Table {
             format!("slot {id} in {phase:?} has no timer")
         })?;
         if slot.is(is::FIRST) {
-            let found = self.find_flow(
-                self.flow_hash(&slot.client, &slot.server),
-                &slot.client,
-                &slot.server,
-                slot.mapping,
-            );
+            let flow = slot.flow();
+            let found = self.find_flow(self.hash_of(&flow), &flow);
             ensure(found == Some(id), || format!("slot {id} is first of its flow but {found:?} is found"))?;
         }
         let next = slot.next_copy;

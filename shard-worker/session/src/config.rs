@@ -34,6 +34,11 @@ pub struct Config {
     pub times: Times,
     /// SYNs ask to be claimed at the intercepts (`--keep-clients`).
     pub claim: bool,
+    /// What is captured comes from a file: how far, µs of its time, it must have gone on behind a hole before the hole counts
+    /// as one. None in live capture, where the time of day alone tells.
+    pub file_us: Option<u64>,
+    /// Initial sequence numbers follow from endpoints and keys alone, so that a replay can be repeated.
+    pub repeatable: bool,
 }
 
 /// Keys of the hashes; see the plan's seeds.

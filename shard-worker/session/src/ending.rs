@@ -24,7 +24,7 @@ impl Table {
     /// The flow's four-tuple begins a new connection: the sessions of the old one go on draining on their own.
     pub(crate) fn detach_flow(&mut self, now_us: u64, first: u32) {
         let slot = self.slots.get(first);
-        let hash = self.flow_hash(&slot.client, &slot.server);
+        let hash = self.flow_hash(&slot.client, &slot.server, slot.lap);
         self.by_flow.remove(hash, first);
         let mut id = first;
         while id != NONE {
@@ -296,15 +296,15 @@ impl Table {
             return;
         }
         let next = slot.next_copy;
-        let (client, server, mapping) = (slot.client, slot.server, slot.mapping);
-        let hash = self.flow_hash(&client, &server);
+        let flow = slot.flow();
+        let hash = self.flow_hash(&flow.client, &flow.server, flow.lap);
         if slot.is(is::FIRST) {
             self.by_flow.remove(hash, id);
             if next != NONE {
                 self.by_flow.insert(hash, next);
                 self.slots.get_mut(next).set(is::FIRST);
             }
-        } else if let Some(first) = self.find_flow(hash, &client, &server, mapping) {
+        } else if let Some(first) = self.find_flow(hash, &flow) {
             let mut before = first;
             while before != NONE && self.slots.get(before).next_copy != id {
                 before = self.slots.get(before).next_copy;

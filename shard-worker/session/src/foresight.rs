@@ -41,7 +41,7 @@ impl Table {
         }
         let mut foresight = std::mem::take(&mut self.foresight);
         let captured = note(&mut foresight.captured, &self.by_flow, captured, |segment| {
-            self.flow_hash(&segment.client, &segment.server)
+            self.flow_hash(&segment.client, &segment.server, segment.lap)
         });
         let returned = note(&mut foresight.returned, &self.by_replayed, returned, |header| {
             self.replayed_hash(&header.client, &header.target)

@@ -40,6 +40,7 @@ pub mod config;
 mod congestion;
 mod ending;
 pub mod endpoints;
+mod file_clock;
 mod foresight;
 mod held;
 pub mod histogram;

@@ -17,6 +17,8 @@ use crate::wide::Wide;
 
 /// A round-trip time of the client from this on is not believed: its SYN was lost on the way, or its user was asleep.
 pub(crate) const RTT_VALID_US: u64 = 900_000;
+/// Between looks at whether a file has gone on far enough behind a hole.
+const FILE_LOOK_US: u64 = 20_000;
 /// Sequence numbers further off than this belong to another connection: four times Linux' largest default buffer.
 const FAR: i32 = 1 << 28;
 
@@ -37,9 +39,10 @@ impl Table {
     ) {
         self.tally.one(Count::TakenSegments);
         self.tally.add(Count::TakenBytes, payload.len() as u64);
-        let hash = self.flow_hash(&segment.client, &segment.server);
+        self.file_clock.read(now_us, segment.time_ns / 1000);
+        let hash = self.hash_of(segment);
         let opens = segment.tcp.has(flag::SYN) && !segment.tcp.has(flag::ACK);
-        let mut first = self.find_flow(hash, &segment.client, &segment.server, segment.mapping);
+        let mut first = self.find_flow(hash, segment);
         if let Some(id) = first
             && opens
             && !self.repeats_syn(id, segment)
@@ -406,6 +409,12 @@ impl Table {
         let slot = self.slots.get(id);
         if !slot.is(is::ANCHORED) {
             // Not a hole: data in a SYN, which waits for the client's next packet.
+            return;
+        }
+        let behind_us = stash::first_time_us(slot, &self.chunks).unwrap_or(slot.data_us);
+        if self.file_clock.may_fill(now_us, behind_us) && slot.stash_count < stash::ENTRIES {
+            self.slots.get_mut(id).arm(Timer::Hole, now_us + FILE_LOOK_US);
+            self.rearm(id);
             return;
         }
         if !self.reserve_for_stash(now_us, id) {

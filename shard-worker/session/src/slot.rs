@@ -12,6 +12,7 @@
 //! | `Parted` | the connection is gone, the client is not | the client's next turn → `Opening`; its end → `Free` |
 //! | `Lingering` | over; repeated FINs are still acknowledged | time is over, or the four-tuple comes back → `Free` |
 
+use flow::Captured;
 use flow::record::SackBlock;
 use flow::{Endpoint, Seq};
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
@@ -256,7 +257,10 @@ pub(crate) struct Slot {
     pub(crate) deviation: i32,
 
     pub(crate) turns_waiting: u16,
-    pub(crate) mapping: u16,
+    /// Index of the mapping: there are 256 at most.
+    pub(crate) mapping: u8,
+    /// See `Captured::lap`.
+    pub(crate) lap: u8,
     pub(crate) target: u16,
     /// Payload bytes per segment towards the target.
     pub(crate) mss: u16,
@@ -331,6 +335,18 @@ impl Slot {
         slot.tail_piece = Place::NOWHERE;
         slot.cursor = Place::NOWHERE;
         slot
+    }
+
+    /// What names its flow.
+    pub(crate) fn flow(&self) -> Captured {
+        let (client, server, mapping) = (self.client, self.server, self.mapping.into());
+        Captured { client, server, mapping, lap: self.lap, ..Captured::default() }
+    }
+
+    /// Whether a captured segment belongs to its flow.
+    pub(crate) fn is_of(&self, segment: &Captured) -> bool {
+        (self.client, self.server, u16::from(self.mapping), self.lap)
+            == (segment.client, segment.server, segment.mapping, segment.lap)
     }
 
     /// Empties the slot; it stays in the transaction that it is in.

@@ -112,6 +112,11 @@ pub(crate) fn was_answered(slot: &Slot, chunks: &Chunks, ack: Option<Seq>, end: 
     matches!((first, last), (Some(first), Some(last)) if last.after(first))
 }
 
+/// When the first of what lies behind the hole was captured.
+pub(crate) fn first_time_us(slot: &Slot, chunks: &Chunks) -> Option<u64> {
+    ahead(slot, chunks).map(|(entry, _)| entry.time_us).min()
+}
+
 /// The first byte after the hole.
 pub(crate) fn first_byte(slot: &Slot, chunks: &Chunks) -> Option<Seq> {
     ahead(slot, chunks).map(|(entry, _)| entry.seq).reduce(Seq::min)

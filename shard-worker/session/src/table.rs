@@ -29,6 +29,7 @@ use crate::chunks::Chunks;
 use crate::config::{Clients, Config};
 use crate::congestion::RTO_MOST_US;
 use crate::endpoints::Pool;
+use crate::file_clock::FileClock;
 use crate::foresight::Foresight;
 use crate::index::{Batch, Index};
 use crate::ready::Ready;
@@ -66,8 +67,7 @@ impl<'s> Held<'s> {
 
     /// Whether it is of the flow that a captured segment belongs to.
     pub fn is_of(&self, segment: &Captured) -> bool {
-        let slot = self.slot;
-        (slot.client, slot.server, slot.mapping) == (segment.client, segment.server, segment.mapping)
+        self.slot.is_of(segment)
     }
 
     /// Whether a returned header is addressed to it.
@@ -97,6 +97,7 @@ pub struct Table {
     /// IPv4 and IPv6.
     pub(crate) pools: [Option<Pool>; 2],
     pub(crate) draining: bool,
+    pub(crate) file_clock: FileClock,
     /// Until then no answer could come back, whatever the targets did.
     pub(crate) deaf_us: u64,
     /// Sessions before this one were given up.
@@ -158,6 +159,7 @@ impl Table {
             targets: Targets::new(config.targets.len(), config.pace, config.seeds.isn),
             pools,
             draining: false,
+            file_clock: FileClock::new(config.file_us),
             deaf_us: 0,
             abandoned: 0,
             hand: 0,
@@ -349,8 +351,13 @@ impl Table {
         }
     }
 
-    pub(crate) fn flow_hash(&self, client: &Endpoint, server: &Endpoint) -> u64 {
-        flow_hash(self.config.seeds.table, client, server)
+    pub(crate) fn flow_hash(&self, client: &Endpoint, server: &Endpoint, lap: u8) -> u64 {
+        flow_hash(self.config.seeds.table ^ u64::from(lap), client, server)
+    }
+
+    /// The hash of a segment's flow.
+    pub(crate) fn hash_of(&self, segment: &Captured) -> u64 {
+        self.flow_hash(&segment.client, &segment.server, segment.lap)
     }
 
     pub(crate) fn replayed_hash(&self, replayed: &Endpoint, target: &Endpoint) -> u64 {
@@ -370,19 +377,9 @@ impl Table {
         })
     }
 
-    /// The first copy of a flow.
-    pub(crate) fn find_flow(
-        &self,
-        hash: u64,
-        client: &Endpoint,
-        server: &Endpoint,
-        mapping: u16,
-    ) -> Option<u32> {
-        let slots = &self.slots;
-        self.by_flow.find(hash, |id| {
-            let slot = slots.get(id);
-            slot.client == *client && slot.server == *server && slot.mapping == mapping
-        })
+    /// The first copy of a segment's flow.
+    pub(crate) fn find_flow(&self, hash: u64, segment: &Captured) -> Option<u32> {
+        self.by_flow.find(hash, |id| self.slots.get(id).is_of(segment))
     }
 
     /// After a restart: indices, free lists, wheel and gauges from the slots, in one walk. A slot that makes no sense, or was
@@ -413,7 +410,7 @@ impl Table {
                 continue;
             }
             if slot.is(is::FIRST) {
-                flows.add(self.flow_hash(&slot.client, &slot.server), id);
+                flows.add(self.flow_hash(&slot.client, &slot.server, slot.lap), id);
             }
             if slot.phase() != Phase::Queued && slot.replayed != Endpoint::default() {
                 let target = self.config.targets[slot.target as usize].endpoint;

@@ -49,6 +49,7 @@ impl Supervisor {
                 heartbeat.set_state(RoleState::Done);
                 return;
             }
+            Death::InOrder if process == Process::Capturer && self.has_read_all() => return,
             Death::InOrder => "ended by itself".to_owned(),
             Death::Crash(how) | Death::Kill(how) => how.clone(),
         };
@@ -117,6 +118,9 @@ impl Supervisor {
                 continue;
             }
             let process = self.members[position].process;
+            if !self.may_start(process) {
+                continue;
+            }
             if process == Process::Capturer && std::mem::take(&mut self.renewed) {
                 // Nobody else writes the capturer's counters now.
                 capturer::begin_anew(self.region, &self.plan);

@@ -73,7 +73,7 @@ fn take(options: &mut Options, key: Key, value: &DeValue<'_>, place: &Place) -> 
             options.give(key, &scalar(value).ok_or("one text or number")?, place.clone());
             Ok(())
         }
-        (Takes::Many(_), DeValue::Array(values)) => {
+        (Takes::Many(_) | Takes::Files(_), DeValue::Array(values)) => {
             for value in values.iter() {
                 options.give(
                     key,
@@ -83,7 +83,7 @@ fn take(options: &mut Options, key: Key, value: &DeValue<'_>, place: &Place) -> 
             }
             Ok(())
         }
-        (Takes::Many(_), value) => {
+        (Takes::Many(_) | Takes::Files(_), value) => {
             options.give(key, &scalar(value).ok_or("a text or a list of texts")?, place.clone());
             Ok(())
         }
@@ -120,7 +120,7 @@ fn example(key: Key) -> String {
         _ => match key.look().takes {
             Takes::Flag => format!("{name} = true"),
             Takes::One(_) => format!("{name} = \"...\""),
-            Takes::Many(_) => format!("{name} = [\"...\"]"),
+            Takes::Many(_) | Takes::Files(_) => format!("{name} = [\"...\"]"),
         },
     }
 }

@@ -9,6 +9,7 @@
 //! | `mapping` | `-x` |
 //! | `clients` | `-c`, `--keep-clients`, the default ranges and their parts |
 //! | `sizes` | how the memory is shared out |
+//! | `trace` | the files of `replay`: which, and when their packets are due |
 //! | `planner` | options → plan |
 //! | `plan` | what a run is: everything the roles need to know, written once into the region |
 //! | `listening` | options → what `intercept` does |
@@ -27,6 +28,7 @@ pub mod plan;
 pub mod planner;
 pub mod refusal;
 pub mod sizes;
+pub mod trace;
 pub mod value;
 pub mod wiring;
 

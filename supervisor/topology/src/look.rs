@@ -11,6 +11,8 @@ pub enum Takes {
     One(&'static str),
     /// Values, repeated or comma separated; the placeholder in the help.
     Many(&'static str),
+    /// Names of files, as they are, without an option in front; the placeholder in the help.
+    Files(&'static str),
 }
 
 /// The commands that take options of this list.
@@ -18,6 +20,8 @@ pub enum Takes {
 pub enum Command {
     /// `tcptwin run`.
     Run,
+    /// `tcptwin replay`.
+    Replay,
     /// `tcptwin intercept`.
     Intercept,
 }
@@ -27,6 +31,7 @@ impl Command {
     pub const fn name(self) -> &'static str {
         match self {
             Command::Run => "run",
+            Command::Replay => "replay",
             Command::Intercept => "intercept",
         }
     }
@@ -43,6 +48,8 @@ pub struct Look {
     pub group: &'static str,
     /// Help of `run`; none where `run` does not take it.
     pub run: Option<&'static str>,
+    /// Help of `replay`; likewise.
+    pub replay: Option<&'static str>,
     /// Help of `intercept`; likewise.
     pub intercept: Option<&'static str>,
 }
@@ -52,6 +59,7 @@ impl Look {
     pub const fn help(&self, command: Command) -> Option<&'static str> {
         match command {
             Command::Run => self.run,
+            Command::Replay => self.replay,
             Command::Intercept => self.intercept,
         }
     }
@@ -59,6 +67,7 @@ impl Look {
 
 const TRAFFIC: &str = "Traffic";
 const REPLAY: &str = "Replay";
+const FILES: &str = "Files";
 const RESOURCES: &str = "Resources";
 const RETURN: &str = "Return channel";
 const OUTPUT: &str = "Output";
@@ -66,7 +75,7 @@ const OUTPUT: &str = "Output";
 impl Key {
     /// How the option looks to a person.
     pub const fn look(self) -> Look {
-        use Takes::{Flag, Many, One};
+        use Takes::{Files, Flag, Many, One};
         let (short, takes, group, run, intercept) = match self {
             Key::Map => (
                 Some('x'),
@@ -310,6 +319,12 @@ impl Key {
                 Some("Allow targets on loopback and on this host (tests and experiments only)"),
                 None,
             ),
+            Key::Files => (None, Files("FILE"), FILES, None, None),
+            Key::Speed => (None, One("F|max"), FILES, None, None),
+            Key::MaxGap => (None, One("TIME"), FILES, None, None),
+            Key::Loops | Key::Limit | Key::Rate | Key::Seed => (None, One("N"), FILES, None, None),
+            Key::From | Key::Until => (None, One("TIME"), FILES, None, None),
+            Key::Decap | Key::DryRun => (None, Flag, FILES, None, None),
             Key::Name => (
                 None,
                 One("NAME"),
@@ -339,6 +354,56 @@ impl Key {
                 Some("Print the summary as one JSON object on stdout, and no live view"),
             ),
         };
-        Look { short, takes, group, run, intercept }
+        Look { short, takes, group, run, replay: self.in_replay(run), intercept }
+    }
+
+    /// The help of `replay`: that of `run`, where a packet file is no other than an interface.
+    const fn in_replay(self, run: Option<&'static str>) -> Option<&'static str> {
+        Some(match self {
+            Key::Files => {
+                "Packet files: pcap or pcapng, plain, gzip or zstd; several are merged by time, - is standard input"
+            }
+            Key::Speed => {
+                "So many times as fast as it was captured, in steps of 0.001, or as fast as answers, windows and --rate allow [default: 1]"
+            }
+            Key::MaxGap => {
+                "Pauses of the capture, in which no packet at all was seen, last no longer than this [default: as long as they did]"
+            }
+            Key::Loops => "Replay the files so many times, each time with other clients [default: 1]",
+            Key::From => {
+                "Leave out what was captured before: a time behind the first packet (90s, 5m), or a moment (2026-01-31T12:00:00Z)"
+            }
+            Key::Until => "Leave out what was captured after: likewise",
+            Key::Limit => "Read so many packets at most of each loop",
+            Key::Rate => "Replay so many packets a second at most [default: no limit]",
+            Key::Decap => "Take packets out of VXLAN and GENEVE, as cloud mirrors send them",
+            Key::Seed => {
+                "A number from which addresses, ports, sequence numbers and samples are drawn: the same one makes the same replay [default: 1]"
+            }
+            Key::DryRun => "Say what would be replayed (sessions, turns, bytes, duration), and send nothing",
+            Key::Rtt => {
+                "Distance of the replayed clients: each client's own, none, or milliseconds [default: measured; none with --speed max]"
+            }
+            Key::Join => {
+                "When to join connections older than the files: at the first data, at the first new request, never [default: boundary]"
+            }
+            Key::DrainTime => {
+                "Time without progress after which open requests are given up at the end of the files, and time they have after Ctrl-C [default: 10s]"
+            }
+            Key::Filter => {
+                "Replay only what this expression takes too, as tcpdump writes it (pcap-filter(7)), for example 'not src host 10.0.0.7'; needs libpcap on this host, while --net, --not-net and -x need nothing"
+            }
+            Key::Net => {
+                "Replay only clients in these ranges, for example 10.0.0.0/8; repeatable, comma separated"
+            }
+            Key::NotNet => "Replay no client in these ranges; repeatable, comma separated",
+            Key::OnGap => {
+                "Where the files have a hole: skip the request (and reconnect if part of it was sent), skip it on the same connection, end the session [default: skip]"
+            }
+            Key::Interface | Key::Promiscuous | Key::Capture | Key::CaptureBuffer | Key::XdpForce => {
+                return None;
+            }
+            _ => return run,
+        })
     }
 }

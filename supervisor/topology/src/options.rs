@@ -1,4 +1,4 @@
-//! Every option of `run` and `intercept`, once: the supervisor builds its command line from this list and the
+//! Every option of `run`, `replay` and `intercept`, once: the supervisor builds its command line from this list and the
 //! configuration file accepts the same names, so an option exists in both or in neither.
 //!
 //! Values stay the text a person wrote, with the place where it was written, until the planner reads them: an error
@@ -74,6 +74,28 @@ named_enum! {
         Plain => "plain",
         /// Loopback targets are allowed.
         Lab => "lab",
+        /// Packet files that are replayed.
+        Files => "files",
+        /// How much faster than they were captured.
+        Speed => "speed",
+        /// Longest pause that is kept.
+        MaxGap => "max-gap",
+        /// How often the files are replayed.
+        Loops => "loops",
+        /// Packets before this time are left out.
+        From => "from",
+        /// Packets behind this time are left out.
+        Until => "until",
+        /// Packets read at most.
+        Limit => "limit",
+        /// Packets a second at most.
+        Rate => "rate",
+        /// Packets are taken out of tunnels.
+        Decap => "decap",
+        /// What the choices of a replay are drawn from.
+        Seed => "seed",
+        /// Say what would be replayed, and replay nothing.
+        DryRun => "dry-run",
         /// Name of the instance.
         Name => "name",
         /// Address of the Prometheus text.
@@ -117,6 +139,9 @@ impl Key {
 
     /// As a person types it: the letter where it has one, else the long name.
     pub fn typed(self) -> String {
+        if let Takes::Files(placeholder) = self.look().takes {
+            return placeholder.to_owned();
+        }
         match self.look().short {
             Some(letter) => format!("-{letter}"),
             None => format!("--{}", self.name()),
@@ -188,6 +213,7 @@ impl Options {
                 }
             }
             Takes::One(_) => self.given.push(Given { key, text: text.trim().to_owned(), place }),
+            Takes::Files(_) => self.given.push(Given { key, text: text.to_owned(), place }),
             Takes::Flag => self.given.push(Given { key, text: String::new(), place }),
         }
     }
@@ -320,7 +346,7 @@ mod tests {
         let mut letters = Vec::new();
         for key in Key::ALL {
             let look = key.look();
-            assert!(look.run.is_some() || look.intercept.is_some(), "{}", key.name());
+            assert!([look.run, look.replay, look.intercept].iter().any(Option::is_some), "{}", key.name());
             letters.extend(look.short);
         }
         let count = letters.len();

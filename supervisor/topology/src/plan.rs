@@ -3,6 +3,7 @@
 //! copies, pause, halt) stands in the region's control words instead, with the plan's values as start.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use flow::Range;
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,9 @@ pub struct Plan {
     pub key: Option<[u8; 32]>,
     /// Live capture.
     pub capture: CapturePlan,
+    /// Packet files instead of live capture.
+    #[serde(default)]
+    pub trace: Option<TracePlan>,
     /// How packets leave.
     #[serde(default)]
     pub inject: InjectEngine,
@@ -174,6 +178,39 @@ pub struct CapturePlan {
     pub xdp_force: bool,
 }
 
+/// Packet files as the source, and when their packets are due.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TracePlan {
+    /// Absolute paths, or `-` for standard input.
+    pub files: Vec<PathBuf>,
+    /// How much faster than captured, thousandths; none is as fast as possible.
+    pub speed_milli: Option<u32>,
+    /// Longest pause between two packets of the files that is kept, milliseconds of the files' time.
+    pub max_gap_ms: Option<u64>,
+    /// How often the files are replayed.
+    pub loops: u32,
+    /// What is before is left out.
+    pub from: Option<TraceTime>,
+    /// What is behind is left out.
+    pub until: Option<TraceTime>,
+    /// Packets of one loop at most.
+    pub limit: Option<u64>,
+    /// Packets a second at most.
+    pub rate: Option<u32>,
+    /// Packets are taken out of VXLAN and GENEVE.
+    pub decap: bool,
+}
+
+/// A moment in packet files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TraceTime {
+    /// Nanoseconds since the Unix epoch.
+    At(u64),
+    /// Nanoseconds behind the first packet.
+    After(u64),
+}
+
 /// Bounds; reaching one closes or refuses a session under a named reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
@@ -294,6 +331,7 @@ impl Plan {
                 filter: FilterPlan::default(),
                 xdp_force: false,
             },
+            trace: None,
             inject: InjectEngine::Auto,
             copies_milli: 1_000,
             percent_ppm: 1_000_000,

@@ -13,8 +13,8 @@ use crate::plan::{
     ReplayPlan, Rtt, Seeds, Target,
 };
 use crate::sizes::{self, share_out};
-use crate::value;
 use crate::{Plan, Refusal};
+use crate::{trace, value};
 
 /// What the planner must know about the machine.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ pub const DEFAULT_CAPTURE_BUFFER: u64 = 64 << 20;
 /// MTU until the route was asked.
 pub const DEFAULT_MTU: u16 = 1500;
 
-/// Makes the plan of `run`.
+/// Makes the plan of `run` or, when files are named, of `replay`.
 ///
 /// # Errors
 /// One sentence, exit code 2.
@@ -72,17 +72,25 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
     };
     let sizes = sizes_of(options, shards, facts)?;
     let [instance, shard, sample, endpoint, isn, table] = facts.random;
+    let trace = trace::trace(options)?;
+    let seeds = Seeds { shard, sample, endpoint, isn, table };
+    let seeds = if trace.is_some() { trace::seeds(options, seeds)? } else { seeds };
+    let mut replay = replay(options)?;
+    if trace.as_ref().is_some_and(|trace| trace.speed_milli.is_none()) && !options.has(Key::Rtt) {
+        replay.rtt = Rtt::None;
+    }
     Ok(Plan {
         name,
         instance,
         format: facts.format,
-        seeds: Seeds { shard, sample, endpoint, isn, table },
+        seeds,
         mappings,
         targets,
         clients,
         intercepts,
         key,
         capture: capture(options)?,
+        trace,
         inject: options.one(Key::Inject).map_or(Ok(InjectEngine::Auto), inject)?,
         copies_milli: options.one(Key::Copies).map_or(Ok(1_000), |given| read(given, copies_milli))?,
         percent_ppm: options.one(Key::Percent).map_or(Ok(1_000_000), |given| read(given, percent_ppm))?,
@@ -90,7 +98,7 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
         cores: cores(options, shards, &facts.cores)?,
         limits: sizes.limits,
         rings: sizes.rings,
-        replay: replay(options)?,
+        replay,
     })
 }
 

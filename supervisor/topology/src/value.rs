@@ -65,6 +65,33 @@ pub fn time_ms(text: &str, low_ms: u64, high_ms: u64) -> Result<u64, Why> {
     if (low_ms..=high_ms).contains(&ms) { Ok(ms) } else { Err(wrong()) }
 }
 
+/// A moment in UTC after RFC 3339 (`2026-01-31T12:00:00.5Z`), as nanoseconds since the Unix epoch; none for anything else.
+pub fn moment_ns(text: &str) -> Option<u64> {
+    let (date, time) = text.strip_suffix(['Z', 'z'])?.split_once(['T', 't', ' '])?;
+    let field = |text: &str, width: usize| match text.len() == width {
+        true => plain_digits(text)?.parse::<u64>().ok(),
+        false => None,
+    };
+    let mut days = date.splitn(3, '-');
+    let (year, month, day) = (field(days.next()?, 4)?, field(days.next()?, 2)?, field(days.next()?, 2)?);
+    let mut clock = time.splitn(3, ':');
+    let (hour, minute, second) = (field(clock.next()?, 2)?, field(clock.next()?, 2)?, clock.next()?);
+    let second_ns = decimal(second, 9).filter(|_| second.split('.').next().is_some_and(|s| s.len() == 2))?;
+    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let lengths = [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let length = *lengths.get(usize::try_from(month).ok()?.checked_sub(1)?)?;
+    if year < 1970 || !(1..=length).contains(&day) || hour > 23 || minute > 59 || second_ns >= 60_000_000_000
+    {
+        return None;
+    }
+    let before = year - 1;
+    let leaps = |year: u64| year / 4 - year / 100 + year / 400;
+    let of_years = (year - 1970) * 365 + leaps(before) - leaps(1969);
+    let of_months: u64 = lengths[..month as usize - 1].iter().sum();
+    let seconds = (of_years + of_months + day - 1) * 86_400 + hour * 3_600 + minute * 60;
+    seconds.checked_mul(1_000_000_000)?.checked_add(second_ns)
+}
+
 /// A port, never 0.
 pub fn port(text: &str) -> Result<u16, Why> {
     if text.is_empty() {

@@ -162,6 +162,8 @@ fn config(scenario: &Scenario) -> Config {
         limits: scenario.limits,
         times: scenario.times,
         claim: scenario.keep,
+        file_us: None,
+        repeatable: false,
         on_gap: scenario.on_gap,
         pace: Pace::default(),
     }

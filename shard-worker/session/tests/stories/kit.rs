@@ -39,6 +39,8 @@ pub fn config() -> Config {
         limits: Limits { sessions: 64, chunks: 2048, held_per_session: 1 << 20 },
         times: Times::default(),
         claim: false,
+        file_us: None,
+        repeatable: false,
     }
 }
 

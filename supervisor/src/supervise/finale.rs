@@ -1,0 +1,105 @@
+//! A replay of files begins when the answers can come back, and ends by itself: when they are read and nothing moves any more.
+
+use std::time::{Duration, Instant};
+
+use shm::{Link, RoleState};
+use topology::{Process, wiring};
+
+use super::{LINK_TIME, Phase, Supervisor};
+use crate::collect::Sample;
+use crate::words;
+
+/// After the last packet was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Finale {
+    moved: Instant,
+    looked: Instant,
+    seen: Seen,
+}
+
+/// What changes while the replay makes progress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Seen {
+    delivered: u64,
+    answers: u64,
+    open: u64,
+    waiting: u64,
+}
+
+/// Between looks.
+const LOOK: Duration = Duration::from_millis(20);
+/// Answers that come in parts are not cut off: nothing more for so long after all was delivered is the end of them.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+impl Supervisor {
+    /// Whether this process may be started: the reader of files waits for the others and for the way back, or the first
+    /// connections would begin with a second of silence.
+    pub(super) fn may_start(&self, process: Process) -> bool {
+        process != Process::Capturer || self.may_read()
+    }
+
+    pub(super) fn may_read(&self) -> bool {
+        let works = |process: &Process| {
+            *process == Process::Capturer
+                || self.region.heartbeat(process.role()).state() == RoleState::Running
+        };
+        self.plan.trace.is_none()
+            || self.was_running
+            || self.collector.age() >= LINK_TIME
+            || self.collector.links_up() && wiring::processes(&self.plan).iter().all(works)
+    }
+
+    /// Whether the reader of files said that nothing more comes.
+    pub(super) fn has_read_all(&self) -> bool {
+        self.plan.trace.is_some()
+            && self.region.heartbeat(Process::Capturer.role()).state() == RoleState::Done
+    }
+
+    /// Begins the drain once the files are read, the rings empty and the sessions through: all bytes delivered and their
+    /// answers in, or no progress for the drain time.
+    pub(super) fn end_with_the_files(&mut self, now: Instant) {
+        if !matches!(self.phase, Phase::Running) || !self.has_read_all() {
+            return;
+        }
+        let mut finale = self.finale.unwrap_or(Finale { moved: now, looked: now, seen: Seen::default() });
+        if self.finale.is_some() && now < finale.looked + LOOK {
+            return;
+        }
+        finale.looked = now;
+        let stats = self.sample().stats;
+        let waiting = (0..self.plan.shards).map(|shard| self.region.link_depth(Link::Capture(shard))).sum();
+        let seen = Seen {
+            delivered: stats.ledger.delivered.payload_bytes,
+            answers: stats.returned.headers,
+            open: stats.sessions.open,
+            waiting,
+        };
+        if seen != finale.seen {
+            (finale.seen, finale.moved) = (seen, now);
+        }
+        self.finale = Some(finale);
+        let still = now.duration_since(finale.moved);
+        let through = seen.waiting == 0 && stats.ledger.in_flight.payload_bytes == 0;
+        let patience = match (through, seen.open) {
+            (true, 0) => Duration::ZERO,
+            (true, _) => LAST_ANSWERS,
+            (false, _) => Duration::from_millis(self.plan.replay.drain_ms.into()).max(LAST_ANSWERS),
+        };
+        if still >= patience {
+            self.begin_drain(now);
+        }
+    }
+}
+
+/// How much of the files is read, and how long the rest will take.
+pub(super) fn progress(now: &Sample, elapsed: Duration) -> Option<String> {
+    let gauge = |name: &str| now.stats.counters.get("capturer-0")?.get(name).copied();
+    let (read, all) = (gauge("file_read")?, gauge("file_bytes")?);
+    if all == 0 {
+        return (read > 0).then(|| format!("{} read", words::bytes(read)));
+    }
+    let share = (read as f64 / all as f64).min(1.0);
+    let left = (share > 0.0).then(|| elapsed.mul_f64(((1.0 - share) / share).min(1e6)));
+    let left = left.map_or_else(String::new, |left| format!(", {} left", words::elapsed(left)));
+    Some(format!("{:.0} % read{left}", share * 100.0))
+}

@@ -1,0 +1,277 @@
+//! `replay FILE... --dry-run`: what a replay of packet files would be, in words or as one JSON object. Nothing is sent, and no
+//! privilege is needed.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use capturer::online::Online;
+use capturer::survey::{Bounds, Service, Sums, Survey};
+use flow::Malformed;
+use serde_json::{Map, Value, json};
+use topology::mapping::{self, Parsed};
+use topology::{Key, Options, Refusal, clients, planner};
+use trace::{Reader, Report, Trouble};
+
+use crate::words::{self, bytes, counted, thousands};
+
+/// Services listed at most.
+const LISTED: usize = 10;
+
+/// What the command line asks for.
+///
+/// # Errors
+/// Wrong use, or files of which none can be read.
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let Some(trace) = topology::trace::trace(options)? else {
+        return Err(Refusal::usage("which file? Name one that `tcpdump -w` or Wireshark has written").into());
+    };
+    if let Some(given) = options.one(Key::Filter) {
+        return Err(given
+            .refuse("a dry run knows no expressions. Leave -F out; --net and --not-net work")
+            .into());
+    }
+    let mappings = if options.has(Key::Map) { mapping::mappings(options)? } else { vec![] };
+    let online = online(&mappings).narrowed(&planner::filter(options)?);
+    survey(&trace.files, capturer::offline::options(&trace), &mappings, online, options.has(Key::Json))
+}
+
+/// Reads the files and says what they hold, and what of it `mappings` want. Without any the services are listed.
+///
+/// # Errors
+/// None of the files can be read.
+fn survey(
+    files: &[PathBuf],
+    options: trace::Options,
+    mappings: &[Parsed],
+    online: Online,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let mut reader = Reader::open(files, options).map_err(|error| Refusal::preflight(error.to_string()))?;
+    let mut survey = Survey::new(online, mappings.len(), Bounds::default());
+    while let Some(packet) = reader.next() {
+        survey.packet(&packet);
+    }
+    let found = Found { mappings, survey: &survey, report: reader.report(), files: files.len() };
+    let text = if json { found.json().to_string() } else { found.lines().join("\n") };
+    print(&text);
+    // A mapping for which there is nothing is most likely a slip, and a script must not take it for a success.
+    let nothing = !mappings.is_empty() && survey.sums() == Sums::default();
+    Ok(if nothing { ExitCode::from(3) } else { ExitCode::SUCCESS })
+}
+
+/// What the mappings want. Packets of the default client ranges are those of another replay.
+fn online(mappings: &[Parsed]) -> Online {
+    let services = mappings.iter().map(|one| (one.online_ip, one.online_port));
+    let targets = mappings.iter().map(|one| one.target.into()).collect();
+    Online::of(services, targets, vec![clients::default_v4(), clients::default_v6()])
+}
+
+fn print(text: &str) {
+    use std::io::Write as _;
+    // A reader that is gone (`| head`) is no failure.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// All that is told.
+struct Found<'a> {
+    mappings: &'a [Parsed],
+    survey: &'a Survey,
+    report: &'a Report,
+    files: usize,
+}
+
+impl Found<'_> {
+    fn lines(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut add = |name: &str, text: String| out.push(format!("{name:<11}{text}"));
+        let report = self.report;
+        let over = span_ns(report).map_or(String::new(), |ns| format!(" over {}", span(ns)));
+        let read = format!("{}, {}", counted(report.packets, "packet"), bytes(report.bytes));
+        add("read", format!("{}: {read}{over}", counted(self.files as u64, "file")));
+        for (i, text) in self.left_out().into_iter().enumerate() {
+            add(if i == 0 { "of these" } else { "" }, text);
+        }
+        for (mapping, sums) in self.mappings.iter().zip(self.survey.by_mapping()) {
+            add("map", text_of(mapping));
+            for text in replayed(&sums) {
+                add("", text);
+            }
+        }
+        if !self.mappings.is_empty() && self.survey.sums() != Sums::default() {
+            let time = span(self.survey.duration_ns());
+            add("duration", format!("{time} from the first mapped packet to the last"));
+        }
+        if self.survey.counts().overflow_packets > 0 {
+            let packets = counted(self.survey.counts().overflow_packets, "packet");
+            add(
+                "beyond",
+                format!("{packets} of sessions for which the survey had no room (65,536 at one time)"),
+            );
+        }
+        let top = self.survey.top(LISTED);
+        for (i, service) in top.iter().enumerate() {
+            add(if i == 0 { "services" } else { "" }, self.service(service));
+        }
+        for (i, note) in report.notes().iter().enumerate() {
+            add(if i == 0 { "troubles" } else { "" }, note.to_string());
+        }
+        for trouble in Trouble::ALL {
+            let noted = report.notes().iter().filter(|note| note.trouble == *trouble).count() as u64;
+            if report.count(*trouble) > noted {
+                let more = thousands(report.count(*trouble) - noted);
+                add("", format!("and {more} more of {}", trouble.name()));
+            }
+        }
+        out.extend(self.advice(&top));
+        out
+    }
+
+    /// What to type instead, when nothing is mapped.
+    fn advice(&self, top: &[Service]) -> Vec<String> {
+        if self.survey.sums() != Sums::default() {
+            return vec![];
+        }
+        let Some(service) = top.iter().find(|service| !self.survey.is_mapped(&service.at)) else {
+            return vec!["The files hold no TCP packet at all. Was the right interface captured?".to_owned()];
+        };
+        let target =
+            self.mappings.first().map_or("TARGET:PORT".to_owned(), |mapping| mapping.target.to_string());
+        let suggested = format!("  -x {}-{target}", service.at.port);
+        let why = match self.mappings {
+            [] => "No -x is given. For the busiest service:".to_owned(),
+            _ => "The files hold no packet to any service of -x. For the busiest one they hold:".to_owned(),
+        };
+        vec![why, suggested]
+    }
+
+    /// Packets that are no TCP of a mapped service, and what the reader left out.
+    fn left_out(&self) -> Vec<String> {
+        let (counts, report) = (self.survey.counts(), self.report);
+        let malformed =
+            Malformed::ALL.iter().zip(counts.malformed).filter(|(kind, _)| **kind != Malformed::Fragment);
+        [
+            (counts.other_tcp, "TCP of other services"),
+            (counts.udp, "UDP"),
+            (counts.other_ip, "other protocols"),
+            (counts.own, "sent by a replay"),
+            (report.fragments, "fragments, which are not put together"),
+            (malformed.map(|(_, count)| count).sum(), "malformed"),
+            (report.cut_packets, "cut by the snap length; what is missing becomes holes"),
+            (report.decapsulated, "out of tunnels"),
+            (report.not_ip, "frames without IP, left out"),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{:>9} {what}", thousands(count)))
+        .collect()
+    }
+
+    fn service(&self, service: &Service) -> String {
+        let mapped = if self.survey.is_mapped(&service.at) { ", mapped" } else { "" };
+        let guess = if service.certain { "" } else { " (by its lower port)" };
+        format!(
+            "{:<22} {}, {}, {}{mapped}{guess}",
+            service.at.to_string(),
+            counted(service.packets, "packet"),
+            bytes(service.bytes),
+            counted(service.syns, "SYN")
+        )
+    }
+
+    fn json(&self) -> Value {
+        let (counts, report) = (self.survey.counts(), self.report);
+        let by_name = |pairs: Vec<(&str, u64)>| -> Map<String, Value> {
+            pairs.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name.to_owned(), n.into())).collect()
+        };
+        let mappings: Vec<Value> = self
+            .mappings
+            .iter()
+            .zip(self.survey.by_mapping())
+            .map(|(mapping, sums)| json!({"map": text_of(mapping), "traffic": sums_json(&sums)}))
+            .collect();
+        let services: Vec<Value> = self
+            .survey
+            .top(LISTED)
+            .iter()
+            .map(|service| {
+                json!({
+                    "service": service.at.to_string(), "mapped": self.survey.is_mapped(&service.at),
+                    "certain": service.certain, "packets": service.packets, "payload_bytes": service.bytes,
+                    "syns": service.syns,
+                })
+            })
+            .collect();
+        json!({
+            "files": self.files,
+            "packets": report.packets, "bytes": report.bytes,
+            "first_ns": report.first_ns, "last_ns": report.last_ns,
+            "duration_ns": self.survey.duration_ns(),
+            "traffic": sums_json(&self.survey.sums()),
+            "mappings": mappings,
+            "services": services,
+            "other": {
+                "tcp": counts.other_tcp, "udp": counts.udp, "ip": counts.other_ip, "own": counts.own,
+                "malformed": by_name(Malformed::ALL.iter().map(|kind| kind.name()).zip(counts.malformed).collect()),
+                "not_ip": report.not_ip, "fragments": report.fragments, "cut": report.cut_packets,
+                "decapsulated": report.decapsulated,
+                "beyond_sessions": counts.overflow_packets, "beyond_services": counts.overflow_services,
+            },
+            "troubles": by_name(Trouble::ALL.iter().map(|one| (one.name(), report.count(*one))).collect()),
+            "notes": report.notes().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn replayed(sums: &Sums) -> Vec<String> {
+    let older = match sums.midstream {
+        0 => String::new(),
+        older => format!(", {} of them older than the files", thousands(older)),
+    };
+    let mut lines = vec![
+        format!("{}{older}", counted(sums.begun + sums.midstream, "session")),
+        format!(
+            "{}, {} of requests, {} of answers",
+            counted(sums.turns, "turn"),
+            bytes(sums.request_bytes),
+            bytes(sums.answer_bytes)
+        ),
+        format!("{} of clients, {} back", counted(sums.packets, "packet"), thousands(sums.answers)),
+    ];
+    if sums.repeated_bytes > 0 {
+        lines.push(format!("{} sent again by clients", bytes(sums.repeated_bytes)));
+    }
+    if sums.missing_bytes > 0 {
+        lines.push(format!("{} missing: sent by clients, and not in the files", bytes(sums.missing_bytes)));
+    }
+    lines
+}
+
+fn sums_json(sums: &Sums) -> Value {
+    json!({
+        "sessions": sums.begun + sums.midstream, "midstream": sums.midstream, "turns": sums.turns,
+        "packets": sums.packets, "answer_packets": sums.answers,
+        "request_bytes": sums.request_bytes, "answer_bytes": sums.answer_bytes,
+        "repeated_bytes": sums.repeated_bytes, "missing_bytes": sums.missing_bytes,
+    })
+}
+
+fn text_of(mapping: &Parsed) -> String {
+    match mapping.online_ip {
+        Some(ip) => format!("{}-{}", std::net::SocketAddr::new(ip, mapping.online_port), mapping.target),
+        None => format!("{}-{}", mapping.online_port, mapping.target),
+    }
+}
+
+fn span_ns(report: &Report) -> Option<u64> {
+    Some(report.last_ns? - report.first_ns?)
+}
+
+/// Short times with milliseconds.
+fn span(ns: u64) -> String {
+    if ns < 100_000_000_000 {
+        format!("{:.3} s", ns as f64 / 1e9)
+    } else {
+        words::elapsed(Duration::from_nanos(ns))
+    }
+}

@@ -1,0 +1,122 @@
+//! `replay FILE... --dry-run` of the built program: what it says about packet files, and how it ends.
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use flow::emit::{MAX_HEADERS, emit};
+use flow::record::flag;
+use flow::{Endpoint, Seq, TcpFields};
+use lab::dump::{self, Order};
+use lab::scratch::Scratch;
+
+const CLIENT: &str = "10.0.0.1:40000";
+const SERVER: &str = "10.0.0.9:80";
+
+/// One connection of two turns of 10 bytes; answers of 300.
+fn connection() -> Vec<u8> {
+    let mut file = dump::pcap(Order::Little, true, 1);
+    let packets = [
+        (CLIENT, SERVER, flag::SYN, 99, 0, 0),
+        (SERVER, CLIENT, flag::SYN | flag::ACK, 499, 100, 0),
+        (CLIENT, SERVER, flag::ACK, 100, 500, 10),
+        (SERVER, CLIENT, flag::ACK, 500, 110, 300),
+        (CLIENT, SERVER, flag::ACK, 110, 800, 10),
+        (CLIENT, SERVER, flag::ACK | flag::FIN, 120, 800, 0),
+    ];
+    for ((src, dst, flags, seq, ack, len), n) in packets.into_iter().zip(1..) {
+        let at =
+            |text: &str| Endpoint::from(text.parse::<std::net::SocketAddr>().expect("an address and a port"));
+        let tcp = TcpFields { seq: Seq(seq), ack: Seq(ack), flags, ..TcpFields::default() };
+        let payload = vec![b'x'; len];
+        let mut head = [0; MAX_HEADERS];
+        let head_len = emit(&mut head, at(src), at(dst), &tcp, &[&payload], 0);
+        let frame = dump::ethernet(0x0800, &[&head[..head_len], &payload].concat());
+        file.extend(dump::record(Order::Little, n, 0, &frame, frame.len() as u32));
+    }
+    file
+}
+
+struct Room(Scratch);
+
+impl Room {
+    fn new() -> Self {
+        Self(Scratch::new("survey").expect("a directory"))
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.0.file(name);
+        std::fs::write(&path, bytes).expect("it is ours");
+        path
+    }
+
+    fn run(&self, line: &str) -> (Output, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_tcptwin"))
+            .args(line.split_whitespace())
+            .current_dir(self.0.path())
+            .stdin(Stdio::null())
+            .output()
+            .expect("the program starts");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output, said)
+    }
+}
+
+#[test]
+fn it_counts_what_would_be_replayed() {
+    let room = Room::new();
+    room.file("x.pcap", &connection());
+    let (output, said) = room.run("replay x.pcap -x 80-10.0.3.2:8080 --dry-run");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for part in [
+        "1 session\n",
+        "2 turns, 20 B of requests, 300 B of answers\n",
+        "4 packets of clients, 2 back\n",
+        "5.000 s from the first mapped packet to the last\n",
+    ] {
+        assert!(said.contains(part), "{part} is not in:\n{said}");
+    }
+    assert!(said.lines().all(|line| line.len() <= 80), "{said}");
+}
+
+#[test]
+fn json_says_the_same_and_names_troubles() {
+    let room = Room::new();
+    let whole = connection();
+    room.file("cut.pcap", &whole[..whole.len() - 1]);
+    let (output, said) = room.run("replay cut.pcap absent -x 80-10.0.3.2:8080 --dry-run --json");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let found: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(found["traffic"]["sessions"], 1);
+    assert_eq!(found["traffic"]["request_bytes"], 20);
+    assert_eq!(found["mappings"][0]["map"], "80-10.0.3.2:8080");
+    assert_eq!(found["troubles"], serde_json::json!({"cut": 1, "unopened": 1}));
+    assert_eq!(found["notes"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn files_without_mapped_traffic_are_told_apart_and_an_x_is_suggested() {
+    let room = Room::new();
+    room.file("x.pcap", &connection());
+    let (output, said) = room.run("replay x.pcap -x 81-10.0.3.2:8080 --dry-run");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(
+        said.contains("services   10.0.0.9:80 ") && said.ends_with("\n  -x 80-10.0.3.2:8080\n"),
+        "{said}"
+    );
+    let (output, said) = room.run("replay x.pcap --dry-run");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(said.ends_with("\n  -x 80-TARGET:PORT\n"), "{said}");
+}
+
+#[test]
+fn nothing_to_read_is_one_sentence() {
+    let room = Room::new();
+    room.file("text", b"no packets here, only a text that is long enough");
+    let (output, said) = room.run("replay text -x 80-10.0.3.2:8080 --dry-run");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), said.as_str()), (Some(3), ""), "{error}");
+    assert!(
+        error.starts_with("error: none of the files can be read: text: neither pcap nor pcapng"),
+        "{error}"
+    );
+}
