@@ -23,7 +23,7 @@ use lab::user::become_root_in_user_namespace;
 use lab::{Namespace, netlink};
 use shm::{Consumer, Link, Region, Spec};
 use topology::Plan;
-use topology::plan::{CapturePlan, Clients, Rings};
+use topology::plan::{CaptureEngine, CapturePlan, Clients, Rings};
 
 const SHARDS: u16 = 2;
 const BATCH: u32 = 256;
