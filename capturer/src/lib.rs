@@ -8,6 +8,7 @@
 //! | `live` | the live source on packet rings |
 //! | `simple` | the live source on `pnet_datalink` |
 //! | `dispatch` | frame → mapping → shard → record |
+//! | `fragments` | datagrams put together from their fragments |
 //! | `online` | which mapping a packet belongs to |
 //! | `packet_ring` | a receive ring shared with the kernel; intercept uses it too |
 //! | `filter` | the kernel filters, assembled; intercept's too |
@@ -22,6 +23,7 @@ pub mod count;
 pub mod dispatch;
 pub mod error;
 pub mod filter;
+mod fragments;
 pub mod interfaces;
 pub mod live;
 pub mod online;

@@ -1,12 +1,12 @@
 //! Which mapping a packet belongs to, exactly. The kernel filter asks the same of every frame and may let a little more through.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use flow::{Addr, Endpoint, Range};
 use topology::Plan;
-use topology::plan::Clients;
+use topology::plan::{Clients, Mapping, Protocol};
 
-use crate::filter::{CaptureFilter, Frames};
+use crate::filter::{CaptureFilter, Frames, Services};
 
 /// What a packet is to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +37,13 @@ struct Service {
 }
 
 impl Online {
-    /// From the plan.
-    pub fn new(plan: &Plan) -> Self {
+    /// The plan's services of one protocol.
+    pub fn new(plan: &Plan, protocol: Protocol) -> Self {
         let mut services: Vec<Service> = plan
             .mappings
             .iter()
             .zip(0..)
+            .filter(|(mapping, _)| mapping.protocol == protocol)
             .map(|(mapping, index)| Service {
                 port: mapping.online_port,
                 any: mapping.online_ip.is_none(),
@@ -51,7 +52,7 @@ impl Online {
             })
             .collect();
         services.sort_unstable();
-        let targets = plan.targets.iter().map(|target| target.addr.into()).collect();
+        let targets = targets(plan, protocol).map(Endpoint::from).collect();
         Self { services, clients: client_ranges(plan), targets }
     }
 
@@ -73,17 +74,26 @@ impl Online {
 
 /// The same as a kernel filter.
 pub(crate) fn filter(plan: &Plan, link_header: u32, frames: Frames) -> CaptureFilter {
-    let online = |mapping: &topology::plan::Mapping| -> (Option<IpAddr>, u16) {
-        (mapping.online_ip, mapping.online_port)
+    let services = |protocol| {
+        let online = |mapping: &Mapping| (mapping.online_ip, mapping.online_port);
+        let mapped = plan.mappings.iter().filter(|mapping| mapping.protocol == protocol);
+        Services { online: mapped.map(online).collect(), targets: targets(plan, protocol).collect() }
     };
+    let tcp = services(Protocol::Tcp);
     CaptureFilter {
-        online: plan.mappings.iter().map(online).collect(),
+        online: tcp.online,
         clients: client_ranges(plan),
-        targets: plan.targets.iter().map(|target| target.addr).collect(),
+        targets: tcp.targets,
+        udp: services(Protocol::Udp),
         promiscuous: plan.capture.promiscuous,
         link_header,
         frames,
     }
+}
+
+fn targets(plan: &Plan, protocol: Protocol) -> impl Iterator<Item = SocketAddr> + '_ {
+    let of_it = plan.targets.iter().filter(move |target| target.protocol == protocol);
+    of_it.map(|target| target.addr)
 }
 
 fn client_ranges(plan: &Plan) -> Vec<Range> {
@@ -100,7 +110,7 @@ mod tests {
 
     fn meaning(plan: &Plan, src: &str, dst: &str) -> Meaning {
         let parse = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
-        Online::new(plan).meaning(&parse(src), &parse(dst))
+        Online::new(plan, Protocol::Tcp).meaning(&parse(src), &parse(dst))
     }
 
     #[test]

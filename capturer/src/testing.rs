@@ -9,20 +9,23 @@ use flow::{Endpoint, Seq, TcpFields};
 use shm::{Region, Spec};
 use topology::Plan;
 use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
+    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, Protocol, ReplayPlan, Rings, Rtt,
+    Seeds, Target,
 };
 
-/// A plan with these mappings (`[IP:]PORT-TARGET:PORT`) and the ranges 198.18.0.0/15 and 2001:2::/48 for replayed clients.
+/// A plan with these mappings (`[udp:][IP:]PORT-TARGET:PORT`) and the ranges 198.18.0.0/15 and 2001:2::/48 for replayed clients.
 pub(crate) fn plan(mappings: &[&str]) -> Plan {
     let parse = |(text, target): (&&str, u16)| {
+        let (protocol, text) =
+            text.strip_prefix("udp:").map_or((Protocol::Tcp, *text), |text| (Protocol::Udp, text));
         let (online, addr) = text.split_once('-').expect("a mapping has a dash");
         let (online_ip, online_port) = match online.parse::<SocketAddr>() {
             Ok(addr) => (Some(addr.ip()), addr.port()),
             Err(_) => (None, online.parse().expect("a port")),
         };
         (
-            Mapping { online_ip, online_port, target },
-            Target { addr: addr.parse().expect("a target"), mtu: 1500 },
+            Mapping { online_ip, online_port, target, protocol },
+            Target { addr: addr.parse().expect("a target"), mtu: 1500, protocol },
         )
     };
     let (mappings, targets) = mappings.iter().zip(0..).map(parse).unzip();

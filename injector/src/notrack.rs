@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 use std::process::{Command, Output, Stdio};
 
 use topology::Plan;
-use topology::plan::Clients;
+use topology::plan::{Clients, Protocol};
 
 /// The rules are in place; dropping this removes them.
 #[derive(Debug)]
@@ -85,8 +85,15 @@ fn rules(table: &str, plan: &Plan) -> String {
             for target in &plan.targets {
                 let family = if target.addr.is_ipv4() { "ip" } else { "ip6" };
                 let (ip, port) = (target.addr.ip(), target.addr.port());
-                writeln!(rule, "    {family} daddr {ip} tcp dport {port} fib saddr type != local notrack")
-                    .expect("a string takes all");
+                let protocol = match target.protocol {
+                    Protocol::Tcp => "tcp",
+                    Protocol::Udp => "udp",
+                };
+                writeln!(
+                    rule,
+                    "    {family} daddr {ip} {protocol} dport {port} fib saddr type != local notrack"
+                )
+                .expect("a string takes all");
             }
         }
     }

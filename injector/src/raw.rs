@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use flow::emit::emit;
+use flow::emit_udp;
 use flow::record::{flag, inject_bit};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -18,6 +19,7 @@ use crate::guard::Outgoing;
 use crate::open::Sockets;
 use crate::sys::{BURST, Burst, Scratch};
 use crate::tally::Tally;
+use topology::plan::Protocol;
 
 /// What puts records on the wire.
 pub trait Engine {
@@ -33,6 +35,8 @@ pub struct RawEngine {
     /// What to count when the kernel has taken a message.
     sent: Box<[Sent; BURST]>,
     ip_id: u16,
+    /// Identification of the datagrams that leave in fragments, IPv6's too.
+    datagram_id: u32,
     pacer: Pacer,
 }
 
@@ -43,6 +47,20 @@ struct Sent {
     payload: u32,
     flags: u16,
     again: bool,
+    datagram: Datagram,
+}
+
+/// Which part of a datagram a message is.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Datagram {
+    /// None: a segment.
+    #[default]
+    No,
+    Whole,
+    /// A fragment behind which others come.
+    Part,
+    /// The last one; the payload of all of them.
+    Last(u32),
 }
 
 /// Times that one batch asks again when the kernel has no room.
@@ -56,6 +74,7 @@ impl RawEngine {
             scratch: Scratch::new(),
             sent: Box::new([Sent::default(); BURST]),
             ip_id,
+            datagram_id: shm::monotonic_ns() as u32,
             pacer: Pacer::default(),
         }
     }
@@ -63,7 +82,7 @@ impl RawEngine {
 
 impl Engine for RawEngine {
     fn send<'p>(&mut self, batch: impl Iterator<Item = Outgoing<'p>>, tally: &mut Tally) {
-        let Self { sockets, scratch, sent, ip_id, pacer } = self;
+        let Self { sockets, scratch, sent, ip_id, datagram_id, pacer } = self;
         let mut burst = scratch.burst();
         let mut retries = RETRIES;
         let mut socket: Option<&OwnedFd> = None;
@@ -77,6 +96,27 @@ impl Engine for RawEngine {
             }
             if socket.is_none() {
                 tally.add(Count::WrongFamily, 1);
+                continue;
+            }
+            if out.target.protocol == Protocol::Udp {
+                *datagram_id = datagram_id.wrapping_add(1);
+                let (from, to) = (out.head.client, out.target.endpoint);
+                let mut pieces =
+                    emit_udp::Pieces::new(from, to, out.payload, out.target.mtu, *datagram_id).peekable();
+                while let Some(piece) = pieces.next() {
+                    if !burst.has_room() {
+                        flush(&mut burst, sent, socket, &mut retries, pacer, tally);
+                    }
+                    let at = burst.len();
+                    let bytes = burst.push(&out.target.to, piece.payload, |header| piece.emit(header));
+                    let datagram = match (piece.is_fragment(), pieces.peek()) {
+                        (false, _) => Datagram::Whole,
+                        (true, Some(_)) => Datagram::Part,
+                        (true, None) => Datagram::Last(out.payload.len() as u32),
+                    };
+                    let payload = piece.payload.len() as u32;
+                    sent[at] = Sent { bytes: bytes as u32, payload, datagram, ..Sent::default() };
+                }
                 continue;
             }
             for (tcp, payload) in Pieces::new(&out.head, out.payload, out.target.mtu, v4) {
@@ -93,6 +133,7 @@ impl Engine for RawEngine {
                     payload: payload.len() as u32,
                     flags: tcp.flags,
                     again: out.head.bits & inject_bit::AGAIN != 0,
+                    datagram: Datagram::No,
                 };
             }
         }
@@ -131,6 +172,7 @@ fn flush(
                     wait_for_room(socket, errno, RETRIES - *retries);
                 } else {
                     tally.add(Count::Dropped, 1);
+                    tally.add(Count::DatagramPacketsRefused, u64::from(sent[next].datagram != Datagram::No));
                     next += 1;
                 }
             }
@@ -142,6 +184,20 @@ fn flush(
 
 impl Sent {
     fn count(&self, tally: &mut Tally) {
+        let whole = match self.datagram {
+            Datagram::No => return self.count_segment(tally),
+            Datagram::Whole => Some(self.payload),
+            Datagram::Part => None,
+            Datagram::Last(payload) => Some(payload),
+        };
+        tally.add(Count::DatagramFragments, u64::from(self.datagram != Datagram::Whole));
+        if let Some(payload) = whole {
+            tally.add(Count::Datagrams, 1);
+            tally.add(Count::DatagramBytes, u64::from(payload));
+        }
+    }
+
+    fn count_segment(&self, tally: &mut Tally) {
         tally.add(Count::Segments, 1);
         tally.add(Count::Bytes, u64::from(self.bytes));
         tally.add(Count::PayloadBytes, u64::from(self.payload));

@@ -22,8 +22,16 @@ pub(crate) fn plan(targets: &[&str]) -> Plan {
         instance: 7,
         format: 0,
         seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
-        mappings: vec![Mapping { online_ip: None, online_port: 80, target: 0 }],
-        targets: targets.iter().map(|t| Target { addr: t.parse().unwrap(), mtu: 1_500 }).collect(),
+        mappings: vec![Mapping {
+            online_ip: None,
+            online_port: 80,
+            target: 0,
+            protocol: topology::plan::Protocol::Tcp,
+        }],
+        targets: targets
+            .iter()
+            .map(|t| Target { addr: t.parse().unwrap(), mtu: 1_500, protocol: topology::plan::Protocol::Tcp })
+            .collect(),
         clients: Clients::Pool {
             v4: Some("198.18.0.0/15".parse().unwrap()),
             v6: Some("2001:2::/48".parse().unwrap()),

@@ -147,13 +147,19 @@ fn send(payload: u32, frames: u32) -> Result<()> {
 }
 
 fn plan() -> Plan {
-    let target = Target { addr: ([10, 0, 3, 2], 8080).into(), mtu: 1500 };
+    let target =
+        Target { addr: ([10, 0, 3, 2], 8080).into(), mtu: 1500, protocol: topology::plan::Protocol::Tcp };
     Plan {
         name: "bench".to_owned(),
         instance: 1,
         format: 0,
         seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
-        mappings: vec![Mapping { online_ip: None, online_port: 8080, target: 0 }],
+        mappings: vec![Mapping {
+            online_ip: None,
+            online_port: 8080,
+            target: 0,
+            protocol: topology::plan::Protocol::Tcp,
+        }],
         targets: vec![target],
         clients: Clients::Keep,
         intercepts: vec![],

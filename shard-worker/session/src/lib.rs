@@ -26,6 +26,7 @@
 //! | `specimen` | what is kept of an arena when a worker died of a record |
 //! | `check` | the invariants, for tests |
 //! | `endpoints` | the walk over the client range |
+//! | `datagrams` | UDP: copies of datagrams, each from an endpoint of its own |
 //! | `index`, `ready` | hash index over slots; the queue of sessions that may emit |
 //! | `wide` | numbers of answer bytes beyond 32 bits |
 //! | `tally`, `histogram` | counters, latencies |
@@ -37,6 +38,7 @@ mod check;
 mod chunks;
 pub mod config;
 mod congestion;
+pub mod datagrams;
 mod ending;
 pub mod endpoints;
 mod held;
@@ -63,6 +65,7 @@ mod wide;
 
 pub use arena::FORMAT;
 pub use config::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, TargetConfig, Times};
+pub use datagrams::{DatagramCount, Datagrams, Order};
 pub use histogram::Histogram;
 pub use specimen::{Part, specimen};
 pub use table::{BURST, BURST_BYTES, Held, Sink, Table};

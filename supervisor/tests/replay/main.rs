@@ -15,6 +15,7 @@
 //! | `modes` | `any`, loopback, `--tun`, kept clients, the simple engine, a key |
 //! | `faults` | what dies and comes back under load |
 //! | `surviving` | the supervisor dies, is upgraded, or gives up |
+//! | `udp` | datagrams beside connections |
 //! | `ending` | names, drain, and what is left behind |
 
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ mod joining;
 mod modes;
 mod stage;
 mod surviving;
+mod udp;
 
 fn main() -> ExitCode {
     let groups = [
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         faults::STORIES,
         surviving::STORIES,
         ending::STORIES,
+        udp::STORIES,
     ];
     lab::story::run_all(&groups.concat())
 }

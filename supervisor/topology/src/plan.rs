@@ -61,7 +61,28 @@ pub struct Seeds {
     pub table: u64,
 }
 
-/// One `-x [online:]port-target:port`.
+/// What a mapped service speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Connections, replayed turn by turn.
+    #[default]
+    Tcp,
+    /// Datagrams, copied as they come.
+    Udp,
+}
+
+impl Protocol {
+    /// What stands before a mapping or target of this kind; nothing before the usual one.
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::Tcp => "",
+            Self::Udp => "udp:",
+        }
+    }
+}
+
+/// One `-x [udp:][online:]port-target:port`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mapping {
     /// Online address; none means any address of this host.
@@ -70,6 +91,8 @@ pub struct Mapping {
     pub online_port: u16,
     /// Index into [`Plan::targets`].
     pub target: u16,
+    /// Segments or datagrams; the target's is the same.
+    pub protocol: Protocol,
 }
 
 /// Where replayed segments go.
@@ -79,6 +102,8 @@ pub struct Target {
     pub addr: SocketAddr,
     /// MTU of the route to it, bytes.
     pub mtu: u16,
+    /// What is sent to it: the injector sends it nothing else.
+    pub protocol: Protocol,
 }
 
 /// How replayed clients get their addresses.
@@ -204,6 +229,11 @@ impl Plan {
     /// As the bytes that stand in the region.
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a plan holds only plain values")
+    }
+
+    /// Whether any service of this protocol is replayed.
+    pub fn replays(&self, protocol: Protocol) -> bool {
+        self.mappings.iter().any(|mapping| mapping.protocol == protocol)
     }
 
     /// From the region's bytes.
