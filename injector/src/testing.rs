@@ -11,7 +11,8 @@ use returns::{Hello, Link, Message, Policy, Refused, Welcome};
 use shm::{Region, Spec};
 use topology::Plan;
 use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
+    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, Protocol, ReplayPlan, Rings, Rtt,
+    Seeds, Target,
 };
 use zerocopy::IntoBytes;
 
@@ -22,15 +23,10 @@ pub(crate) fn plan(targets: &[&str]) -> Plan {
         instance: 7,
         format: 0,
         seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
-        mappings: vec![Mapping {
-            online_ip: None,
-            online_port: 80,
-            target: 0,
-            protocol: topology::plan::Protocol::Tcp,
-        }],
+        mappings: vec![Mapping { online_ip: None, online_port: 80, target: 0, protocol: Protocol::Tcp }],
         targets: targets
             .iter()
-            .map(|t| Target { addr: t.parse().unwrap(), mtu: 1_500, protocol: topology::plan::Protocol::Tcp })
+            .map(|t| Target { addr: t.parse().unwrap(), mtu: 1_500, protocol: Protocol::Tcp })
             .collect(),
         clients: Clients::Pool {
             v4: Some("198.18.0.0/15".parse().unwrap()),

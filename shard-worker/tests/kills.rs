@@ -19,7 +19,8 @@ use shard_worker::counters::{
 use shm::{Consumer, Link, Producer, Region, Role, Spec, path};
 use topology::Plan;
 use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
+    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, Protocol, ReplayPlan, Rings, Rtt,
+    Seeds, Target,
 };
 use zerocopy::IntoBytes as _;
 
@@ -41,17 +42,8 @@ fn plan(name: &str) -> Plan {
         instance: 1,
         format: 0,
         seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
-        mappings: vec![Mapping {
-            online_ip: None,
-            online_port: 80,
-            target: 0,
-            protocol: topology::plan::Protocol::Tcp,
-        }],
-        targets: vec![Target {
-            addr: "10.0.3.2:8080".parse().unwrap(),
-            mtu: 1_500,
-            protocol: topology::plan::Protocol::Tcp,
-        }],
+        mappings: vec![Mapping { online_ip: None, online_port: 80, target: 0, protocol: Protocol::Tcp }],
+        targets: vec![Target { addr: "10.0.3.2:8080".parse().unwrap(), mtu: 1_500, protocol: Protocol::Tcp }],
         clients: Clients::Pool { v4: Some("198.18.0.0/15".parse().unwrap()), v6: None, chosen: false },
         intercepts: Vec::new(),
         key: None,

@@ -22,7 +22,8 @@ use nix::time::{ClockId, clock_gettime};
 use shm::{Consumer, Link, Region, Spec};
 use topology::Plan;
 use topology::plan::{
-    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, ReplayPlan, Rings, Rtt, Seeds, Target,
+    CaptureEngine, CapturePlan, Clients, Join, Limits, Mapping, OnGap, Protocol, ReplayPlan, Rings, Rtt,
+    Seeds, Target,
 };
 
 const SHARDS: u16 = 2;
@@ -147,19 +148,13 @@ fn send(payload: u32, frames: u32) -> Result<()> {
 }
 
 fn plan() -> Plan {
-    let target =
-        Target { addr: ([10, 0, 3, 2], 8080).into(), mtu: 1500, protocol: topology::plan::Protocol::Tcp };
+    let target = Target { addr: ([10, 0, 3, 2], 8080).into(), mtu: 1500, protocol: Protocol::Tcp };
     Plan {
         name: "bench".to_owned(),
         instance: 1,
         format: 0,
         seeds: Seeds { shard: 1, sample: 2, endpoint: 3, isn: 4, table: 5 },
-        mappings: vec![Mapping {
-            online_ip: None,
-            online_port: 8080,
-            target: 0,
-            protocol: topology::plan::Protocol::Tcp,
-        }],
+        mappings: vec![Mapping { online_ip: None, online_port: 8080, target: 0, protocol: Protocol::Tcp }],
         targets: vec![target],
         clients: Clients::Keep,
         intercepts: vec![],

@@ -11,6 +11,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::socket::{setsockopt, sockopt};
+
 use lab::story::{Story, step};
 use lab::{Host, Instance, Load, Stats, network, wait};
 
@@ -51,6 +53,8 @@ impl Echo {
         let (book, stop) = (Arc::new(Mutex::new(Book::new())), Arc::new(AtomicBool::new(false)));
         let socket = host.ns.enter(move || UdpSocket::bind((ip, port)))?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        // The usual buffer holds some hundred small datagrams: less than a busy machine makes it wait for.
+        let _ = setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20));
         let (noted, ended) = (Arc::clone(&book), Arc::clone(&stop));
         let thread = host.ns.thread("echo", move || {
             let mut buffer = vec![0; 65_536];
@@ -171,8 +175,25 @@ impl Scene {
 
     /// Waits until the target has received so many.
     fn arrived(&self, datagrams: u64) -> Result<()> {
-        wait::until("the copies arrive", SETTLE, || self.target().received() >= datagrams)
-            .with_context(|| format!("{} of {datagrams} copies arrived", self.target().received()))
+        wait::until("the copies arrive", SETTLE, || self.target().received() >= datagrams).with_context(
+            || {
+                let counters =
+                    self.stage.net.target.ns.enter(|| std::fs::read_to_string("/proc/thread-self/net/snmp"));
+                let udp: Vec<String> = counters
+                    .into_iter()
+                    .flat_map(|text| {
+                        text.lines()
+                            .filter(|line| line.starts_with("Udp:") || line.starts_with("Ip:"))
+                            .map(str::to_owned)
+                            .collect::<Vec<_>>()
+                    })
+                    .collect();
+                format!(
+                    "{} of {datagrams} copies arrived; the target's kernel: {udp:?}",
+                    self.target().received()
+                )
+            },
+        )
     }
 }
 
