@@ -49,6 +49,8 @@ named_enum! {
         Extensions => "malformed_too_many_extensions",
         /// As [`Malformed::MappedAddress`].
         MappedAddress => "malformed_mapped_address",
+        /// As [`Malformed::ShortUdp`].
+        ShortUdp => "malformed_short_udp",
         /// Segments whose transport checksum was not filled in yet: normal on veth, loopback and with offloads.
         ChecksumUnfilled => "checksum_unfilled",
         /// Batches handed to the shards.
@@ -72,6 +74,20 @@ named_enum! {
         FileBytes => "file_bytes",
         /// Times that a file's packet waited until a shard had room.
         RoomWaits => "room_waits",
+        /// Client → server datagrams of a mapping, whole.
+        Datagrams => "datagrams",
+        /// Their payload bytes.
+        DatagramBytes => "datagram_bytes",
+        /// Fragments of datagrams, of whatever service.
+        DatagramFragments => "datagram_fragments",
+        /// Datagrams of a mapping of which not all fragments came in time, or that contradict each other.
+        DatagramsIncomplete => "datagrams_incomplete",
+        /// Datagrams of which the capture is cut: not replayed.
+        DatagramsCut => "datagrams_cut",
+        /// Datagrams for which the shard's ring had no room, times the copies that were wanted.
+        DatagramsRingFull => "datagrams_ring_full",
+        /// Their payload bytes times the copies that were wanted: goes to `wanted` and to `dropped` alike.
+        DatagramsRingFullWantedBytes => "datagrams_ring_full_wanted_bytes",
     }
 }
 

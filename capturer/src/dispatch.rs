@@ -8,17 +8,20 @@
 //! It keeps no table: the shard follows from the client endpoint alone (DESIGN 4, "Flow identity and the hash rule"). It never
 //! waits: a full ring costs the segment, counted, and the shard sees the hole in the sequence numbers.
 
+use flow::datagram::{self, Seen};
 use flow::hash::{endpoint_hash, shard_of};
 use flow::record::flag;
 use flow::sample::copies;
-use flow::{Captured, Segment, segment};
+use flow::{Captured, Datagram, Malformed, Segment, TcpFields, segment};
 use shm::{Control, Counters, Doorbell, Journal, Link, Producer, Region, Role, Word};
 use topology::Plan;
+use topology::plan::Protocol;
 use zerocopy::IntoBytes as _;
 
 use crate::count::{Count, POSITIONS};
 use crate::expression;
 use crate::filter::Machine;
+use crate::fragments::Fragments;
 use crate::online::{Meaning, Online};
 use crate::source::Frame;
 
@@ -55,6 +58,8 @@ pub struct Dispatcher {
     online: Online,
     /// `-F`, once more and exactly.
     expression: Option<Machine>,
+    /// Where datagrams are mapped.
+    udp: Option<Box<Udp>>,
     lanes: Vec<Lane>,
     counters: Counters,
     /// What the open batch adds to the counters.
@@ -65,6 +70,13 @@ pub struct Dispatcher {
     control: &'static Control,
     /// See [`Captured::lap`].
     lap: u8,
+}
+
+/// The services that speak UDP, and what is put together of their datagrams.
+#[derive(Debug)]
+struct Udp {
+    online: Online,
+    fragments: Fragments,
 }
 
 const HEAD: usize = size_of::<Captured>();
@@ -86,8 +98,11 @@ impl Dispatcher {
             })
             .collect();
         Self {
-            online: Online::new(plan),
+            online: Online::new(plan, Protocol::Tcp),
             expression: expression::machine(plan),
+            udp: plan.replays(Protocol::Udp).then(|| {
+                Box::new(Udp { online: Online::new(plan, Protocol::Udp), fragments: Fragments::default() })
+            }),
             lanes,
             counters: region.counters(Role::Capturer),
             counted: [0; Count::COUNT],
@@ -129,6 +144,9 @@ impl Dispatcher {
         self.count(Count::FrameBytes, frame.packet.len() as u64);
         let segment = match segment::parse(frame.packet, frame.wire_len) {
             Ok(segment) => segment,
+            Err(Malformed::NotTcp | Malformed::Fragment) if self.udp.is_some() => {
+                return self.udp(frame, time_ns);
+            }
             Err(malformed) => return self.count(malformed.into(), 1),
         };
         match self.online.meaning(&segment.src, &segment.dst) {
@@ -169,17 +187,83 @@ impl Dispatcher {
             lap: self.lap,
             reserved: [0; 5],
         };
-        let hash = endpoint_hash(self.shard_seed, &segment.src);
+        if !self.hand_over(&head, payload) {
+            self.ring_full(segment);
+        }
+    }
+
+    /// A packet that is no segment, where datagrams are mapped.
+    fn udp(&mut self, frame: &Frame<'_>, time_ns: u64) {
+        let Some(mut udp) = self.udp.take() else { return };
+        let (mut fragments, mut incomplete) = (0, 0);
+        let seen = match datagram::parse(frame.packet, frame.wire_len) {
+            Ok(Seen::Whole(datagram)) => Ok(Some(datagram)),
+            Ok(Seen::Part(part, fragment)) => {
+                fragments = 1;
+                let whole = udp.fragments.take(&part, fragment, time_ns, &mut incomplete);
+                whole.map(|packet| datagram::whole(&packet)).transpose()
+            }
+            Err(malformed) => Err(malformed),
+        };
+        match seen {
+            Ok(None) => {}
+            Ok(Some(datagram)) => match udp.online.meaning(&datagram.src, &datagram.dst) {
+                // Of fragments the expression saw the first alone, in the kernel.
+                Meaning::Mapping(_) if fragments == 0 && !self.takes(frame) => self.count(Count::LeftOut, 1),
+                Meaning::Mapping(mapping) => self.datagram(&datagram, mapping, time_ns),
+                Meaning::Own => self.count(Count::Own, 1),
+                Meaning::LeftOut => self.count(Count::LeftOut, 1),
+                Meaning::Other => self.count(Count::NotMapped, 1),
+            },
+            Err(malformed) => self.count(malformed.into(), 1),
+        }
+        self.count(Count::DatagramFragments, fragments);
+        self.count(Count::DatagramsIncomplete, incomplete);
+        self.udp = Some(udp);
+    }
+
+    fn datagram(&mut self, datagram: &Datagram<'_>, mapping: u16, time_ns: u64) {
+        let payload = datagram.payload;
+        let payload_len = payload.len() as u32;
+        if payload_len < datagram.wire_payload_len {
+            // Half a datagram is none.
+            return self.count(Count::DatagramsCut, 1);
+        }
+        self.count(Count::Datagrams, 1);
+        self.count(Count::DatagramBytes, payload_len.into());
+        let head = Captured {
+            time_ns,
+            tcp: TcpFields::default(),
+            payload_len,
+            client: datagram.src,
+            server: datagram.dst,
+            mapping,
+            ..Captured::default()
+        };
+        if !self.hand_over(&head, payload) {
+            let (percent, milli) = (self.control.percent_ppm(), self.control.copies_milli());
+            let copies = copies(self.sample_seed, &datagram.src, &datagram.dst, 0, percent, milli);
+            self.count(Count::DatagramsRingFull, u64::from(copies));
+            self.count(Count::DatagramsRingFullWantedBytes, u64::from(payload_len) * u64::from(copies));
+        }
+    }
+
+    /// Puts a record into its shard's ring; false when there is no room.
+    fn hand_over(&mut self, head: &Captured, payload: &[u8]) -> bool {
+        let hash = endpoint_hash(self.shard_seed, &head.client);
         let shard = shard_of(hash, self.lanes.len() as u16);
         let lane = &mut self.lanes[usize::from(shard)];
         let len = HEAD + payload.len();
-        let Some(record) = lane.ring.reserve(len) else { return self.ring_full(segment) };
+        let Some(record) = lane.ring.reserve(len) else { return false };
         record[..HEAD].copy_from_slice(head.as_bytes());
         record[HEAD..].copy_from_slice(payload);
         lane.ring.commit(len);
         lane.touched = true;
         lane.unheard += 1;
-        lane.urgent |= payload_len > 0 || segment.tcp.flags & (flag::SYN | flag::FIN | flag::RST) != 0;
+        lane.urgent |= head.payload_len > 0
+            || !head.tcp.has(flag::ACK)
+            || head.tcp.flags & (flag::SYN | flag::FIN | flag::RST) != 0;
+        true
     }
 
     /// The shard will never see this segment, so what it would have wanted is counted here: as wanted and as dropped.

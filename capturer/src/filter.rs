@@ -3,7 +3,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `filter` | the capture filter: client → server segments of the mappings |
+//! | `filter` | the capture filter: client → server segments and datagrams of the mappings |
 //! | `filter/returns` | the return filter that intercept uses: headers of answers, and ICMP errors |
 //! | `filter/parts` | what both have in common |
 //! | `filter/assembler` | labels, branches of any distance, ends |
@@ -64,12 +64,23 @@ pub struct CaptureFilter {
     pub inside: Vec<Range>,
     /// `--not-net`: no client in one of these.
     pub outside: Vec<Range>,
+    /// The same of UDP. With any, fragments come up too, whose ports nobody knows yet.
+    pub udp: Services,
     /// Frames of other hosts too.
     pub promiscuous: bool,
     /// Length of the link header in front: 0 on SOCK_DGRAM sockets, 14 on SOCK_RAW sockets of Ethernet.
     pub link_header: u32,
     /// Which lengths.
     pub frames: Frames,
+}
+
+/// Services of one protocol.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Services {
+    /// As [`CaptureFilter::online`].
+    pub online: Vec<(Option<IpAddr>, u16)>,
+    /// As [`CaptureFilter::targets`].
+    pub targets: Vec<SocketAddr>,
 }
 
 impl CaptureFilter {
@@ -95,10 +106,12 @@ impl CaptureFilter {
         }
         parts::direction(&mut asm, self.promiscuous);
         let (v4, v6, tcp) = (asm.label(), asm.label(), asm.label());
+        let udp = (!self.udp.online.is_empty()).then(|| (asm.label(), asm.label()));
         parts::network(&mut asm, self.link_header, v4, v6);
         asm.bind(v4);
         asm.op(code::LD_B, 9);
-        asm.branch(code::JEQ, parts::TCP, To::Next, To::Reject);
+        let other = udp.map_or(To::Reject, |(udp4, _)| To::Place(udp4));
+        asm.branch(code::JEQ, parts::TCP, To::Next, other);
         // Fragments but the first have no ports; the first comes up, to be counted.
         asm.op(code::LD_H, 6);
         asm.branch(code::JSET, 0x1fff, To::Reject, To::Next);
@@ -106,14 +119,36 @@ impl CaptureFilter {
         parts::keep_address(&mut asm, 16, 1);
         parts::step_over_v4(&mut asm);
         asm.op(code::LD_H, 2);
-        parts::ports(&mut asm, &self.ports(true), true, exact);
+        parts::ports(&mut asm, &ports(&self.online, &self.targets, true), true, exact);
+        if let Some((udp4, _)) = udp {
+            asm.bind(udp4);
+            asm.branch(code::JEQ, parts::UDP, To::Next, To::Reject);
+            parts::in_ranges(&mut asm, &self.clients, true, 12, To::Reject);
+            asm.op(code::LD_H, 6);
+            asm.branch(code::JSET, 0x1fff, To::Accept, To::Next);
+            parts::keep_address(&mut asm, 16, 1);
+            parts::step_over_v4(&mut asm);
+            asm.op(code::LD_H, 2);
+            parts::ports(&mut asm, &ports(&self.udp.online, &self.udp.targets, true), true, exact);
+        }
         asm.bind(v6);
         self.client(&mut asm, false, 8);
         parts::keep_address(&mut asm, 24, 4);
-        parts::step_over_v6(&mut asm, &[(parts::TCP, tcp)], To::Accept);
+        match udp {
+            None => parts::step_over_v6(&mut asm, &[(parts::TCP, tcp)], To::Accept, To::Reject),
+            Some((_, udp6)) => {
+                let exits = [(parts::TCP, tcp), (parts::UDP, udp6)];
+                parts::step_over_v6(&mut asm, &exits, To::Accept, To::Accept);
+            }
+        }
         asm.bind(tcp);
         asm.op(code::LD_H, 2);
-        parts::ports(&mut asm, &self.ports(false), false, exact);
+        parts::ports(&mut asm, &ports(&self.online, &self.targets, false), false, exact);
+        if let Some((_, udp6)) = udp {
+            asm.bind(udp6);
+            asm.op(code::LD_H, 2);
+            parts::ports(&mut asm, &ports(&self.udp.online, &self.udp.targets, false), false, exact);
+        }
         asm.finish()
     }
 
@@ -129,29 +164,29 @@ impl CaptureFilter {
             asm.bind(meant);
         }
     }
+}
 
-    /// The mappings by port, sorted; those without a way to match in this family are left out.
-    fn ports(&self, v4: bool) -> Vec<Port> {
-        let mut ports: Vec<Port> = vec![];
-        for &(ip, number) in &self.online {
-            if ip.is_some_and(|ip| ip.is_ipv4() != v4) {
-                continue;
-            }
-            let at = ports.partition_point(|port| port.port < number);
-            if ports.get(at).is_none_or(|port| port.port != number) {
-                ports.insert(at, Port { port: number, ..Port::default() });
-            }
-            match ip {
-                None => ports[at].any = true,
-                Some(ip) if ports[at].only.contains(&ip) => {}
-                Some(ip) => ports[at].only.push(ip),
-            }
+/// The mappings by port, sorted; those without a way to match in this family are left out.
+fn ports(online: &[(Option<IpAddr>, u16)], targets: &[SocketAddr], v4: bool) -> Vec<Port> {
+    let mut ports: Vec<Port> = vec![];
+    for &(ip, number) in online {
+        if ip.is_some_and(|ip| ip.is_ipv4() != v4) {
+            continue;
         }
-        for target in self.targets.iter().filter(|target| target.is_ipv4() == v4) {
-            if let Ok(at) = ports.binary_search_by_key(&target.port(), |port| port.port) {
-                ports[at].except.push(target.ip());
-            }
+        let at = ports.partition_point(|port| port.port < number);
+        if ports.get(at).is_none_or(|port| port.port != number) {
+            ports.insert(at, Port { port: number, ..Port::default() });
         }
-        ports
+        match ip {
+            None => ports[at].any = true,
+            Some(ip) if ports[at].only.contains(&ip) => {}
+            Some(ip) => ports[at].only.push(ip),
+        }
     }
+    for target in targets.iter().filter(|target| target.is_ipv4() == v4) {
+        if let Ok(at) = ports.binary_search_by_key(&target.port(), |port| port.port) {
+            ports[at].except.push(target.ip());
+        }
+    }
+    ports
 }

@@ -14,6 +14,7 @@
 //! | `offline` | packet files instead: reading, waiting, loops |
 //! | `due` | when a file's packets are due |
 //! | `dispatch` | frame → mapping → shard → record |
+//! | `fragments` | datagrams put together from their fragments |
 //! | `online` | which mapping a packet belongs to |
 //! | `survey` | what a packet file holds and a replay of it would be |
 //! | `packet_ring` | a receive ring shared with the kernel; intercept uses it too |
@@ -32,6 +33,7 @@ mod due;
 pub mod error;
 pub mod expression;
 pub mod filter;
+mod fragments;
 pub mod interfaces;
 mod link;
 pub mod live;

@@ -1,13 +1,13 @@
 //! Which mapping a packet belongs to, exactly. The kernel filter asks the same of every frame and may let a little more through.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use flow::{Addr, Endpoint, Range};
 use topology::Plan;
-use topology::plan::{Clients, FilterPlan};
+use topology::plan::{Clients, FilterPlan, Mapping, Protocol};
 
 use crate::expression;
-use crate::filter::{CaptureFilter, Frames, Instruction, joined};
+use crate::filter::{CaptureFilter, Frames, Instruction, Services, joined};
 
 /// What a packet is to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,22 +42,22 @@ struct Service {
 }
 
 impl Online {
-    /// From the plan.
-    pub fn new(plan: &Plan) -> Self {
-        let services = plan.mappings.iter().map(|mapping| (mapping.online_ip, mapping.online_port));
-        let targets = plan.targets.iter().map(|target| target.addr.into()).collect();
+    /// The plan's services of one protocol.
+    pub fn new(plan: &Plan, protocol: Protocol) -> Self {
+        let services = plan.mappings.iter().zip(0..).filter(|(mapping, _)| mapping.protocol == protocol);
+        let services = services.map(|(mapping, index)| (mapping.online_ip, mapping.online_port, index));
+        let targets = targets(plan, protocol).map(Endpoint::from).collect();
         Self::of(services, targets, client_ranges(plan)).narrowed(&plan.capture.filter)
     }
 
-    /// From the online services, mapping by mapping, the targets, and the ranges of replayed clients.
+    /// From online services, each with the number of its mapping, the targets, and the ranges of replayed clients.
     pub fn of(
-        services: impl Iterator<Item = (Option<IpAddr>, u16)>,
+        services: impl Iterator<Item = (Option<IpAddr>, u16, u16)>,
         targets: Vec<Endpoint>,
         clients: Vec<Range>,
     ) -> Self {
         let mut services: Vec<Service> = services
-            .zip(0..)
-            .map(|((ip, port), mapping)| Service {
+            .map(|(ip, port, mapping)| Service {
                 port,
                 any: ip.is_none(),
                 addr: ip.map_or(flow::record::ANY, Addr::from),
@@ -107,19 +107,28 @@ pub(crate) fn program(plan: &Plan, link_header: u32, frames: Frames) -> Vec<Inst
 
 /// The same as a kernel filter, without the expression.
 pub(crate) fn filter(plan: &Plan, link_header: u32, frames: Frames) -> CaptureFilter {
-    let online = |mapping: &topology::plan::Mapping| -> (Option<IpAddr>, u16) {
-        (mapping.online_ip, mapping.online_port)
+    let services = |protocol| {
+        let online = |mapping: &Mapping| (mapping.online_ip, mapping.online_port);
+        let mapped = plan.mappings.iter().filter(|mapping| mapping.protocol == protocol);
+        Services { online: mapped.map(online).collect(), targets: targets(plan, protocol).collect() }
     };
+    let tcp = services(Protocol::Tcp);
     CaptureFilter {
-        online: plan.mappings.iter().map(online).collect(),
+        online: tcp.online,
         clients: client_ranges(plan),
         inside: plan.capture.filter.inside.clone(),
         outside: plan.capture.filter.outside.clone(),
-        targets: plan.targets.iter().map(|target| target.addr).collect(),
+        targets: tcp.targets,
+        udp: services(Protocol::Udp),
         promiscuous: plan.capture.promiscuous,
         link_header,
         frames,
     }
+}
+
+fn targets(plan: &Plan, protocol: Protocol) -> impl Iterator<Item = SocketAddr> + '_ {
+    let of_it = plan.targets.iter().filter(move |target| target.protocol == protocol);
+    of_it.map(|target| target.addr)
 }
 
 fn client_ranges(plan: &Plan) -> Vec<Range> {
@@ -136,7 +145,7 @@ mod tests {
 
     fn meaning(plan: &Plan, src: &str, dst: &str) -> Meaning {
         let parse = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
-        Online::new(plan).meaning(&parse(src), &parse(dst))
+        Online::new(plan, Protocol::Tcp).meaning(&parse(src), &parse(dst))
     }
 
     #[test]

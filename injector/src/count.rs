@@ -35,6 +35,16 @@ named_enum! {
         ForeignClient => "foreign_client",
         /// Refused by the guard: payload without a segment size.
         ZeroMss => "zero_mss",
+        /// Refused by the guard: a datagram longer than there are.
+        LongDatagram => "long_datagram",
+        /// Datagrams of which the kernel took the last packet.
+        Datagrams => "datagrams",
+        /// Their payload bytes.
+        DatagramBytes => "datagram_bytes",
+        /// Packets that were parts of a datagram.
+        DatagramFragments => "datagram_fragments",
+        /// Packets of datagrams that the kernel refused, after the retries: nothing sends them again.
+        DatagramPacketsRefused => "datagram_packets_refused",
         /// Ring records whose lengths disagree.
         Malformed => "malformed",
         /// Times that a ring's bytes made no sense and all that was published in it was skipped.

@@ -32,7 +32,7 @@ use nix::sys::eventfd::EventFd;
 use shm::GUARDED_DEVICES;
 use topology::Plan;
 use topology::guard::Place;
-use topology::plan::Clients;
+use topology::plan::{Clients, Protocol};
 
 use crate::path::route_to;
 use crate::rtnl;
@@ -401,7 +401,8 @@ fn inet(table: &str, plan: &Plan) -> String {
                 let (ip, port) = (target.addr.ip(), target.addr.port());
                 writeln!(
                     untracked,
-                    "    {family} daddr {ip} tcp dport {port} fib saddr type != local notrack"
+                    "    {family} daddr {ip} {} dport {port} fib saddr type != local notrack",
+                    word(target.protocol)
                 )
                 .expect("a string takes all");
             }
@@ -435,18 +436,44 @@ fn netdev(table: &str, plan: &Plan, devices: &[&str]) -> String {
 fn forged(plan: &Plan) -> String {
     let mut rules = String::new();
     for (family, v4) in [("ip", true), ("ip6", false)] {
-        let targets: Vec<String> = plan
-            .targets
-            .iter()
-            .filter(|target| target.addr.is_ipv4() == v4)
-            .map(|target| format!("{} . {}", target.addr.ip(), target.addr.port()))
-            .collect();
-        if !targets.is_empty() {
-            writeln!(rules, "    {family} daddr . tcp dport {{ {} }} accept", targets.join(", "))
-                .expect("a string takes all");
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let targets: Vec<_> = plan
+                .targets
+                .iter()
+                .filter(|target| target.addr.is_ipv4() == v4 && target.protocol == protocol)
+                .map(|target| target.addr)
+                .collect();
+            if targets.is_empty() {
+                continue;
+            }
+            let ports: Vec<_> = targets.iter().map(|at| format!("{} . {}", at.ip(), at.port())).collect();
+            writeln!(
+                rules,
+                "    {family} daddr . {} dport {{ {} }} accept",
+                word(protocol),
+                ports.join(", ")
+            )
+            .expect("a string takes all");
+            if protocol == Protocol::Udp {
+                // Only the first fragment of a datagram has its ports.
+                let fragment = if v4 { "ip frag-off & 0x1fff != 0" } else { "exthdr frag exists" };
+                let mut hosts: Vec<_> = targets.iter().map(|at| at.ip().to_string()).collect();
+                hosts.sort_unstable();
+                hosts.dedup();
+                writeln!(rules, "    {family} daddr {{ {} }} {fragment} accept", hosts.join(", "))
+                    .expect("a string takes all");
+            }
         }
     }
     format!("  chain forged {{\n{rules}    counter name \"{COUNTER}\" drop\n  }}\n")
+}
+
+/// As nft writes it.
+fn word(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
 }
 
 /// An identifier that nft takes and that no other instance name gives: other characters than letters and digits as

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use flow::{Endpoint, Inject, Range};
 use topology::Plan;
-use topology::plan::Clients;
+use topology::plan::{Clients, Protocol};
 
 use crate::count::Count;
 use crate::path;
@@ -20,13 +20,15 @@ pub struct Target {
     pub endpoint: Endpoint,
     /// MTU of the route to it, bytes.
     pub mtu: u16,
+    /// Segments or datagrams: what is sent to it follows from this alone.
+    pub protocol: Protocol,
     /// The same address in the kernel's form.
     pub(crate) to: Destination,
 }
 
 impl Target {
     fn new(addr: SocketAddr, mtu: u16) -> Self {
-        Self { endpoint: addr.into(), mtu, to: Destination::new(addr) }
+        Self { endpoint: addr.into(), mtu, protocol: Protocol::Tcp, to: Destination::new(addr) }
     }
 }
 
@@ -60,10 +62,14 @@ impl Guard {
     /// A private copy of what the plan allows.
     pub fn new(plan: &Plan) -> Self {
         let targets: Vec<_> = plan.targets.iter().map(|t| (t.addr, t.mtu)).collect();
-        Self::of(&targets, &plan.clients)
+        let mut guard = Self::of(&targets, &plan.clients);
+        for (target, planned) in guard.targets.iter_mut().zip(&plan.targets) {
+            target.protocol = planned.protocol;
+        }
+        guard
     }
 
-    /// From the targets, each with the MTU of its route, and the clients alone.
+    /// From targets of TCP, each with the MTU of its route, and the clients alone.
     pub fn of(targets: &[(SocketAddr, u16)], clients: &Clients) -> Self {
         let clients = match clients {
             Clients::Pool { v4, v6, .. } => Allowed::Pool { v4: *v4, v6: *v6 },
@@ -86,8 +92,10 @@ impl Guard {
                 return Err(Count::ForeignClient);
             }
         }
-        if head.mss == 0 && !payload.is_empty() {
-            return Err(Count::ZeroMss);
+        match target.protocol {
+            Protocol::Tcp if head.mss == 0 && !payload.is_empty() => return Err(Count::ZeroMss),
+            Protocol::Udp if payload.len() > flow::datagram::MAX_PAYLOAD => return Err(Count::LongDatagram),
+            Protocol::Tcp | Protocol::Udp => {}
         }
         Ok(Outgoing { head, payload, target })
     }
@@ -131,6 +139,19 @@ mod tests {
         assert_eq!(refused(&guard, Inject { target: u16::MAX, ..head }, &[]), Count::UnknownTarget);
         assert_eq!(refused(&guard, Inject { target: 1, ..head }, &[]), Count::WrongFamily);
         assert_eq!(refused(&guard, head, b"x"), Count::ZeroMss);
+    }
+
+    #[test]
+    fn what_a_target_gets_is_what_its_mapping_says() {
+        let mut plan = plan(&["10.0.0.1:80", "10.0.0.1:80"]);
+        plan.targets[1].protocol = Protocol::Udp;
+        let guard = Guard::new(&plan);
+        let client = "198.18.0.9:1024".parse::<SocketAddr>().unwrap().into();
+        let datagram = Inject { client, target: 1, ..Inject::default() };
+        let bytes = record(datagram, b"x");
+        assert_eq!(guard.check(&bytes).unwrap().target.protocol, Protocol::Udp);
+        assert_eq!(refused(&guard, datagram, &[0; 65_528]), Count::LongDatagram);
+        assert_eq!(refused(&guard, Inject { target: 0, ..datagram }, b"x"), Count::ZeroMss);
     }
 
     #[test]

@@ -74,7 +74,8 @@ pub fn handshake(at: SocketAddr, plan: &Plan, timeout: Duration) -> Result<Welco
 
 /// What to type on both hosts: an intercept on the target itself takes the answers with a device of its own.
 fn no_answer(at: SocketAddr, plan: &Plan, why: String, time: Duration) -> DialError {
-    let targets = plan.targets.iter().map(|t| t.addr.to_string()).collect::<Vec<_>>().join(",");
+    let targets = plan.targets.iter().map(|t| format!("{}{}", t.protocol.prefix(), t.addr));
+    let targets = targets.collect::<Vec<_>>().join(",");
     let on_target = plan.targets.iter().all(|t| t.addr.ip() == at.ip());
     let answers = if on_target { "--tun" } else { "-i eth0" };
     let plain = if plan.key.is_none() && !at.ip().is_loopback() { " --plain" } else { "" };
@@ -155,8 +156,8 @@ fn mappings(plan: &Plan) -> String {
     let one = |m: &topology::plan::Mapping| {
         let target = plan.targets.get(usize::from(m.target))?.addr;
         Some(match m.online_ip {
-            Some(ip) => format!("{}-{target}", SocketAddr::new(ip, m.online_port)),
-            None => format!("{}-{target}", m.online_port),
+            Some(ip) => format!("{}{}-{target}", m.protocol.prefix(), SocketAddr::new(ip, m.online_port)),
+            None => format!("{}{}-{target}", m.protocol.prefix(), m.online_port),
         })
     };
     plan.mappings.iter().filter_map(one).collect::<Vec<_>>().join(",")

@@ -17,15 +17,14 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use flow::Endpoint;
-use flow::TcpFields;
 use flow::emit::{MAX_HEADERS, emit, emit_partial};
 use flow::record::{flag, inject_bit};
+use flow::{Endpoint, TcpFields, emit_udp};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rtrb::Consumer;
 use shm::{ANY_DEVICE, Control, GUARDED_DEVICES};
 use topology::Plan;
-use topology::plan::InjectEngine;
+use topology::plan::{InjectEngine, Protocol};
 
 use crate::count::Count;
 use crate::cut::{Pieces, SuperFrames, segment_len};
@@ -63,6 +62,8 @@ pub struct Sender {
     /// What to count when the kernel has taken a message.
     sent: Box<[Sent; BURST]>,
     ip_id: u16,
+    /// Identification of the datagrams that leave in fragments, of IPv6 too.
+    datagram_id: u32,
     pacer: Pacer,
     /// Super-frames given up in a row.
     refused: u32,
@@ -100,6 +101,20 @@ struct Sent {
     flags: u16,
     again: bool,
     detour: bool,
+    datagram: Datagram,
+}
+
+/// Which part of a datagram a message is.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Datagram {
+    /// None: a segment.
+    #[default]
+    No,
+    Whole,
+    /// A fragment behind which others come.
+    Part,
+    /// The last one; the payload of all of them.
+    Last(u32),
 }
 
 /// Times that one batch asks again when the kernel has no room.
@@ -136,6 +151,7 @@ impl Sender {
             scratch: Scratch::new(),
             sent: Box::new([Sent::default(); BURST]),
             ip_id,
+            datagram_id: shm::monotonic_ns() as u32,
             pacer: Pacer::default(),
             refused: 0,
             told: false,
@@ -145,16 +161,22 @@ impl Sender {
 
 impl Engine for Sender {
     fn send<'p>(&mut self, batch: impl Iterator<Item = Outgoing<'p>>, tally: &mut Tally) {
-        let Self { sockets, paths, pcap, scratch, sent, ip_id, pacer, refused, .. } = self;
+        let Self { sockets, paths, pcap, scratch, sent, ip_id, datagram_id, pacer, refused, .. } = self;
         let cut_all = *refused >= REFUSALS;
         let burst = scratch.burst();
-        let mut post = Post { burst, sent, socket: None, retries: RETRIES, pacer, refused, tally };
-        let mut lane = None;
+        let mut post =
+            Post { burst, sent, lane: None, socket: None, retries: RETRIES, pacer, refused, tally };
         for out in batch {
             let v4 = out.target.endpoint.addr.is_v4();
             let path = paths.get(usize::from(out.head.target));
             let again = out.head.bits & inject_bit::AGAIN != 0;
             let (client, target) = (out.head.client, out.target.endpoint);
+            if out.target.protocol == Protocol::Udp {
+                *datagram_id = datagram_id.wrapping_add(1);
+                post.switch_to(if v4 { Lane::V4 } else { Lane::V6 }, sockets);
+                post.datagram(&out, *datagram_id);
+                continue;
+            }
             if let Some(pcap) = pcap.as_mut()
                 && let Some(way) =
                     path.filter(|path| path.choice == Choice::Pcap).and_then(|path| path.way.ok())
@@ -179,11 +201,7 @@ impl Engine for Sender {
                 None if v4 => Lane::V4,
                 None => Lane::V6,
             };
-            if lane != Some(wanted) {
-                post.flush();
-                lane = Some(wanted);
-                post.socket = sockets.get(wanted);
-            }
+            post.switch_to(wanted, sockets);
             if post.socket.is_none() {
                 post.tally.add(Count::WrongFamily, 1);
                 continue;
@@ -330,6 +348,7 @@ const CHECKSUM_IN_TCP: u16 = 16;
 struct Post<'s, 'p> {
     burst: Burst<'s, 'p>,
     sent: &'s mut [Sent; BURST],
+    lane: Option<Lane>,
     socket: Option<&'p OwnedFd>,
     retries: u32,
     pacer: &'s mut Pacer,
@@ -338,6 +357,38 @@ struct Post<'s, 'p> {
 }
 
 impl<'p> Post<'_, 'p> {
+    /// What is pushed from now on leaves by this socket.
+    fn switch_to(&mut self, lane: Lane, sockets: &'p Sockets) {
+        if self.lane != Some(lane) {
+            self.flush();
+            self.lane = Some(lane);
+            self.socket = sockets.get(lane);
+        }
+    }
+
+    /// Adds a datagram, in fragments where the path takes no more. Always by raw IP: the device's help with checksums and cutting
+    /// is for segments.
+    fn datagram(&mut self, out: &Outgoing<'p>, id: u32) {
+        if self.socket.is_none() {
+            return self.tally.add(Count::WrongFamily, 1);
+        }
+        let (from, to) = (out.head.client, out.target.endpoint);
+        let mut pieces = emit_udp::Pieces::new(from, to, out.payload, out.target.mtu, id).peekable();
+        while let Some(piece) = pieces.next() {
+            let datagram = match (piece.is_fragment(), pieces.peek()) {
+                (false, _) => Datagram::Whole,
+                (true, Some(_)) => Datagram::Part,
+                (true, None) => Datagram::Last(out.payload.len() as u32),
+            };
+            self.push(&out.target.to, piece.payload, |head| {
+                let head: &mut [u8; MAX_HEADERS] =
+                    (&mut head[..MAX_HEADERS]).try_into().expect("it is longer");
+                let len = piece.emit(head);
+                (len, Sent { datagram, ..Sent::of(len + piece.payload.len(), piece.payload, 0) })
+            });
+        }
+    }
+
     /// Adds a message; `write` fills what stands before the payload, and says its length and what to count.
     fn push(
         &mut self,
@@ -384,6 +435,8 @@ impl<'p> Post<'_, 'p> {
                     } else {
                         let segments = self.sent[next].segments;
                         self.tally.add(Count::Dropped, u64::from(segments));
+                        let refused = u64::from(self.sent[next].datagram != Datagram::No);
+                        self.tally.add(Count::DatagramPacketsRefused, refused);
                         *self.refused += u32::from(segments > 1);
                         next += 1;
                     }
@@ -401,6 +454,20 @@ impl Sent {
     }
 
     fn count(&self, tally: &mut Tally) {
+        let whole = match self.datagram {
+            Datagram::No => return self.count_segments(tally),
+            Datagram::Whole => Some(self.payload),
+            Datagram::Part => None,
+            Datagram::Last(payload) => Some(payload),
+        };
+        tally.add(Count::DatagramFragments, u64::from(self.datagram != Datagram::Whole));
+        if let Some(payload) = whole {
+            tally.add(Count::Datagrams, 1);
+            tally.add(Count::DatagramBytes, u64::from(payload));
+        }
+    }
+
+    fn count_segments(&self, tally: &mut Tally) {
         let segments = u64::from(self.segments);
         tally.add(Count::Segments, segments);
         tally.add(Count::Bytes, u64::from(self.bytes));

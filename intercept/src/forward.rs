@@ -11,6 +11,8 @@
 
 use std::sync::Arc;
 
+use flow::datagram::{self, Seen};
+use flow::ip::Fragment;
 use flow::record::{kind, returned_bit};
 use flow::segment::{self, Malformed, Segment};
 use flow::{Endpoint, Returned};
@@ -28,6 +30,7 @@ use crate::stats::{Count, Stats};
 /// The tables of the capture thread.
 pub(crate) struct Forward {
     targets: Vec<Endpoint>,
+    datagrams: Vec<Endpoint>,
     ranges: RangeTable,
     claims: Claims,
     /// Slots of instances that claim their flows, as bits.
@@ -42,6 +45,7 @@ impl Forward {
     /// `epoch` tells this run of intercept from any other; `seed` keys the table of claims.
     pub(crate) fn new(
         targets: &[Endpoint],
+        datagrams: &[Endpoint],
         limits: &Limits,
         epoch: u64,
         seed: u64,
@@ -51,6 +55,7 @@ impl Forward {
         targets.sort_unstable();
         Self {
             targets,
+            datagrams: datagrams.to_vec(),
             ranges: RangeTable::new(),
             claims: Claims::new(limits.claims, limits.claim_idle.as_secs() as u32, seed),
             claimants: 0,
@@ -74,6 +79,7 @@ impl Forward {
     pub(crate) fn frame(&mut self, frame: &Frame<'_>) {
         match segment::parse(frame.packet, frame.wire_len) {
             Ok(segment) => self.segment(frame, &segment),
+            Err(Malformed::NotTcp | Malformed::Fragment) if self.datagram(frame) => {}
             Err(Malformed::NotTcp) => match icmp::parse(frame.packet, frame.wire_len) {
                 Ok(Some(record)) => self.route(Returned { time_ns: frame.time_ns, ..record }),
                 Ok(None) => self.stats.count(Count::IcmpOther, 1),
@@ -137,8 +143,38 @@ impl Forward {
         });
     }
 
+    /// Takes a datagram, or the first part of one; false when it is none.
+    fn datagram(&mut self, frame: &Frame<'_>) -> bool {
+        if self.datagrams.is_empty() {
+            return false;
+        }
+        let datagram = match datagram::parse(frame.packet, frame.wire_len) {
+            Ok(Seen::Whole(datagram)) => datagram,
+            Ok(Seen::Part(part, Fragment { offset: 0, .. })) => match datagram::head(&part) {
+                Ok(datagram) => datagram,
+                Err(_) => return false,
+            },
+            // The first part has said how long it is.
+            Ok(Seen::Part(..)) => return true,
+            Err(_) => return false,
+        };
+        self.route(Returned {
+            kind: kind::UDP,
+            time_ns: frame.time_ns,
+            payload_len: datagram.wire_payload_len,
+            client: datagram.dst,
+            target: datagram.src,
+            ..Returned::default()
+        });
+        true
+    }
+
     fn route(&mut self, record: Returned) {
-        if !self.is_target(&record.target) {
+        let watched = match record.kind {
+            kind::UDP | kind::UDP_ICMP => self.datagrams.contains(&record.target),
+            _ => self.is_target(&record.target),
+        };
+        if !watched {
             self.stats.count(Count::NotTarget, 1);
             return;
         }
@@ -163,7 +199,7 @@ impl Forward {
 
     fn deliver(&mut self, slot: usize, record: &Returned) {
         let count = match (self.peers.push(slot, record), record.kind) {
-            (true, kind::ICMP) => Count::Icmp,
+            (true, kind::ICMP | kind::UDP_ICMP) => Count::Icmp,
             (true, _) => Count::Headers,
             (false, _) => Count::Unknown,
         };
@@ -173,7 +209,10 @@ impl Forward {
     fn claim(&mut self, owner: Owner, client: &Endpoint, target: &Endpoint) {
         let slot = usize::from(owner.slot);
         let claims_flows = self.claimants & (1 << slot) != 0;
-        if !claims_flows || self.peers.tenure(slot) != Some(owner.tenure) || !self.is_target(target) {
+        if !claims_flows
+            || self.peers.tenure(slot) != Some(owner.tenure)
+            || !(self.is_target(target) || self.datagrams.contains(target))
+        {
             self.stats.count(Count::ClaimsForeign, 1);
             return;
         }

@@ -5,7 +5,7 @@ use flow::record::kind;
 use flow::segment::Malformed;
 use flow::{Endpoint, Returned, Seq, ip};
 
-/// Understands a packet that is no TCP. `Ok(None)`: an ICMP message, but no error about a TCP segment from the address
+/// Understands a packet that is no TCP. `Ok(None)`: an ICMP message, but no error about a segment or datagram from the address
 /// that it came to. The record has neither position nor time.
 pub(crate) fn parse(packet: &[u8], wire_len: u32) -> Result<Option<Returned>, Malformed> {
     let outer = ip::parse(packet, wire_len)?;
@@ -27,12 +27,17 @@ pub(crate) fn parse(packet: &[u8], wire_len: u32) -> Result<Option<Returned>, Ma
     // The quote is cut anywhere behind the first eight bytes of TCP, so its length says nothing about the wire.
     let Some(inner) = quoted_packet(quoted) else { return Ok(None) };
     let Some(tcp) = inner.transport.first_chunk::<8>() else { return Ok(None) };
-    if inner.protocol != ip::TCP || inner.src != outer.dst {
+    let about = match inner.protocol {
+        ip::TCP => kind::ICMP,
+        ip::UDP => kind::UDP_ICMP,
+        _ => return Ok(None),
+    };
+    if inner.src != outer.dst {
         return Ok(None);
     }
     let [s0, s1, d0, d1, q0, q1, q2, q3] = *tcp;
     let mut record = Returned {
-        kind: kind::ICMP,
+        kind: about,
         client: Endpoint::new(inner.src, u16::from_be_bytes([s0, s1])),
         target: Endpoint::new(inner.dst, u16::from_be_bytes([d0, d1])),
         icmp_type,
@@ -40,7 +45,9 @@ pub(crate) fn parse(packet: &[u8], wire_len: u32) -> Result<Option<Returned>, Ma
         mtu,
         ..Returned::default()
     };
-    record.tcp.seq = Seq(u32::from_be_bytes([q0, q1, q2, q3]));
+    if about == kind::ICMP {
+        record.tcp.seq = Seq(u32::from_be_bytes([q0, q1, q2, q3]));
+    }
     Ok(Some(record))
 }
 
@@ -127,10 +134,17 @@ mod tests {
     }
 
     #[test]
+    fn an_error_about_a_datagram_has_a_kind_of_its_own_and_no_sequence() {
+        let r = record(&error_v4(3, 3, [0; 4], &v4(ip::UDP, CLIENT, TARGET, 60, &TCP))).unwrap();
+        assert_eq!((r.kind, r.icmp_type, r.icmp_code), (kind::UDP_ICMP, 3, 3));
+        assert_eq!((r.client.port, r.target.port, r.tcp.seq), (40_000, 8_080, Seq(0)));
+    }
+
+    #[test]
     fn other_icmp_is_none_of_ours() {
         let quoted = v4(ip::TCP, CLIENT, TARGET, 60, &TCP);
         assert_eq!(record(&error_v4(8, 0, [0; 4], &quoted)), None, "an echo request");
-        assert_eq!(record(&error_v4(3, 1, [0; 4], &v4(17, CLIENT, TARGET, 60, &TCP))), None, "about UDP");
+        assert_eq!(record(&error_v4(3, 1, [0; 4], &v4(132, CLIENT, TARGET, 60, &TCP))), None, "about SCTP");
         assert_eq!(
             record(&error_v4(3, 1, [0; 4], &v4(ip::TCP, ROUTER, TARGET, 60, &TCP))),
             None,

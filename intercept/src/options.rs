@@ -15,8 +15,10 @@ use crate::stats::{Count, Door, Stats};
 pub struct Options {
     /// Name of this intercept, for logs.
     pub name: String,
-    /// The targets whose answers are returned (`-x`); at least one.
+    /// The targets whose answers are returned (`-x`); at least one, or one of `datagrams`.
     pub targets: Vec<SocketAddr>,
+    /// Those that answer in datagrams (`-x udp:`).
+    pub datagrams: Vec<SocketAddr>,
     /// Interfaces that the answers arrive on; empty means all. Not used with `tun`.
     pub interfaces: Vec<String>,
     /// A device of its own that takes the clients' route, on the target host itself.
@@ -100,6 +102,7 @@ impl Options {
         Self {
             name: "intercept".to_owned(),
             targets,
+            datagrams: Vec::new(),
             interfaces: Vec::new(),
             tun: None,
             listen: Vec::new(),

@@ -23,12 +23,13 @@ pub(crate) struct RingSource {
 const SLOT_BYTES: u32 = 256;
 
 impl RingSource {
-    /// Opens the capture of answers of `targets` on an interface, or on all.
+    /// Opens the capture of answers of `targets`, and of `datagrams`, on an interface, or on all.
     ///
     /// # Errors
     /// A sentence: no such interface, not allowed, too little memory.
     pub(crate) fn open(
         targets: &[SocketAddr],
+        datagrams: &[SocketAddr],
         interface: Option<&str>,
         bytes: usize,
     ) -> Result<Self, String> {
@@ -41,6 +42,7 @@ impl RingSource {
         };
         let filter = ReturnFilter {
             targets: targets.to_vec(),
+            datagrams: datagrams.to_vec(),
             clients: Vec::new(),
             payload: 0,
             promiscuous: false,

@@ -36,7 +36,7 @@ impl Intercept {
     /// # Errors
     /// A sentence with what was tried, on what, and what to do.
     pub fn open(options: Options) -> Result<Self, InterceptError> {
-        if options.targets.is_empty() {
+        if options.targets.is_empty() && options.datagrams.is_empty() {
             return Err(InterceptError::NoTarget);
         }
         let sources = open_sources(&options)?;
@@ -65,19 +65,26 @@ impl Intercept {
     /// A thread could not be started, or ended on its own.
     pub fn run(self, stop: Arc<AtomicBool>) -> Result<Summary, InterceptError> {
         let Self { options, listeners, sources } = self;
-        let Options { targets, limits, stats, tun, .. } = &options;
+        let Options { targets, datagrams, limits, stats, tun, .. } = &options;
         let start = |what| move |source: io::Error| InterceptError::Start { what, source };
         let bell = Arc::new(Bell::new().map_err(|e| start("an eventfd")(e.into()))?);
         let (producer, consumer) = RingBuffer::new(COMMANDS);
-        let endpoints: Vec<Endpoint> = targets.iter().map(|&t| t.into()).collect();
-        let guide = Guide::new(targets.clone(), tun.as_ref().map(|t| t.name.clone()));
+        let udp: Vec<Endpoint> = datagrams.iter().map(|&t| t.into()).collect();
+        // Owners and claims are told by addresses; which protocol is whose, the filter knows.
+        let mut all = targets.clone();
+        all.extend(datagrams.iter().filter(|service| !targets.contains(service)));
+        let endpoints: Vec<Endpoint> = all.iter().map(|&t| t.into()).collect();
+        let tcp: Vec<Endpoint> = targets.iter().map(|&t| t.into()).collect();
+        let guide = Guide::new(all, tun.as_ref().map(|t| t.name.clone()));
         let places = sources.iter().map(|s| s.name()).collect::<Vec<_>>().join(", ");
-        let watched = targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let watched = targets.iter().map(ToString::to_string);
+        let watched = watched.chain(datagrams.iter().map(|service| format!("udp:{service}")));
+        let watched = watched.collect::<Vec<_>>().join(", ");
         info!("watching answers of {watched} on {places}; listening on {}", join(&stats.listening()));
         guide.start();
         let capture = Capture {
             sources,
-            forward: Forward::new(&endpoints, limits, epoch(), seed(), stats.clone()),
+            forward: Forward::new(&tcp, &udp, limits, epoch(), seed(), stats.clone()),
             commands: consumer,
             bell: bell.clone(),
             stats: stats.clone(),
@@ -135,7 +142,7 @@ fn open_sources(options: &Options) -> Result<Vec<Box<dyn Source>>, InterceptErro
     check_count(options.interfaces.len()).map_err(|e| InterceptError::Capture(e.to_string()))?;
     let names = options.interfaces.iter().map(|name| Some(name.as_str()));
     let all = options.interfaces.is_empty().then_some(None);
-    let open = |name| RingSource::open(&options.targets, name, options.capture_bytes);
+    let open = |name| RingSource::open(&options.targets, &options.datagrams, name, options.capture_bytes);
     let sources = names.chain(all).map(|name| Ok(Box::new(open(name)?) as Box<dyn Source>));
     sources.collect::<Result<_, String>>().map_err(InterceptError::Capture)
 }

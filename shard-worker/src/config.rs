@@ -1,12 +1,28 @@
 //! The plan as the session machine's configuration.
 
-use session::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, Table, TargetConfig, Times};
+use session::{
+    Clients, Config, Datagrams, Join, Limits, OnGap, Pace, Rtt, Seeds, Table, TargetConfig, Times,
+};
 use topology::Plan;
 use topology::plan::{self, TracePlan};
 
 /// Bytes of the arena that one shard of this plan needs.
 pub fn arena_bytes(plan: &Plan) -> u64 {
-    Table::arena_bytes(plan.limits.sessions_per_shard, plan.limits.chunks_per_shard)
+    let udp = if plan.replays(plan::Protocol::Udp) { Datagrams::arena_bytes() } else { 0 };
+    table_bytes(plan) + udp
+}
+
+/// Bytes of it that the sessions take, which stand first.
+pub(crate) fn table_bytes(plan: &Plan) -> u64 {
+    let bytes = Table::arena_bytes(plan.limits.sessions_per_shard, plan.limits.chunks_per_shard);
+    bytes.next_multiple_of(64)
+}
+
+/// The flows of datagrams, over their part of the arena; none where only TCP is replayed.
+pub(crate) fn datagrams(arena: &'static mut [u8], plan: &Plan, shard: u16) -> Option<Datagrams> {
+    let udp = plan.mappings.iter().map(|mapping| mapping.protocol == plan::Protocol::Udp).collect();
+    let replayed = plan.replays(plan::Protocol::Udp);
+    replayed.then(|| Datagrams::successor(arena, machine_config(plan, shard), udp))
 }
 
 /// What the machine of shard `shard` is told.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! session::Count | segments and bytes of each flow::Drop | Gauge | WorkerCount | histogram and maximum of each Latency | targets
+//! | session::DatagramCount | copies and bytes of datagrams for each flow::Drop
 //! ```
 //! Counters grow by what the tally grew, so a restarted worker's fresh tally continues its predecessor's values; gauges are
 //! set. Histograms are published at most every 100 ms, everything else with each batch, as a part of its transaction.
@@ -9,7 +10,7 @@
 use flow::{Drop, named_enum};
 use session::histogram::BUCKETS;
 use session::tally::Dropped;
-use session::{Count, Health, Histogram, Tally};
+use session::{Count, DatagramCount, Datagrams, Health, Histogram, Tally};
 use shm::{Counters, Journal, Word};
 use topology::plan::MAX_TARGETS;
 
@@ -20,6 +21,12 @@ named_enum! {
         Open => "open",
         /// Ledger bytes held, or sent and not acknowledged.
         InFlight => "in_flight_bytes",
+        /// Flows of datagrams that exist, one for each copy.
+        DatagramFlows => "datagram_flows",
+        /// Copies of a datagram that are sent while others still wait for room.
+        DatagramCopies => "datagram_copies_sent",
+        /// Where its record stands in the capture ring.
+        DatagramBegun => "datagram_begun_at",
     }
 }
 
@@ -47,6 +54,8 @@ named_enum! {
         Repeated => "transactions_repeated",
         /// Records that were left out because the worker had died of them twice.
         LeftOut => "records_left_out",
+        /// Flows of datagrams ever opened, one for each copy.
+        DatagramFlowsOpened => "datagram_flows_opened",
     }
 }
 
@@ -69,7 +78,10 @@ const HISTOGRAM: usize = BUCKETS + 1;
 
 const TARGETS: usize = HISTOGRAMS + Latency::COUNT * HISTOGRAM;
 
-const _: () = assert!(TARGETS + MAX_TARGETS <= shm::COUNTERS_PER_ROLE);
+const DATAGRAMS: usize = TARGETS + MAX_TARGETS;
+const DATAGRAM_DROPS: usize = DATAGRAMS + DatagramCount::COUNT;
+
+const _: () = assert!(DATAGRAM_DROPS + 2 * Drop::COUNT <= shm::COUNTERS_PER_ROLE);
 
 /// Index of a machine's counter.
 pub const fn offset_count(count: Count) -> usize {
@@ -110,6 +122,16 @@ pub const fn offset_histogram_max(latency: Latency) -> usize {
 pub const fn offset_target(target: usize) -> usize {
     assert!(target < MAX_TARGETS, "a plan has no more targets");
     TARGETS + target
+}
+
+/// Index of a counter of datagrams.
+pub const fn offset_datagrams(count: DatagramCount) -> usize {
+    DATAGRAMS + count.index()
+}
+
+/// Index of the copies of datagrams dropped under a reason; their payload bytes stand behind it.
+pub const fn offset_datagrams_dropped(reason: Drop) -> usize {
+    DATAGRAM_DROPS + 2 * reason.index()
 }
 
 /// A target's health out of its counter.
@@ -195,6 +217,27 @@ impl Publisher {
             self.paused.wanted_segments += u64::from(copies);
             self.paused.wanted_bytes += u64::from(copies) * payload_bytes as u64;
         }
+    }
+
+    /// A gauge as it was published last.
+    pub(crate) fn gauge(&self, gauge: Gauge) -> u64 {
+        self.totals[offset_gauge(gauge)]
+    }
+
+    /// Notes what datagrams came to, and of which record how many copies are sent.
+    pub(crate) fn note_datagrams(&mut self, datagrams: &mut Datagrams, begun: Option<(u64, u32)>) {
+        for (count, n) in DatagramCount::ALL.iter().zip(datagrams.take_counts()) {
+            self.grow(offset_datagrams(*count), n);
+        }
+        for (reason, (copies, bytes)) in Drop::ALL.iter().zip(datagrams.take_dropped()) {
+            self.grow(offset_datagrams_dropped(*reason), copies);
+            self.grow(offset_datagrams_dropped(*reason) + 1, bytes);
+        }
+        self.set(offset_worker(WorkerCount::DatagramFlowsOpened), datagrams.opened());
+        self.set(offset_gauge(Gauge::DatagramFlows), datagrams.open_flows());
+        let (position, copies) = begun.unwrap_or((0, 0));
+        self.set(offset_gauge(Gauge::DatagramCopies), copies.into());
+        self.set(offset_gauge(Gauge::DatagramBegun), position);
     }
 
     /// Notes what changed; true if anything did. Histograms only when it is time for them, or `all` is asked for.
@@ -297,6 +340,9 @@ mod tests {
             indices.push(offset_histogram_max(latency));
         }
         indices.extend((0..MAX_TARGETS).map(offset_target));
+        indices.extend(DatagramCount::ALL.iter().map(|&c| offset_datagrams(c)));
+        indices.extend(Drop::ALL.iter().map(|&d| offset_datagrams_dropped(d)));
+        indices.extend(Drop::ALL.iter().map(|&d| offset_datagrams_dropped(d) + 1));
         let count = indices.len();
         indices.sort_unstable();
         indices.dedup();

@@ -17,17 +17,21 @@
 //!
 //! **A file waits.** See [`Shard::is_full`] and [`Table::should_wait`]: offline nothing is dropped for want of room.
 //!
+//! **Datagrams.** One is copied as often as its flow wants while there is room in the inject ring; when that ends, the transaction
+//! does, with the record still at the head of its ring, and how many copies are sent in two counters beside the others. So
+//! its successor, or the next step, goes on with the next copy.
+//!
 //! **What a worker dies of.** Before each record, and before timers and output, the journal is told what is worked on. When
 //! a worker has died of the same twice, the supervisor lets its successor leave that out: the record is turned away as
 //! `quarantined`, and its session, which may be what is broken, is lost without another look at it.
 
 use flow::{Captured, sample};
-use session::{Count, Held, Table};
+use session::{Count, Datagrams, Held, Order, Table};
 use shm::{Control, Doorbell, Item, Journal, Link, Region, Role, Word};
 use topology::Plan;
 
-use crate::config::machine_config;
-use crate::counters::{Publisher, WorkerCount};
+use crate::config::{datagrams, machine_config, table_bytes};
+use crate::counters::{Gauge, Publisher, WorkerCount};
 use crate::inbox::{Found, Inbox, Taken};
 use crate::outbox::Outbox;
 
@@ -41,6 +45,9 @@ pub(crate) struct Shard {
     journal: Journal,
     outbox: Outbox,
     pub(crate) table: Table,
+    datagrams: Option<Datagrams>,
+    /// The captured record of which copies are sent, and how many.
+    begun: Option<(u64, u32)>,
     pub(crate) publisher: Publisher,
     left_out: Item,
     known: Known,
@@ -73,18 +80,24 @@ impl Shard {
             (None, _) => false,
         };
         let repeated = journal.repeated();
-        let table = Table::successor(region.arena(number), machine_config(plan, number), repeated, condemned);
+        let (arena, rest) = region.arena(number).split_at_mut(table_bytes(plan) as usize);
+        let table = Table::successor(arena, machine_config(plan, number), repeated, condemned);
+        let datagrams = datagrams(rest, plan, number);
         journal.done();
         let mut publisher = Publisher::new(region.counters(Role::Shard(number)), table.tally());
         publisher.add(WorkerCount::Repeated, repeated.into());
         let injector = region.doorbell(Role::Injector);
         let outbox = Outbox::new(region.producer(Link::Inject(number)));
+        let copies = publisher.gauge(Gauge::DatagramCopies) as u32;
+        let begun = (copies > 0).then(|| (publisher.gauge(Gauge::DatagramBegun), copies));
         let mut shard = Self {
             number,
             injector,
             journal,
             outbox,
             table,
+            datagrams,
+            begun,
             publisher,
             left_out,
             known: Known::default(),
@@ -121,6 +134,10 @@ impl Shard {
             self.journal.at(name);
             match header {
                 _ if name == self.left_out => self.has_left_out(),
+                Some(header) if Datagrams::is_answer(&header) => match &mut self.datagrams {
+                    Some(datagrams) => datagrams.returned(now_us, &header),
+                    None => self.publisher.add(WorkerCount::MalformedReturned, 1),
+                },
                 Some(header) => self.table.returned(now_us, &header),
                 None => self.publisher.add(WorkerCount::MalformedReturned, 1),
             }
@@ -137,6 +154,16 @@ impl Shard {
         };
         while let Some((name, segment)) = taken.next_captured() {
             self.journal.at(name);
+            if let Some((head, payload)) = &segment
+                && let Some(datagrams) = self.datagrams.as_ref()
+                && datagrams.concerns(head.mapping)
+            {
+                if !self.datagram(now_us, name, head, payload, &ordered) {
+                    break;
+                }
+                taken.captured_is_done();
+                continue;
+            }
             if let Some((segment, payload)) = &segment
                 && self.patient
                 && self.table.should_wait(segment, payload.len())
@@ -168,6 +195,45 @@ impl Shard {
         self.table.admits(now_us, segment, payload.len(), ordered.percent(), ordered.copies_milli)
     }
 
+    /// Sends a datagram's copies; false when there is no room for all of them yet.
+    fn datagram(
+        &mut self,
+        now_us: u64,
+        name: Item,
+        segment: &Captured,
+        payload: &[u8],
+        ordered: &Ordered,
+    ) -> bool {
+        let Some(datagrams) = &mut self.datagrams else { return true };
+        let &Ordered { paused, percent_ppm, copies_milli } = ordered;
+        let order = Order { paused, percent_ppm, copies_milli };
+        let Item::Captured(position) = name else { return true };
+        let done = self.begun.take().filter(|(at, _)| *at == position).map_or(0, |(_, copies)| copies);
+        if name == self.left_out {
+            datagrams.turn_away(segment, flow::Drop::Quarantined, &order, done);
+            self.has_left_out();
+            return true;
+        }
+        let copies = datagrams.copies(segment, &order, done > 0);
+        for copy in done..copies {
+            if !self.outbox.has_room() {
+                // At least one went: a step begins with room for it.
+                self.begun = Some((position, copy));
+                return false;
+            }
+            datagrams.send(now_us, segment, payload, [copy, copies], &mut self.outbox);
+        }
+        true
+    }
+
+    /// No new flow is begun any more.
+    pub(crate) fn drain(&mut self, now_us: u64) {
+        self.table.drain(now_us);
+        if let Some(datagrams) = &mut self.datagrams {
+            datagrams.drain();
+        }
+    }
+
     fn captured(&mut self, now_us: u64, segment: &Captured, payload: &[u8], ordered: &Ordered) {
         let before = self.table.tally().count(Count::SampledOut);
         self.table.captured(now_us, segment, payload, ordered.percent(), ordered.copies_milli);
@@ -187,7 +253,8 @@ impl Shard {
             self.journal.at(Item::Sessions);
             self.table.tick(now_us);
         }
-        due
+        let expired = self.datagrams.as_mut().is_some_and(|datagrams| datagrams.tick(now_us));
+        due || expired
     }
 
     /// Lets the machine emit; true when it has more to say than there is room for.
@@ -206,6 +273,9 @@ impl Shard {
     /// Ends the transaction; true if it sent anything. `all`: late figures too.
     pub(crate) fn commit(&mut self, now_us: u64, mut taken: Option<&mut Taken<'_>>, all: bool) -> bool {
         self.publisher.raise(WorkerCount::OutboxRefused, &mut self.known.refused, self.outbox.refused());
+        if let Some(datagrams) = &mut self.datagrams {
+            self.publisher.note_datagrams(datagrams, self.begun);
+        }
         let counted = self.publisher.note(now_us, self.table.tally(), all);
         if !counted && taken.is_none() && !self.table.has_changed() && !self.outbox.is_staged() {
             self.journal.at(Item::Nothing);

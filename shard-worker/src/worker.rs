@@ -204,7 +204,7 @@ impl Worker {
             Phase::Running => {
                 if self.control.draining() {
                     self.heartbeat.set_state(RoleState::Draining);
-                    self.shard.table.drain(now_us);
+                    self.shard.drain(now_us);
                     // Twice the time allowed for a capturer that never says it is done.
                     self.phase = Phase::Draining { over_us: now_us + 2 * self.drain_us, input_over: false };
                 }

@@ -82,7 +82,7 @@ pub(crate) fn usable_plan(region: &Region) -> Result<Plan, String> {
     let plan = Plan::from_bytes(&region.plan_bytes())
         .map_err(|_| "its plan is not readable by this program".to_owned())?;
     let same = plan.format == crate::format::of_this_program();
-    if !same || *region.spec() != wiring::region_spec(&plan, session::Table::arena_bytes) {
+    if !same || *region.spec() != wiring::region_spec(&plan, shard_worker::arena_bytes) {
         return Err("another build of this program keeps its sessions in another form".to_owned());
     }
     Ok(plan)
@@ -102,7 +102,8 @@ fn going_on(region: &Region, plan: &Plan) -> String {
 
 /// In which of the things that give a region's bytes their meaning two plans differ.
 fn difference(old: &Plan, new: &Plan) -> Option<&'static str> {
-    let targets = |plan: &Plan| plan.targets.iter().map(|target| target.addr).collect::<Vec<_>>();
+    let targets =
+        |plan: &Plan| plan.targets.iter().map(|target| (target.addr, target.protocol)).collect::<Vec<_>>();
     let clients = match (&old.clients, &new.clients) {
         // A part of the range that each chose itself: the old one's is as good.
         (Clients::Pool { v4, v6, chosen: true }, Clients::Pool { v4: new_v4, v6: new_v6, chosen: true }) => {
@@ -154,7 +155,7 @@ mod tests {
 
     /// A region as a dead instance of this plan would leave it.
     fn left(plan: &Plan) -> (Left, &'static Region) {
-        let spec = wiring::region_spec(plan, session::Table::arena_bytes);
+        let spec = wiring::region_spec(plan, shard_worker::arena_bytes);
         let region = Region::create(&plan.name, &spec, &plan.to_bytes(), plan.instance).unwrap();
         (Left(plan.name.clone()), region)
     }

@@ -9,16 +9,17 @@ use std::time::{Duration, Instant};
 
 use flow::Drop;
 use injector::{InterceptCount, LinkState, ReturnCount, Trouble, intercept_index};
-use session::{Count, Histogram, histogram::BUCKETS};
+use session::{Count, DatagramCount, Histogram, histogram::BUCKETS};
 use shard_worker::counters::{self as shard, Gauge, Latency as Timed, WorkerCount};
 use shm::{Region, Role, RoleState};
+use topology::plan::Protocol;
 use topology::{Plan, wiring};
 
 use crate::member::Member;
 use crate::procfs;
 use crate::stats::{
-    Amount, Capture, Control, Inject, Intercept, Latency, Ledger, Quantiles, RecoveryTime, Returned,
-    RoleStats, Sessions, Stats, Target, Turns,
+    Amount, Capture, Control, Datagrams, Inject, Intercept, Latency, Ledger, Quantiles, RecoveryTime,
+    Returned, RoleStats, Sessions, Stats, Target, Turns, Udp, UdpFlows, UdpInject,
 };
 
 /// One look at everything.
@@ -76,6 +77,7 @@ impl Collector {
                 kernel_drops: self.capturer(capturer::Count::KernelDrops),
             },
             ledger: self.ledger(),
+            udp: self.plan.replays(Protocol::Udp).then(|| self.udp()),
             sessions: self.sessions(),
             turns: Turns {
                 sent: self.shards(Count::TurnsSent),
@@ -172,6 +174,56 @@ impl Collector {
         }
     }
 
+    /// `wanted` of a full ring is the capturer's, as with segments.
+    fn udp(&self) -> Udp {
+        let shards = |count: DatagramCount| self.over_shards(shard::offset_datagrams(count));
+        let both =
+            |datagrams, bytes| Datagrams { datagrams: shards(datagrams), payload_bytes: shards(bytes) };
+        let ring_full = Datagrams {
+            datagrams: self.capturer(capturer::Count::DatagramsRingFull),
+            payload_bytes: self.capturer(capturer::Count::DatagramsRingFullWantedBytes),
+        };
+        let plus = |one: Datagrams, other: Datagrams| Datagrams {
+            datagrams: one.datagrams + other.datagrams,
+            payload_bytes: one.payload_bytes + other.payload_bytes,
+        };
+        let dropped = |reason: Drop| {
+            let at = shard::offset_datagrams_dropped(reason);
+            let here = Datagrams { datagrams: self.over_shards(at), payload_bytes: self.over_shards(at + 1) };
+            if reason == Drop::RingFull { plus(here, ring_full) } else { here }
+        };
+        let inject = |count: injector::Count| self.region.read_counter(Role::Injector, count.index());
+        let open = self.over_shards(shard::offset_gauge(Gauge::DatagramFlows));
+        let started = self.over_shards(shard::offset_worker(WorkerCount::DatagramFlowsOpened));
+        Udp {
+            captured: Datagrams {
+                datagrams: self.capturer(capturer::Count::Datagrams),
+                payload_bytes: self.capturer(capturer::Count::DatagramBytes),
+            },
+            wanted: plus(both(DatagramCount::Wanted, DatagramCount::WantedBytes), ring_full),
+            sent: both(DatagramCount::Sent, DatagramCount::SentBytes),
+            dropped: Drop::ALL
+                .iter()
+                .map(|reason| (reason.name().to_owned(), dropped(*reason)))
+                .filter(|(_, amount)| *amount != Datagrams::default())
+                .collect(),
+            missed: self.capturer(capturer::Count::DatagramsIncomplete)
+                + self.capturer(capturer::Count::DatagramsCut),
+            inject: UdpInject {
+                datagrams: inject(injector::Count::Datagrams),
+                payload_bytes: inject(injector::Count::DatagramBytes),
+                fragments: inject(injector::Count::DatagramFragments),
+                refused: inject(injector::Count::DatagramPacketsRefused),
+            },
+            replies: both(DatagramCount::Replies, DatagramCount::ReplyBytes),
+            first_reply_us: shards(DatagramCount::FirstReplyUs)
+                .checked_div(shards(DatagramCount::FirstReplies))
+                .unwrap_or(0),
+            icmp_errors: shards(DatagramCount::Unreachable),
+            flows: UdpFlows { open, started, expired: started.saturating_sub(open) },
+        }
+    }
+
     fn sessions(&self) -> Sessions {
         let failed = [
             ("refused", Count::FailedRefused),
@@ -244,7 +296,7 @@ impl Collector {
             let (sick, trips) =
                 looks.fold((false, 0), |(sick, trips), look| (sick | look.sick, trips + look.trips));
             let state = if sick { "sick" } else { "ok" }.to_owned();
-            Target { addr: target.addr.to_string(), state, trips }
+            Target { addr: format!("{}{}", target.protocol.prefix(), target.addr), state, trips }
         };
         self.plan.targets.iter().enumerate().map(of).collect()
     }
@@ -280,7 +332,9 @@ impl Collector {
         for k in 0..self.plan.shards {
             let machine = Count::ALL.iter().map(|count| (count.name(), shard::offset_count(*count)));
             let worker = WorkerCount::ALL.iter().map(|count| (count.name(), shard::offset_worker(*count)));
-            let mut values = block(Role::Shard(k), machine.chain(worker).collect());
+            let datagrams =
+                DatagramCount::ALL.iter().map(|count| (count.name(), shard::offset_datagrams(*count)));
+            let mut values = block(Role::Shard(k), machine.chain(worker).chain(datagrams).collect());
             for reason in Drop::ALL {
                 let bytes = self.region.read_counter(Role::Shard(k), shard::offset_dropped_bytes(*reason));
                 values.insert(format!("dropped_{}_bytes", reason.name()), bytes);

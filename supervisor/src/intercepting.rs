@@ -53,7 +53,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         }
     }
 
-    let mut order = intercept::Options::new(wanted.services);
+    let mut order = intercept::Options::new(wanted.services.tcp);
+    order.datagrams = wanted.services.udp;
     order.name.clone_from(&wanted.name);
     order.interfaces = wanted.interfaces;
     order.tun = wanted.tun.map(TunOptions::new);

@@ -13,7 +13,7 @@ use metrics::{Label, counter, gauge};
 use metrics_exporter_prometheus::PrometheusBuilder;
 use serde_json::Value;
 
-use crate::stats::Stats;
+use crate::stats::{Stats, Udp};
 
 /// The latest state, shared with the exporter's thread.
 pub(crate) type Board = Arc<Mutex<Option<Stats>>>;
@@ -201,6 +201,28 @@ fn feed(stats: &Stats) {
     }
 }
 
+fn feed_udp(udp: &Udp, instance: &dyn Fn() -> Vec<Label>, with: &dyn Fn(&'static str, &str) -> Vec<Label>) {
+    for (kind, amount) in
+        [("captured", udp.captured), ("wanted", udp.wanted), ("sent", udp.sent), ("replies", udp.replies)]
+    {
+        counter!("tcptwin_udp_datagrams_total", with("kind", kind)).absolute(amount.datagrams);
+        counter!("tcptwin_udp_bytes_total", with("kind", kind)).absolute(amount.payload_bytes);
+    }
+    for (reason, amount) in &udp.dropped {
+        counter!("tcptwin_udp_dropped_datagrams_total", with("reason", reason)).absolute(amount.datagrams);
+        counter!("tcptwin_udp_dropped_bytes_total", with("reason", reason)).absolute(amount.payload_bytes);
+    }
+    counter!("tcptwin_udp_missed_total", instance()).absolute(udp.missed);
+    counter!("tcptwin_udp_injected_total", instance()).absolute(udp.inject.datagrams);
+    counter!("tcptwin_udp_fragments_total", instance()).absolute(udp.inject.fragments);
+    counter!("tcptwin_udp_refused_packets_total", instance()).absolute(udp.inject.refused);
+    counter!("tcptwin_udp_icmp_errors_total", instance()).absolute(udp.icmp_errors);
+    gauge!("tcptwin_udp_first_reply_microseconds", instance()).set(udp.first_reply_us as f64);
+    gauge!("tcptwin_udp_flows_open", instance()).set(udp.flows.open as f64);
+    counter!("tcptwin_udp_flows_started_total", instance()).absolute(udp.flows.started);
+    counter!("tcptwin_udp_flows_expired_total", instance()).absolute(udp.flows.expired);
+}
+
 fn feed_ledger(
     stats: &Stats,
     instance: &dyn Fn() -> Vec<Label>,
@@ -218,6 +240,9 @@ fn feed_ledger(
     for (reason, amount) in &ledger.dropped {
         counter!("tcptwin_ledger_dropped_segments_total", with("reason", reason)).absolute(amount.segments);
         counter!("tcptwin_ledger_dropped_bytes_total", with("reason", reason)).absolute(amount.payload_bytes);
+    }
+    if let Some(udp) = &stats.udp {
+        feed_udp(udp, instance, with);
     }
     gauge!("tcptwin_sessions_open", instance()).set(stats.sessions.open as f64);
     counter!("tcptwin_sessions_started_total", instance()).absolute(stats.sessions.started);

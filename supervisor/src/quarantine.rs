@@ -266,7 +266,7 @@ mod tests {
     fn what_is_kept_is_taken_again_as_it_was() {
         let name = format!("quarantine-{}", std::process::id());
         let plan = crate::testing::plan(&name, &[]);
-        let spec = wiring::region_spec(&plan, Table::arena_bytes);
+        let spec = wiring::region_spec(&plan, shard_worker::arena_bytes);
         let region = Region::create(&name, &spec, &plan.to_bytes(), 1).unwrap();
         region.control().set_percent_ppm(1_000_000);
         region.control().set_copies_milli(1_000);
@@ -314,7 +314,7 @@ mod tests {
     fn a_quarantine_has_so_many_places_and_no_more() {
         let name = format!("quarantine-full-{}", std::process::id());
         let plan = crate::testing::plan(&name, &[]);
-        let spec = wiring::region_spec(&plan, Table::arena_bytes);
+        let spec = wiring::region_spec(&plan, shard_worker::arena_bytes);
         let region = Region::create(&name, &spec, &plan.to_bytes(), 1).unwrap();
         Region::remove(&name).unwrap();
         let scratch = Scratch::new("quarantine").unwrap();

@@ -261,7 +261,7 @@ fn region(plan: &Plan, found: Found) -> Result<&'static Region, Refusal> {
     if let Found::Remove = found {
         Region::remove(&plan.name).map_err(refused)?;
     }
-    let spec = wiring::region_spec(plan, session::Table::arena_bytes);
+    let spec = wiring::region_spec(plan, shard_worker::arena_bytes);
     let region = Region::create(&plan.name, &spec, &plan.to_bytes(), plan.instance).map_err(refused)?;
     region.control().set_percent_ppm(plan.percent_ppm);
     region.control().set_copies_milli(plan.copies_milli);
@@ -323,7 +323,7 @@ fn opening(plan: &Plan, inject: &str) -> [String; 2] {
         let online = mapping
             .online_ip
             .map_or_else(String::new, |ip| if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() });
-        format!("{online}:{} -> {target}", mapping.online_port)
+        format!("{}{online}:{} -> {target}", mapping.protocol.prefix(), mapping.online_port)
     };
     let mut pairs: Vec<String> = plan.mappings.iter().take(3).map(what).collect();
     if plan.mappings.len() > 3 {

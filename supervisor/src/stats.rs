@@ -28,6 +28,9 @@ pub(crate) struct Stats {
     pub(crate) capture: Capture,
     /// Every captured byte.
     pub(crate) ledger: Ledger,
+    /// Datagrams, where some are mapped: a ledger of their own.
+    #[serde(default)]
+    pub(crate) udp: Option<Udp>,
     /// Sessions towards the targets.
     pub(crate) sessions: Sessions,
     /// Turns: requests, in protocols that have such.
@@ -142,6 +145,65 @@ impl Ledger {
             + u128::from(self.dropped_bytes());
         i128::from(self.wanted.payload_bytes) - accounted as i128
     }
+}
+
+/// Datagrams and payload bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Datagrams {
+    /// Whole datagrams, whatever the number of their packets.
+    pub(crate) datagrams: u64,
+    /// Payload bytes.
+    pub(crate) payload_bytes: u64,
+}
+
+/// Every captured datagram. Nobody acknowledges one, so `sent` stands where a stream's ledger has `delivered`, and nothing is
+/// ever in flight: `wanted = sent + sum of dropped`, in datagrams and to the byte.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Udp {
+    /// Read from the kernel and put together.
+    pub(crate) captured: Datagrams,
+    /// Captured times copies, after sampling.
+    pub(crate) wanted: Datagrams,
+    /// Handed to the injector. What the kernel then refused stands in `inject`.
+    pub(crate) sent: Datagrams,
+    /// By reason.
+    pub(crate) dropped: BTreeMap<String, Datagrams>,
+    /// That were captured in part only: fragments missing, or cut; outside the identity.
+    pub(crate) missed: u64,
+    /// The injector's part.
+    pub(crate) inject: UdpInject,
+    /// Answers that intercept saw.
+    pub(crate) replies: Datagrams,
+    /// Mean time from a datagram to the first answer behind it, microseconds.
+    pub(crate) first_reply_us: u64,
+    /// ICMP errors about datagrams: nobody listens at the target's port, for one.
+    pub(crate) icmp_errors: u64,
+    /// Client endpoints, one for each copy.
+    pub(crate) flows: UdpFlows,
+}
+
+/// What became of sent datagrams at the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UdpInject {
+    /// Whole datagrams accepted.
+    pub(crate) datagrams: u64,
+    /// Their payload bytes.
+    pub(crate) payload_bytes: u64,
+    /// Packets that were parts of one.
+    pub(crate) fragments: u64,
+    /// Packets refused; the errno is among those of `inject`.
+    pub(crate) refused: u64,
+}
+
+/// Flows of datagrams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UdpFlows {
+    /// Now.
+    pub(crate) open: u64,
+    /// So far.
+    pub(crate) started: u64,
+    /// Ended after their silence, or to make room.
+    pub(crate) expired: u64,
 }
 
 /// Sessions towards the targets.

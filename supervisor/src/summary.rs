@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::stats::{Ledger, Quantiles, RoleStats, Stats};
+use crate::stats::{Ledger, Quantiles, RoleStats, Stats, Udp};
 use crate::words::{self, bytes, counted, memory, thousands};
 
 /// The whole, a line an element.
@@ -23,6 +23,9 @@ pub(crate) fn lines(stats: &Stats) -> Vec<String> {
     );
     for (i, line) in ledger(&stats.ledger).into_iter().enumerate() {
         add(if i == 0 { "ledger" } else { "" }, line);
+    }
+    for (i, line) in stats.udp.iter().flat_map(udp).enumerate() {
+        add(if i == 0 { "datagrams" } else { "" }, line);
     }
     let sessions = &stats.sessions;
     add(
@@ -138,6 +141,48 @@ fn ledger(ledger: &Ledger) -> Vec<String> {
     }
     if ledger.missed.payload_bytes > 0 {
         out.push(format!("  missed (never captured)      {:>10}", bytes(ledger.missed.payload_bytes)));
+    }
+    out
+}
+
+/// The ledger of datagrams, and what came back.
+fn udp(udp: &Udp) -> Vec<String> {
+    let dropped: u64 = udp.dropped.values().map(|amount| amount.datagrams).sum();
+    let mut out = vec![format!(
+        "wanted {} = sent {} + dropped {} ({} sent)",
+        thousands(udp.wanted.datagrams),
+        thousands(udp.sent.datagrams),
+        thousands(dropped),
+        bytes(udp.sent.payload_bytes)
+    )];
+    let reply = match udp.first_reply_us {
+        0 => String::new(),
+        us => format!(", first after {} ms", words::ms(us)),
+    };
+    out.push(format!(
+        "captured {}; {} seen{reply}; {} open",
+        thousands(udp.captured.datagrams),
+        match udp.replies.datagrams {
+            1 => "1 reply".to_owned(),
+            n => format!("{} replies", thousands(n)),
+        },
+        counted(udp.flows.open, "flow")
+    ));
+    for (reason, amount) in &udp.dropped {
+        out.push(format!(
+            "  dropped {reason:<20} {:>10} in {}",
+            bytes(amount.payload_bytes),
+            counted(amount.datagrams, "datagram")
+        ));
+    }
+    for (count, what) in [
+        (udp.missed, "missed: fragments or bytes never captured"),
+        (udp.inject.refused, "packets refused by the kernel when sending"),
+        (udp.icmp_errors, "ICMP errors: is a service listening at the target?"),
+    ] {
+        if count > 0 {
+            out.push(format!("  {} {what}", thousands(count)));
+        }
     }
     out
 }

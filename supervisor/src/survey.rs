@@ -10,6 +10,7 @@ use capturer::survey::{Bounds, Service, Sums, Survey};
 use flow::Malformed;
 use serde_json::{Map, Value, json};
 use topology::mapping::{self, Parsed};
+use topology::plan::Protocol;
 use topology::{Key, Options, Refusal, clients, planner};
 use trace::{Reader, Report, Trouble};
 
@@ -62,7 +63,9 @@ fn survey(
 
 /// What the mappings want. Packets of the default client ranges are those of another replay.
 fn online(mappings: &[Parsed]) -> Online {
-    let services = mappings.iter().map(|one| (one.online_ip, one.online_port));
+    // Of TCP alone: sessions and turns are what is counted.
+    let services = mappings.iter().zip(0..).filter(|(one, _)| one.protocol == Protocol::Tcp);
+    let services = services.map(|(one, index)| (one.online_ip, one.online_port, index));
     let targets = mappings.iter().map(|one| one.target.into()).collect();
     Online::of(services, targets, vec![clients::default_v4(), clients::default_v6()])
 }

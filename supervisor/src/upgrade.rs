@@ -294,7 +294,7 @@ mod tests {
         let own = |name: &str| serde_json::from_str::<Answer>(&answer(name)).unwrap();
         assert!(own("no-such-instance").unfit.unwrap().contains("no region"));
         let plan = crate::testing::plan(&format!("fit-{}", std::process::id()), &[]);
-        let spec = topology::wiring::region_spec(&plan, session::Table::arena_bytes);
+        let spec = topology::wiring::region_spec(&plan, shard_worker::arena_bytes);
         Region::create(&plan.name, &spec, &plan.to_bytes(), 1).unwrap();
         let fit = own(&plan.name);
         Region::remove(&plan.name).unwrap();

@@ -10,6 +10,7 @@
 use std::ops::Range;
 
 use etherparse::{NetSlice, SlicedPacket, TcpSlice, TransportSlice};
+use flow::datagram::Seen;
 use flow::record::{flag, opt};
 use flow::segment::parse;
 use flow::{Addr, Malformed, Segment};
@@ -21,6 +22,7 @@ pub fn frame(data: &[u8]) {
     let Some((control, packet)) = data.split_first_chunk::<4>() else { return };
     let wire_len = wire_len(*control, packet.len());
     let whole = parse(packet, wire_len);
+    datagram(packet, wire_len);
     match &whole {
         Ok(segment) => lies_inside(segment, packet, wire_len),
         Err(malformed) => has_a_name(*malformed),
@@ -34,6 +36,27 @@ pub fn frame(data: &[u8]) {
     if let Ok(segment) = &whole {
         rewrite::again(segment);
     }
+}
+
+/// The same bytes as a datagram: what is found lies inside, and a first fragment is read like a whole one.
+fn datagram(packet: &[u8], wire_len: u32) {
+    let payload = match flow::datagram::parse(packet, wire_len) {
+        Ok(Seen::Whole(datagram)) => {
+            assert!(datagram.payload.len() as u32 <= datagram.wire_payload_len, "{datagram:?}");
+            reach::note("datagram");
+            datagram.payload
+        }
+        Ok(Seen::Part(part, fragment)) => {
+            assert!(fragment.more || fragment.offset > 0, "{fragment:?}");
+            assert!(part.transport.len() as u32 <= part.wire_len, "{part:?}");
+            let _ = flow::datagram::head(&part);
+            reach::note("fragment_of_datagram");
+            part.transport
+        }
+        Err(malformed) => return has_a_name(malformed),
+    };
+    let (payload, bytes) = (addresses(payload), addresses(packet));
+    assert!(payload.is_empty() || bytes.start + 20 <= payload.start && payload.end <= bytes.end);
 }
 
 fn wire_len(control: [u8; 4], len: usize) -> u32 {

@@ -19,7 +19,7 @@ fn packed(bytes: &[u8]) {
         Ok((found, used)) => {
             assert!((MIN_RECORD..=MAX_RECORD).contains(&used) && used <= bytes.len(), "{used} bytes");
             assert_eq!(found.position, position);
-            assert!(found.sack_count <= 4 && matches!(found.kind, kind::TCP | kind::ICMP), "{found:?}");
+            assert!(found.sack_count <= 4 && (kind::TCP..=kind::UDP_ICMP).contains(&found.kind), "{found:?}");
             let mut room = [0; MAX_RECORD];
             let len = encode(&found, &mut room);
             assert!((MIN_RECORD..=used).contains(&len), "{used} bytes became {len}: {found:?}");
@@ -42,20 +42,21 @@ fn without_absent(record: &Returned) -> Returned {
     let mut r = *record;
     r.reserved = 0;
     r.tcp.reserved = 0;
-    if r.kind == kind::ICMP {
-        return Returned {
-            position: r.position,
-            time_ns: r.time_ns,
-            tcp: flow::TcpFields { seq: r.tcp.seq, ..flow::TcpFields::default() },
-            client: r.client,
-            target: r.target,
-            kind: kind::ICMP,
-            bits: r.bits,
-            icmp_type: r.icmp_type,
-            icmp_code: r.icmp_code,
-            mtu: r.mtu,
-            ..Returned::default()
-        };
+    let bare = Returned {
+        position: r.position,
+        time_ns: r.time_ns,
+        tcp: flow::TcpFields { seq: r.tcp.seq, ..flow::TcpFields::default() },
+        client: r.client,
+        target: r.target,
+        kind: r.kind,
+        bits: r.bits,
+        ..Returned::default()
+    };
+    if r.kind == kind::UDP {
+        return Returned { payload_len: r.payload_len, segments: r.segments, ..bare };
+    }
+    if matches!(r.kind, kind::ICMP | kind::UDP_ICMP) {
+        return Returned { icmp_type: r.icmp_type, icmp_code: r.icmp_code, mtu: r.mtu, ..bare };
     }
     r.kind = kind::TCP;
     (r.icmp_type, r.icmp_code, r.mtu) = (0, 0, 0);

@@ -48,7 +48,7 @@ fn measure() -> Result<()> {
     let path = dir.file("packets.pcap");
     let made = make(&path, mib * MIB)?;
     let before_mib = peak_mib()?;
-    let online = || Online::of([(None, 80)].into_iter(), vec![], vec![]);
+    let online = || Online::of([(None, 80, 0)].into_iter(), vec![], vec![]);
     let mut survey = Survey::new(online(), 1, Bounds::default());
     let paths = [path];
     pass("read", &paths, made, |_| {})?;

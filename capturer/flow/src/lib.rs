@@ -9,15 +9,19 @@
 //! | `reason` | why a byte was dropped |
 //! | `ip` | the IP header of a captured packet, extension headers included |
 //! | `segment` | a captured packet as a TCP segment |
+//! | `datagram` | a captured packet as a UDP datagram, or as a fragment of one |
 //! | `options` | TCP options, read and written |
 //! | `emit` | the headers of a segment to be sent |
+//! | `emit_udp` | the headers of a datagram to be sent, and of its fragments |
 //! | `checksum` | the Internet checksum over bytes in several places |
 //! | `hash` | keyed hashes of endpoints and flows; the shard of an endpoint |
 //! | `sample` | how many times a flow is replayed |
 //! | `names` | enums whose variants have stable names in counters and JSON |
 
 pub mod checksum;
+pub mod datagram;
 pub mod emit;
+pub mod emit_udp;
 pub mod endpoint;
 pub mod hash;
 pub mod ip;
@@ -30,6 +34,7 @@ pub mod sample;
 pub mod segment;
 pub mod seq;
 
+pub use datagram::Datagram;
 pub use endpoint::{Addr, Endpoint};
 pub use range::Range;
 pub use reason::Drop;

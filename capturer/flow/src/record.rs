@@ -129,6 +129,10 @@ pub mod kind {
     pub const TCP: u8 = 1;
     /// An ICMP or ICMPv6 error addressed to a replayed client; `tcp.seq` is the quoted sequence number.
     pub const ICMP: u8 = 2;
+    /// A UDP datagram from a target to a replayed client; `tcp` is zero.
+    pub const UDP: u8 = 3;
+    /// An ICMP or ICMPv6 error about a datagram; `tcp` is zero.
+    pub const UDP_ICMP: u8 = 4;
 }
 
 /// Bits in [`Returned::bits`].

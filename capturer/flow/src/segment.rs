@@ -14,7 +14,7 @@ named_enum! {
     pub enum Malformed {
         /// Neither IPv4 nor IPv6.
         NotIp => "not_ip",
-        /// Another transport than TCP.
+        /// Another transport than TCP, and than UDP where datagrams are replayed.
         NotTcp => "not_tcp",
         /// A fragment of a larger datagram; fragments are not put together.
         Fragment => "fragment",
@@ -30,6 +30,8 @@ named_enum! {
         Extensions => "too_many_extensions",
         /// An IPv6 header with an IPv4-mapped address: never valid on the wire, and one of ours would be taken for IPv4.
         MappedAddress => "mapped_address",
+        /// The packet, or what was captured of it, ends within the UDP header.
+        ShortUdp => "short_udp",
     }
 }
 

@@ -168,3 +168,67 @@ fn paused_frames_are_still_sent() {
     bench.whole(&segment("10.0.0.1:40000", "10.0.0.1:80", 0, b"x"));
     assert_eq!(bench.read().len(), 1);
 }
+
+/// The packets of one datagram for a path of 1,500 bytes.
+fn datagram(client: &str, server: &str, payload: &[u8]) -> Vec<Vec<u8>> {
+    let at = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
+    flow::emit_udp::Pieces::new(at(client), at(server), payload, 1_500, 5)
+        .map(|piece| {
+            let mut buf = [0; flow::emit_udp::MAX_HEADERS];
+            let len = piece.emit(&mut buf);
+            [&buf[..len], piece.payload].concat()
+        })
+        .collect()
+}
+
+fn with_udp() -> Bench {
+    let mapped = plan(&["80-10.0.3.2:8080", "udp:53-10.0.3.2:53", "udp:80-10.0.3.2:81"]);
+    bench(|plan| (plan.mappings, plan.targets) = (mapped.mappings.clone(), mapped.targets.clone()))
+}
+
+#[test]
+fn datagrams_and_segments_of_one_port_go_by_their_own_mappings() {
+    let mut bench = with_udp();
+    bench.whole(&segment("10.0.0.1:40000", "10.0.0.9:80", 1, b"tcp"));
+    bench.whole(&datagram("10.0.0.1:40000", "10.0.0.9:80", b"udp")[0]);
+    bench.whole(&datagram("10.0.0.1:40000", "10.0.0.9:53", b"")[0]);
+    bench.whole(&datagram("10.0.0.1:40000", "10.0.0.9:54", b"?")[0]);
+    bench.whole(&datagram("198.18.0.1:40000", "10.0.0.9:53", b"own")[0]);
+    let read: Vec<(u16, Vec<u8>)> =
+        bench.read().into_iter().map(|(_, head, payload)| (head.mapping, payload)).collect();
+    assert_eq!(read, [(0, b"tcp".to_vec()), (2, b"udp".to_vec()), (1, vec![])]);
+    assert_eq!((bench.count(Count::Segments), bench.count(Count::Datagrams)), (1, 2));
+    assert_eq!((bench.count(Count::PayloadBytes), bench.count(Count::DatagramBytes)), (3, 3));
+    assert_eq!((bench.count(Count::NotMapped), bench.count(Count::Own)), (1, 1));
+}
+
+#[test]
+fn fragments_of_a_datagram_become_one_record() {
+    let mut bench = with_udp();
+    let payload: Vec<u8> = (0..9_000u32).map(|i| i as u8).collect();
+    let mut packets = datagram("10.0.0.1:40000", "10.0.0.9:53", &payload);
+    packets.reverse();
+    packets.iter().for_each(|packet| bench.whole(packet));
+    let read = bench.read();
+    assert!(read.len() == 1 && read[0].2 == payload && read[0].1.mapping == 1);
+    assert_eq!(bench.count(Count::DatagramFragments), 7);
+    bench.whole(&datagram("10.0.0.1:40000", "10.0.0.9:54", &payload)[1]);
+    assert!(bench.read().is_empty());
+    assert_eq!(bench.count(Count::DatagramsIncomplete), 0);
+}
+
+#[test]
+fn a_datagram_that_finds_no_room_or_is_cut_is_counted() {
+    let mut bench = with_udp();
+    bench.dispatcher.control.set_copies_milli(3_000);
+    let packet = &datagram("10.0.0.1:40000", "10.0.0.9:53", &[1; 1_000])[0];
+    bench.send(&packet[..500], packet.len() as u32);
+    assert_eq!((bench.count(Count::DatagramsCut), bench.read().len()), (0, 0), "counted with the batch");
+    assert_eq!(bench.count(Count::DatagramsCut), 1);
+    while bench.count(Count::DatagramsRingFull) == 0 {
+        bench.whole(packet);
+        bench.dispatcher.commit(|_| {});
+    }
+    assert_eq!(bench.count(Count::DatagramsRingFull), 3);
+    assert_eq!(bench.count(Count::DatagramsRingFullWantedBytes), 3_000);
+}

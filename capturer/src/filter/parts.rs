@@ -13,6 +13,7 @@ pub(super) const SAVED: u32 = 5;
 pub(super) const SNAP: u32 = 6;
 
 pub(super) const TCP: u32 = 6;
+pub(super) const UDP: u32 = 17;
 pub(super) const ICMPV6: u32 = 58;
 
 const ETH_IPV4: u32 = libc::ETH_P_IP as u32;
@@ -81,9 +82,9 @@ pub(super) fn step(asm: &mut Assembler, bytes: u32) {
     asm.op(code::TAX, 0);
 }
 
-/// From an IPv6 header at X to one of the transports in `exits`. Non-first fragments and other transports are dropped; chains
-/// longer than [`EXTENSIONS`] and authentication headers go to `unsure`.
-pub(super) fn step_over_v6(asm: &mut Assembler, exits: &[(u32, Label)], unsure: To) {
+/// From an IPv6 header at X to one of the transports in `exits`. Other transports are dropped; fragments but the first go to
+/// `later`, chains longer than [`EXTENSIONS`] and authentication headers to `unsure`.
+pub(super) fn step_over_v6(asm: &mut Assembler, exits: &[(u32, Label)], unsure: To, later: To) {
     asm.op(code::LD_B, 6);
     asm.op(code::ST, SAVED);
     step(asm, 40);
@@ -114,7 +115,7 @@ pub(super) fn step_over_v6(asm: &mut Assembler, exits: &[(u32, Label)], unsure: 
         asm.goto(To::Place(next));
         asm.bind(fragment);
         asm.op(code::LD_H, 2);
-        asm.branch(code::JSET, 0xfff8, To::Reject, To::Next);
+        asm.branch(code::JSET, 0xfff8, later, To::Next);
         asm.op(code::LD_B, 0);
         asm.op(code::ST, SAVED);
         step(asm, 8);

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use flow::Range;
 
-use super::assembler::{Assembler, Instruction, MAX_INSTRUCTIONS, To, code, plain};
-use super::parts::{self, ICMPV6, Port, SNAP, TCP};
+use super::assembler::{Assembler, Instruction, Label, MAX_INSTRUCTIONS, To, code, plain};
+use super::parts::{self, ICMPV6, Port, SNAP, TCP, UDP};
 
 /// Bytes kept of an ICMP error: IPv6 header, ICMPv6 header, quoted IPv6 header and quoted TCP header with options are 148.
 pub const ICMP_SNAP: u32 = 160;
@@ -16,6 +16,8 @@ pub const ICMP_SNAP: u32 = 160;
 pub struct ReturnFilter {
     /// The targets whose answers count.
     pub targets: Vec<SocketAddr>,
+    /// The targets whose datagrams count.
+    pub datagrams: Vec<SocketAddr>,
     /// Only answers to these ranges; empty means to anyone.
     pub clients: Vec<Range>,
     /// Payload bytes kept behind the TCP header.
@@ -48,11 +50,15 @@ impl ReturnFilter {
 
     fn v4(&self, asm: &mut Assembler, exact: bool) {
         let (tcp, icmp, quoted, ports) = (asm.label(), asm.label(), asm.label(), asm.label());
+        let udp = self.udp(asm);
         asm.op(code::LD_H, 6);
         asm.branch(code::JSET, 0x1fff, To::Reject, To::Next);
         self.to_clients(asm, true, 16);
         asm.op(code::LD_B, 9);
         asm.branch(code::JEQ, TCP, To::Place(tcp), To::Next);
+        if let Some([udp, ..]) = udp {
+            asm.branch(code::JEQ, UDP, To::Place(udp), To::Next);
+        }
         asm.branch(code::JEQ, 1, To::Place(icmp), To::Reject);
         asm.bind(icmp);
         parts::step_over_v4(asm);
@@ -63,30 +69,62 @@ impl ReturnFilter {
         asm.bind(quoted);
         parts::step(asm, 8);
         asm.op(code::LD_B, 9);
-        asm.branch(code::JEQ, TCP, To::Next, To::Reject);
-        asm.op(code::LD_H, 6);
-        asm.branch(code::JSET, 0x1fff, To::Reject, To::Next);
-        parts::keep_address(asm, 16, 1);
-        snap(asm, self.link_header + ICMP_SNAP);
-        parts::step_over_v4(asm);
-        asm.op(code::LD_H, 2);
+        let other = udp.map_or(To::Reject, |[_, quoted, _]| To::Place(quoted));
+        asm.branch(code::JEQ, TCP, To::Next, other);
+        self.quoted_v4(asm);
         asm.goto(To::Place(ports));
         asm.bind(tcp);
         parts::keep_address(asm, 12, 1);
         parts::step_over_v4(asm);
         self.answer(asm);
         asm.bind(ports);
-        parts::ports(asm, &self.ports(true), true, exact);
+        parts::ports(asm, &of_targets(&self.targets, true), true, exact);
+        if let Some([udp, quoted, ports]) = udp {
+            asm.bind(quoted);
+            asm.branch(code::JEQ, UDP, To::Next, To::Reject);
+            self.quoted_v4(asm);
+            asm.goto(To::Place(ports));
+            asm.bind(udp);
+            parts::keep_address(asm, 12, 1);
+            parts::step_over_v4(asm);
+            datagram(asm);
+            asm.bind(ports);
+            parts::ports(asm, &of_targets(&self.datagrams, true), true, exact);
+        }
+    }
+
+    /// At an IPv4 header that an ICMP error quotes: leaves the quoted destination port in A.
+    fn quoted_v4(&self, asm: &mut Assembler) {
+        asm.op(code::LD_H, 6);
+        asm.branch(code::JSET, 0x1fff, To::Reject, To::Next);
+        parts::keep_address(asm, 16, 1);
+        snap(asm, self.link_header + ICMP_SNAP);
+        parts::step_over_v4(asm);
+        asm.op(code::LD_H, 2);
+    }
+
+    /// Where datagrams, quoted datagrams and their ports are handled, when there are any.
+    fn udp(&self, asm: &mut Assembler) -> Option<[Label; 3]> {
+        (!self.datagrams.is_empty()).then(|| [asm.label(), asm.label(), asm.label()])
     }
 
     fn v6(&self, asm: &mut Assembler, exact: bool) {
         let (tcp, icmp, quoted, unsure, ports) =
             (asm.label(), asm.label(), asm.label(), asm.label(), asm.label());
+        let udp = self.udp(asm);
         // A load beyond the packet rejects it: without its whole header it answers nobody.
         asm.op(code::LD_B, 39);
         self.to_clients(asm, false, 24);
         parts::keep_address(asm, 8, 4);
-        parts::step_over_v6(asm, &[(TCP, tcp), (ICMPV6, icmp)], To::Place(unsure));
+        match udp {
+            None => {
+                parts::step_over_v6(asm, &[(TCP, tcp), (ICMPV6, icmp)], To::Place(unsure), To::Reject);
+            }
+            Some([udp, ..]) => {
+                let exits = [(TCP, tcp), (ICMPV6, icmp), (UDP, udp)];
+                parts::step_over_v6(asm, &exits, To::Place(unsure), To::Reject);
+            }
+        }
         asm.bind(unsure);
         snap(asm, self.link_header + ICMP_SNAP);
         asm.goto(To::Accept);
@@ -98,15 +136,31 @@ impl ReturnFilter {
         asm.bind(quoted);
         parts::step(asm, 8);
         asm.op(code::LD_B, 6);
-        asm.branch(code::JEQ, TCP, To::Next, To::Reject);
-        parts::keep_address(asm, 24, 4);
-        snap(asm, self.link_header + ICMP_SNAP);
-        asm.op(code::LD_H, 40 + 2);
+        let other = udp.map_or(To::Reject, |[_, quoted, _]| To::Place(quoted));
+        asm.branch(code::JEQ, TCP, To::Next, other);
+        self.quoted_v6(asm);
         asm.goto(To::Place(ports));
         asm.bind(tcp);
         self.answer(asm);
         asm.bind(ports);
-        parts::ports(asm, &self.ports(false), false, exact);
+        parts::ports(asm, &of_targets(&self.targets, false), false, exact);
+        if let Some([udp, quoted, ports]) = udp {
+            asm.bind(quoted);
+            asm.branch(code::JEQ, UDP, To::Next, To::Reject);
+            self.quoted_v6(asm);
+            asm.goto(To::Place(ports));
+            asm.bind(udp);
+            datagram(asm);
+            asm.bind(ports);
+            parts::ports(asm, &of_targets(&self.datagrams, false), false, exact);
+        }
+    }
+
+    /// At an IPv6 header that an ICMPv6 error quotes: leaves the quoted destination port in A.
+    fn quoted_v6(&self, asm: &mut Assembler) {
+        parts::keep_address(asm, 24, 4);
+        snap(asm, self.link_header + ICMP_SNAP);
+        asm.op(code::LD_H, 40 + 2);
     }
 
     /// Drops what does not go to a replayed client.
@@ -131,20 +185,28 @@ impl ReturnFilter {
         asm.op(code::ST, SNAP);
         asm.op(code::LD_H, 0);
     }
+}
 
-    fn ports(&self, v4: bool) -> Vec<Port> {
-        let mut ports: Vec<Port> = vec![];
-        for target in self.targets.iter().filter(|target| target.is_ipv4() == v4) {
-            let at = ports.partition_point(|port| port.port < target.port());
-            if ports.get(at).is_none_or(|port| port.port != target.port()) {
-                ports.insert(at, Port { port: target.port(), ..Port::default() });
-            }
-            if !ports[at].only.contains(&target.ip()) {
-                ports[at].only.push(target.ip());
-            }
+/// At a UDP header: notes where it ends, and leaves its source port in A.
+fn datagram(asm: &mut Assembler) {
+    asm.op(code::TXA, 0);
+    asm.op(code::ADD_K, 8);
+    asm.op(code::ST, SNAP);
+    asm.op(code::LD_H, 0);
+}
+
+fn of_targets(targets: &[SocketAddr], v4: bool) -> Vec<Port> {
+    let mut ports: Vec<Port> = vec![];
+    for target in targets.iter().filter(|target| target.is_ipv4() == v4) {
+        let at = ports.partition_point(|port| port.port < target.port());
+        if ports.get(at).is_none_or(|port| port.port != target.port()) {
+            ports.insert(at, Port { port: target.port(), ..Port::default() });
         }
-        ports
+        if !ports[at].only.contains(&target.ip()) {
+            ports[at].only.push(target.ip());
+        }
     }
+    ports
 }
 
 fn snap(asm: &mut Assembler, bytes: u32) {

@@ -27,6 +27,7 @@ fn filter() -> CaptureFilter {
         targets: vec!["10.0.3.2:80".parse().unwrap(), "[fd00::32]:80".parse().unwrap()],
         inside: vec![],
         outside: vec![],
+        udp: Services::default(),
         promiscuous: false,
         link_header: 0,
         frames: Frames::All,
@@ -195,6 +196,7 @@ fn what_does_not_fit_compares_ports_only() {
 fn returns() -> ReturnFilter {
     ReturnFilter {
         targets: vec!["10.0.3.2:80".parse().unwrap(), "[fd00::32]:80".parse().unwrap()],
+        datagrams: vec![],
         clients: vec!["198.18.0.0/15".parse().unwrap(), "2001:2::/48".parse().unwrap()],
         payload: 0,
         promiscuous: false,
@@ -287,6 +289,99 @@ fn the_largest_return_filter_fits() {
 }
 
 /// The same decision in plain Rust. `None` also where a load beyond the packet would end the program.
+/// The packets of one datagram for a path of 1,500 bytes.
+fn datagram(src: &str, dst: &str, payload: usize) -> Vec<Vec<u8>> {
+    let parse = |text: &str| Endpoint::from(text.parse::<SocketAddr>().unwrap());
+    let payload = vec![7; payload];
+    flow::emit_udp::Pieces::new(parse(src), parse(dst), &payload, 1_500, 9)
+        .map(|piece| {
+            let mut buf = [0; MAX_HEADERS];
+            let len = piece.emit(&mut buf);
+            [&buf[..len], piece.payload].concat()
+        })
+        .collect()
+}
+
+fn with_udp() -> CaptureFilter {
+    CaptureFilter {
+        udp: Services {
+            online: vec![
+                (None, 53),
+                (Some("10.0.0.9".parse().unwrap()), 443),
+                (Some("fd00::9".parse().unwrap()), 443),
+            ],
+            targets: vec!["10.0.3.2:53".parse().unwrap(), "[fd00::32]:53".parse().unwrap()],
+        },
+        ..filter()
+    }
+}
+
+#[test]
+fn datagrams_of_mapped_ports_come_up_beside_segments() {
+    for link_header in [0, 14] {
+        let (with, without) =
+            (CaptureFilter { link_header, ..with_udp() }, CaptureFilter { link_header, ..filter() });
+        let takes = |filter: &CaptureFilter, packet: &[u8]| {
+            let program = filter.program();
+            check(&program);
+            let framed = [&vec![0; link_header as usize], packet].concat();
+            run(&program, &framed, aside(packet)) > 0
+        };
+        let of = |src: &str, dst: &str, len: usize| {
+            datagram(src, dst, len).iter().map(|p| takes(&with, p)).collect::<Vec<_>>()
+        };
+        assert_eq!(of("10.0.0.1:4", "10.0.0.2:53", 5), [true]);
+        assert_eq!(of("10.0.0.1:4", "10.0.0.2:80", 5), [false], "a port of TCP");
+        assert_eq!(of("10.0.0.1:4", "10.0.0.9:443", 0), [true]);
+        assert_eq!(of("10.0.0.1:4", "10.0.0.8:443", 0), [false]);
+        assert_eq!(of("10.0.0.1:4", "10.0.3.2:53", 5), [false], "to a target");
+        assert_eq!(of("198.18.7.7:4", "10.0.0.2:53", 3_000), [false; 3], "our own, its fragments too");
+        assert_eq!(of("10.0.0.1:4", "10.0.0.2:53", 3_000), [true; 3]);
+        assert_eq!(of("10.0.0.1:4", "10.0.0.2:54", 3_000), [false, true, true], "later parts have no port");
+        assert_eq!(of("[fd00::1]:4", "[fd00::2]:53", 5), [true]);
+        assert_eq!(of("[fd00::1]:4", "[fd00::8]:443", 5), [false]);
+        assert_eq!(of("[fd00::1]:4", "[fd00::2]:53", 3_000), [true; 3]);
+        assert_eq!(of("[2001:2:0:5::1]:4", "[fd00::2]:53", 3_000), [false; 3]);
+        assert!(takes(&with, &segment("10.0.0.1:4", "10.0.0.2:80", 5)));
+        assert!(!takes(&with, &segment("10.0.0.1:4", "10.0.0.2:53", 5)), "a port of UDP");
+        for packet in datagram("10.0.0.1:4", "10.0.0.2:53", 3_000) {
+            assert!(!takes(&without, &packet));
+        }
+    }
+}
+
+#[test]
+fn answers_in_datagrams_are_cut_behind_their_header() {
+    let with = ReturnFilter {
+        datagrams: vec!["10.0.3.2:53".parse().unwrap(), "[fd00::32]:53".parse().unwrap()],
+        ..returns()
+    };
+    let snap = |filter: &ReturnFilter, packet: &[u8]| {
+        let program = filter.program();
+        check(&program);
+        run(&program, packet, aside(packet))
+    };
+    let of = |src, dst, len| datagram(src, dst, len).iter().map(|p| snap(&with, p)).collect::<Vec<_>>();
+    assert_eq!(of("10.0.3.2:53", "198.18.0.1:9", 500), [28]);
+    assert_eq!(of("10.0.3.2:53", "198.18.0.1:9", 2_000), [28, 0], "the first part says the length");
+    assert_eq!(of("[fd00::32]:53", "[2001:2::1]:9", 500), [48]);
+    assert_eq!(of("[fd00::32]:53", "[2001:2::1]:9", 2_000), [56, 0]);
+    assert_eq!(of("10.0.3.2:54", "198.18.0.1:9", 5), [0], "another port");
+    assert_eq!(of("10.0.3.2:53", "10.0.0.1:9", 5), [0], "another client");
+    assert_eq!(of("10.0.3.2:80", "198.18.0.1:9", 5), [0], "a target of TCP");
+    assert!(snap(&with, &segment("10.0.3.2:80", "198.18.0.1:9", 5)) > 0);
+    assert_eq!(snap(&returns(), &datagram("10.0.3.2:53", "198.18.0.1:9", 5)[0]), 0);
+    // Port unreachable: IPv4 header, eight bytes of ICMP, the packet that it is about.
+    for (port, seen) in [(53, ICMP_SNAP), (54, 0)] {
+        let quoted = datagram("198.18.0.1:9", &format!("10.0.3.2:{port}"), 5).remove(0);
+        let mut packet = datagram("10.0.3.2:9", "198.18.0.1:9", 0).remove(0)[..20].to_vec();
+        packet[9] = 1;
+        packet.extend([3, 3, 0, 0, 0, 0, 0, 0]);
+        packet.extend(quoted);
+        assert_eq!(snap(&with, &packet), seen);
+    }
+}
+
 fn oracle(filter: &CaptureFilter, packet: &[u8], aside: Aside) -> Option<()> {
     let u8_at = |at: usize| packet.get(at).copied();
     let u16_at = |at: usize| Some(u16::from_be_bytes(packet.get(at..at + 2)?.try_into().ok()?));

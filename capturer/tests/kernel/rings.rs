@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use capturer::filter::{CaptureFilter, Frames, ReturnFilter};
+use capturer::filter::{CaptureFilter, Frames, ReturnFilter, Services};
 use capturer::packet_ring::{PacketRing, RingSpec, Start, open_socket};
 use capturer::sys::{Begin, PacketSocket};
 use lab::{Namespace, netlink};
@@ -16,6 +16,7 @@ fn intercepts_ring_holds_headers_of_answers_and_icmp_errors() {
     let Some(ns) = namespace() else { return };
     let filter = ReturnFilter {
         targets: vec![address(V4), address(V6)],
+        datagrams: vec![],
         clients: vec![],
         payload: 0,
         promiscuous: false,
@@ -75,6 +76,7 @@ fn the_kernel_accepts_the_largest_filters() {
             targets,
             inside: vec![],
             outside: vec![],
+            udp: Services::default(),
             promiscuous: false,
             link_header: 0,
             frames,
@@ -82,8 +84,14 @@ fn the_kernel_accepts_the_largest_filters() {
         .program()
     };
     let clients = vec!["198.18.0.0/15".parse().unwrap(), "2001:2::/48".parse().unwrap()];
-    let returns =
-        ReturnFilter { targets: targets.clone(), clients, payload: 64, promiscuous: true, link_header: 0 };
+    let returns = ReturnFilter {
+        targets: targets.clone(),
+        datagrams: vec![],
+        clients,
+        payload: 64,
+        promiscuous: true,
+        link_header: 0,
+    };
     let programs = [
         capture((0..256).map(|i| (None, 7 * i + 1)).collect()),
         capture((0..256).map(|i| (Some(v6(i)), 80)).collect()),
@@ -129,6 +137,7 @@ fn a_ring_is_taken_over_in_whatever_state_it_was_left() {
         targets: vec![],
         inside: vec![],
         outside: vec![],
+        udp: Services::default(),
         promiscuous: false,
         link_header: 0,
         frames: Frames::All,

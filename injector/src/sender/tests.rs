@@ -26,7 +26,7 @@ impl Watch {
         Self(fd)
     }
 
-    /// The first `n` TCP packets. Loopback shows each twice, leaving and arriving: the
+    /// The first `n` packets of TCP or UDP. Loopback shows each twice, leaving and arriving: the
     /// arriving one counts, and it may take a moment on a busy machine.
     fn packets(&self, n: usize) -> Vec<Vec<u8>> {
         let mut packets = Vec::new();
@@ -38,7 +38,9 @@ impl Watch {
                 continue;
             };
             let arrived = from.is_some_and(|a| i32::from(a.pkttype()) == i32::from(libc::PACKET_HOST));
-            if arrived && segment::parse(&buf[..len], len as u32).is_ok() {
+            let ours = segment::parse(&buf[..len], len as u32).is_ok()
+                || flow::datagram::parse(&buf[..len], len as u32).is_ok();
+            if arrived && ours {
                 packets.push(buf[..len].to_vec());
             }
         }
@@ -449,4 +451,54 @@ fn the_guard_stops_a_stray_frame_before_the_wire() {
         link.send(&[record(head("198.18.0.7:1025", 1, flag::ACK), b"now")]);
         assert_eq!(&watch.packets(1)[0][40..], b"now");
     });
+}
+
+/// Datagrams of every length reach a socket of the kernel whole, which checks lengths, checksums and fragments.
+fn datagrams_arrive(name: &'static str, mtu: u32, v4: bool) {
+    in_namespace(name, move || {
+        ip(&format!("link set lo up mtu {mtu}"));
+        let target = if v4 {
+            ip("addr add 10.9.9.1/32 dev lo");
+            "10.9.9.1:53"
+        } else {
+            add_v6("2001:db8::9");
+            "[2001:db8::9]:53"
+        };
+        let service = std::net::UdpSocket::bind(target).unwrap();
+        service.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        setsockopt(&service, sockopt::RcvBuf, &(1 << 20)).unwrap();
+        let mut plan = plan(&[target]);
+        plan.targets[0].protocol = Protocol::Udp;
+        let mut guard = Guard::new(&plan);
+        guard.look_at_routes();
+        let mut engine = Sender::raw(crate::open(&plan).unwrap(), 0);
+        // A route back, for a kernel that checks where senders are.
+        let client = if v4 { "198.18.0.7:4000" } else { "[2001:2::7]:4000" };
+        let mut buf = vec![0; 70_000];
+        let mut fragments = 0;
+        for len in [0usize, 1, 2, 1_232, 1_233, 1_452, 1_453, 1_472, 1_473, 8_000, 65_507] {
+            let payload: Vec<u8> = (0..len).map(|i| (i * 7 % 255) as u8).collect();
+            let head = Inject { mss: 0, ..head(client, 0, 0) };
+            let tally =
+                send(&mut engine, &guard, &[record(Inject { tcp: TcpFields::default(), ..head }, &payload)]);
+            assert_eq!(tally.get(Count::Datagrams), 1, "{len} bytes: {}", tally.get(Count::Emsgsize));
+            assert_eq!(tally.get(Count::DatagramBytes), len as u64);
+            assert_eq!(tally.get(Count::Segments) + tally.get(Count::DatagramPacketsRefused), 0);
+            fragments += tally.get(Count::DatagramFragments);
+            let (got, from) = service.recv_from(&mut buf).unwrap();
+            assert!(buf[..got] == payload, "{len} bytes became {got}");
+            assert_eq!(from.to_string(), client);
+        }
+        assert!(fragments > 40, "{fragments}");
+    });
+}
+
+#[test]
+fn datagrams_arrive_whole_over_ipv4() {
+    datagrams_arrive("datagrams_arrive_whole_over_ipv4", 1_500, true);
+}
+
+#[test]
+fn datagrams_arrive_whole_over_ipv6() {
+    datagrams_arrive("datagrams_arrive_whole_over_ipv6", 1_280, false);
 }

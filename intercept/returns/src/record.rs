@@ -4,7 +4,8 @@
 //! u16 shape | u8 kind | u8 bits | u64 time_ns | client addr, port | target addr, port | u32 seq
 //! TCP:  u32 ack | u16 flags | u16 window [| u32 payload_len][| u16 segments][| u8 options, u16 mss, u8 window_scale]
 //!       [| u32 ts_val, u32 ts_ecr][| u16 urgent][| sack blocks, 8 bytes each]
-//! ICMP: u8 type | u8 code | u32 mtu
+//! ICMP, also about a datagram: u8 type | u8 code | u32 mtu
+//! UDP:  u32 payload_len | u16 segments
 //! ```
 //! What is in brackets is there when its bit of `shape` is set. Addresses take 4 bytes when both are IPv4, else 16.
 //! The position is not in the record: it follows from the batch. `reserved` fields are not carried.
@@ -17,7 +18,7 @@ use crate::wire::{Reader, Writer};
 
 /// The longest encoding of a record, bytes: a TCP header over IPv6 with everything present.
 pub const MAX_RECORD: usize = 4 + 8 + 36 + 4 + 8 + 4 + 2 + 4 + 8 + 2 + 32;
-/// The shortest, bytes: an ICMP error over IPv4.
+/// The shortest, bytes: an ICMP error or a datagram over IPv4.
 pub const MIN_RECORD: usize = 4 + 8 + 12 + 4 + 6;
 
 /// Why bytes are not a record.
@@ -26,7 +27,7 @@ pub enum BadRecord {
     /// They end before the record does.
     #[error("a record is cut")]
     Cut,
-    /// Neither TCP nor ICMP.
+    /// Neither TCP, UDP nor ICMP.
     #[error("a record is of unknown kind")]
     Kind,
     /// Bits of the shape that have no meaning, or five and more SACK blocks.
@@ -45,7 +46,11 @@ pub fn encode(record: &Returned, out: &mut [u8]) -> usize {
     };
     let addrs = record.client.addr.as_v4().zip(record.target.addr.as_v4());
     with(shape::V4, addrs.is_some());
-    let is_tcp = record.kind != kind::ICMP;
+    let record_kind = match record.kind {
+        kind @ (kind::ICMP | kind::UDP | kind::UDP_ICMP) => kind,
+        _ => kind::TCP,
+    };
+    let is_tcp = record_kind == kind::TCP;
     let payload = with(shape::PAYLOAD, is_tcp && record.payload_len != 0);
     let segments = with(shape::SEGMENTS, is_tcp && record.segments != 1);
     let options = with(shape::OPTIONS, is_tcp && (tcp.options & !opt::TIMESTAMPS != 0));
@@ -57,7 +62,7 @@ pub fn encode(record: &Returned, out: &mut [u8]) -> usize {
 
     let mut w = Writer::new(out);
     w.u16(shape);
-    w.u8(if is_tcp { kind::TCP } else { kind::ICMP });
+    w.u8(record_kind);
     w.u8(record.bits);
     w.u64(record.time_ns);
     for (endpoint, v4) in [(&record.client, addrs.map(|a| a.0)), (&record.target, addrs.map(|a| a.1))] {
@@ -68,6 +73,11 @@ pub fn encode(record: &Returned, out: &mut [u8]) -> usize {
         w.u16(endpoint.port);
     }
     w.u32(tcp.seq.0);
+    if record_kind == kind::UDP {
+        w.u32(record.payload_len);
+        w.u16(record.segments);
+        return w.len();
+    }
     if !is_tcp {
         w.u8(record.icmp_type);
         w.u8(record.icmp_code);
@@ -113,8 +123,11 @@ pub fn decode(bytes: &[u8], position: u64) -> Result<(Returned, usize), BadRecor
     }
     let mut record = match record_kind {
         kind::TCP => read_tcp(&mut r, shape, sack_count as u8).ok_or(BadRecord::Cut)?,
-        kind::ICMP if shape & !shape::V4 == 0 => read_icmp(&mut r, shape).ok_or(BadRecord::Cut)?,
-        kind::ICMP => return Err(BadRecord::Shape),
+        kind::ICMP | kind::UDP_ICMP if shape & !shape::V4 == 0 => {
+            Returned { kind: record_kind, ..read_icmp(&mut r, shape).ok_or(BadRecord::Cut)? }
+        }
+        kind::UDP if shape & !shape::V4 == 0 => read_udp(&mut r, shape).ok_or(BadRecord::Cut)?,
+        kind::ICMP | kind::UDP | kind::UDP_ICMP => return Err(BadRecord::Shape),
         _ => return Err(BadRecord::Kind),
     };
     record.position = position;
@@ -176,6 +189,14 @@ fn read_icmp(r: &mut Reader<'_>, shape: u16) -> Option<Returned> {
     record.icmp_type = r.u8()?;
     record.icmp_code = r.u8()?;
     record.mtu = r.u32()?;
+    Some(record)
+}
+
+fn read_udp(r: &mut Reader<'_>, shape: u16) -> Option<Returned> {
+    let mut record = read_head(r, shape)?;
+    record.kind = kind::UDP;
+    record.payload_len = r.u32()?;
+    record.segments = r.u16()?;
     Some(record)
 }
 

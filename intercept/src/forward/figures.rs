@@ -68,7 +68,7 @@ fn figures() {
         for burst in [1, 8, 32, 256] {
             let stats = Arc::new(Stats::default());
             let limits = Limits::default();
-            let mut forward = Forward::new(&[target()], &limits, 1, 2, stats.clone());
+            let mut forward = Forward::new(&[target()], &[], &limits, 1, 2, stats.clone());
             let (outgoing, stream) = outgoing(policy);
             forward.command(Command::Attach(Box::new(Attach {
                 slot: 0,

@@ -27,6 +27,7 @@
 //! | `check` | the invariants, for tests |
 //! | `endpoints` | the walk over the client range |
 //! | `foresight`, `sys` | memory asked for before it is needed |
+//! | `datagrams` | UDP: copies of datagrams, each from an endpoint of its own |
 //! | `index`, `ready` | hash index over slots; the queue of sessions that may emit |
 //! | `wide` | numbers of answer bytes beyond 32 bits |
 //! | `tally`, `histogram` | counters, latencies |
@@ -38,6 +39,7 @@ mod check;
 mod chunks;
 pub mod config;
 mod congestion;
+pub mod datagrams;
 mod ending;
 pub mod endpoints;
 mod file_clock;
@@ -67,6 +69,7 @@ mod wide;
 
 pub use arena::FORMAT;
 pub use config::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, TargetConfig, Times};
+pub use datagrams::{DatagramCount, Datagrams, Order};
 pub use histogram::Histogram;
 pub use specimen::{Part, specimen};
 pub use table::{BURST, BURST_BYTES, Held, Sink, Table};

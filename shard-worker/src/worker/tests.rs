@@ -7,13 +7,15 @@ use std::time::Instant;
 
 use flow::record::{flag, inject_bit, opt};
 use flow::{Captured, Drop as Reason, Endpoint, Inject, Returned, Seq, TcpFields, hash};
-use session::Count;
+use session::{Count, DatagramCount};
 use shm::{Consumer, Item, Link, Producer, RoleState, Spec};
 use topology::plan::{Clients, Limits};
 use zerocopy::IntoBytes;
 
 use super::*;
-use crate::counters::{Gauge, offset_count, offset_dropped_bytes, offset_gauge, offset_worker};
+use crate::counters::{
+    Gauge, offset_count, offset_datagrams, offset_dropped_bytes, offset_gauge, offset_worker,
+};
 
 /// The shard under test; the plan has two, so that the hash rule has something to say.
 const SHARD: u16 = 1;
@@ -221,6 +223,17 @@ fn endpoint(text: &str) -> Endpoint {
     text.parse::<SocketAddr>().unwrap().into()
 }
 
+impl Rig {
+    /// A real client whose records this shard gets.
+    fn client(&self) -> Endpoint {
+        let of_shard = |client: &Endpoint| {
+            hash::shard_of(hash::endpoint_hash(self.plan.seeds.shard, client), self.plan.shards) == SHARD
+        };
+        let clients = (1..100).map(|port| endpoint(&format!("203.0.113.5:{port}")));
+        clients.into_iter().find(of_shard).expect("one of many")
+    }
+}
+
 /// Waits for something that the worker brings about; a bug makes it fail after a while instead of hanging.
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -365,6 +378,47 @@ fn a_slow_injector_stops_the_intake_and_nothing_is_lost() {
         rig.injector.release();
         syns == flows
     });
+    assert_eq!(rig.read(offset_worker(WorkerCount::OutboxRefused)), 0);
+}
+
+#[test]
+fn a_datagram_whose_copies_fill_the_ring_many_times_leaves_each_of_them_once() {
+    let mut plan = plan();
+    plan.mappings[0].protocol = Protocol::Udp;
+    plan.targets[0].protocol = Protocol::Udp;
+    plan.copies_milli = 40_000;
+    let mut rig = Rig::with(plan);
+    let client = rig.client();
+    let payload: Vec<u8> = (0..60_000u32).map(|i| i as u8).collect();
+    let segment = Captured { client, server: endpoint("10.0.0.9:80"), ..Captured::default() };
+    rig.capture(&segment, &payload);
+    rig.capture(&segment, b"next");
+    let mut clients = std::collections::BTreeSet::new();
+    for _ in 0..40 {
+        let (head, copy) = rig.injected("a copy", |_, _| true);
+        assert!(copy == payload && clients.insert(head.client), "each copy once, from a client of its own");
+    }
+    for _ in 0..40 {
+        let (head, copy) = rig.injected("a copy of the next one", |_, _| true);
+        assert!(copy == b"next" && clients.contains(&head.client));
+    }
+    let read = |rig: &Rig, count| rig.read(offset_datagrams(count));
+    until("the ledger", || read(&rig, DatagramCount::Sent) == 80);
+    assert_eq!(read(&rig, DatagramCount::Taken), 2, "one that is resumed is taken once");
+    assert_eq!(read(&rig, DatagramCount::WantedBytes), 40 * 60_004);
+    assert_eq!(read(&rig, DatagramCount::SentBytes), 40 * 60_004);
+    assert_eq!(rig.read(offset_gauge(Gauge::DatagramFlows)), 40);
+    assert_eq!(rig.read(offset_gauge(Gauge::DatagramCopies)), 0);
+    let reply = Returned {
+        kind: flow::record::kind::UDP,
+        client: *clients.first().unwrap(),
+        target: endpoint(TARGET),
+        payload_len: 9,
+        ..Returned::default()
+    };
+    rig.answer(&reply);
+    until("the reply", || read(&rig, DatagramCount::ReplyBytes) == 9);
+    rig.halt();
     assert_eq!(rig.read(offset_worker(WorkerCount::OutboxRefused)), 0);
 }
 

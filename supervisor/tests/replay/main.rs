@@ -18,6 +18,7 @@
 //! | `faults` | what dies and comes back under load |
 //! | `surviving` | the supervisor dies, is upgraded, or gives up |
 //! | `poison` | a defect that one kind of answer hits |
+//! | `udp` | datagrams beside connections |
 //! | `ending` | names, drain, and what is left behind |
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ mod modes;
 mod poison;
 mod stage;
 mod surviving;
+mod udp;
 
 fn main() -> ExitCode {
     let groups = [
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         surviving::STORIES,
         poison::STORIES,
         ending::STORIES,
+        udp::STORIES,
     ];
     lab::story::run_all(&groups.concat())
 }

@@ -47,7 +47,7 @@ pub fn target(plan: &Plan, index: usize, place: Place, lab: bool) -> Result<(), 
         Place::Broadcast => {
             format!("is a broadcast address: every host on that network would get the copies. {elsewhere}")
         }
-        Place::Multicast => format!("is a multicast group, no TCP service. {elsewhere}"),
+        Place::Multicast => format!("is a multicast group, no service of one host. {elsewhere}"),
         Place::Unspecified => format!("is no address of a host. {elsewhere}"),
     };
     Err(Refusal::preflight(format!("the target {target} {why}")))
@@ -56,11 +56,11 @@ pub fn target(plan: &Plan, index: usize, place: Place, lab: bool) -> Result<(), 
 /// On this host a mapping without online address captures its port on every address, the target's included.
 fn on_this_host(plan: &Plan, index: usize) -> Result<(), Refusal> {
     let target = plan.targets[index].addr;
-    match plan
-        .mappings
-        .iter()
-        .find(|mapping| mapping.online_ip.is_none() && mapping.online_port == target.port())
-    {
+    match plan.mappings.iter().find(|mapping| {
+        mapping.online_ip.is_none()
+            && mapping.online_port == target.port()
+            && mapping.protocol == plan.targets[index].protocol
+    }) {
         None => Ok(()),
         Some(_) => Err(Refusal::preflight(format!(
             "the target {target} is captured itself: -x {port}-... captures port {port} on every address of this host. Name the online address, for example -x ONLINE-IP:{port}-{target}",
@@ -74,7 +74,11 @@ fn captured_itself(plan: &Plan, index: usize) -> Option<String> {
     let target = plan.targets[index].addr;
     plan.mappings
         .iter()
-        .find(|mapping| mapping.online_ip == Some(target.ip()) && mapping.online_port == target.port())
+        .find(|mapping| {
+            mapping.online_ip == Some(target.ip())
+                && mapping.online_port == target.port()
+                && mapping.protocol == plan.targets[index].protocol
+        })
         .map(|_| target.to_string())
 }
 

@@ -20,7 +20,7 @@ pub struct Listening {
     /// Name of the instance.
     pub name: String,
     /// The services whose answers are returned.
-    pub services: Vec<SocketAddr>,
+    pub services: mapping::Services,
     /// Interfaces the answers arrive on; empty means all.
     pub interfaces: Vec<String>,
     /// A TUN device takes the route of these ranges; none without `--tun`.
@@ -78,7 +78,7 @@ pub fn listening_from(options: &Options, key: Option<[u8; 32]>) -> Result<Listen
 }
 
 /// `-c`, or the default ranges of the families that the services have.
-fn tun_ranges(options: &Options, services: &[SocketAddr]) -> Result<Vec<Range>, Refusal> {
+fn tun_ranges(options: &Options, services: &mapping::Services) -> Result<Vec<Range>, Refusal> {
     let given = clients::ranges(options)?;
     if given != [None, None] {
         return Ok(given.into_iter().flatten().collect());

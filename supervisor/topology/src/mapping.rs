@@ -1,11 +1,12 @@
-//! `-x`: what is captured and where it is replayed, `[ONLINE-IP:]PORT-TARGET:PORT` (`=` may stand for `-`), and the
-//! form of `intercept`, `TARGET:PORT`. Every slip has its own sentence, and the sentence ends with an example.
+//! `-x`: what is captured and where it is replayed, `[udp:][ONLINE-IP:]PORT-TARGET:PORT` (`=` may stand for `-`), and the
+//! form of `intercept`, `[udp:]TARGET:PORT`. `tcp:` may stand where nothing says the same. Every slip has its own sentence,
+//! and the sentence ends with an example.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::Refusal;
 use crate::options::{Given, Key, Options};
-use crate::plan::{MAX_MAPPINGS, MAX_TARGETS};
+use crate::plan::{MAX_MAPPINGS, MAX_TARGETS, Protocol};
 use crate::value::{self, Why};
 
 /// One mapping as written.
@@ -17,6 +18,24 @@ pub struct Parsed {
     pub online_port: u16,
     /// Where it is replayed.
     pub target: SocketAddr,
+    /// TCP unless it says `udp:`.
+    pub protocol: Protocol,
+}
+
+/// The services of `intercept`, by what they speak.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Services {
+    /// Whose segments are returned.
+    pub tcp: Vec<SocketAddr>,
+    /// Whose datagrams are.
+    pub udp: Vec<SocketAddr>,
+}
+
+impl Services {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &SocketAddr> {
+        self.tcp.iter().chain(&self.udp)
+    }
 }
 
 /// Reads all mappings of `run`: at least one, at most [`MAX_MAPPINGS`], none twice.
@@ -60,31 +79,58 @@ pub fn mappings(options: &Options) -> Result<Vec<Parsed>, Refusal> {
 ///
 /// # Errors
 /// One sentence with an example, exit code 2.
-pub fn services(options: &Options) -> Result<Vec<SocketAddr>, Refusal> {
+pub fn services(options: &Options) -> Result<Services, Refusal> {
     let form = "Write TARGET:PORT, for example -x 10.0.3.2:8080";
-    let mut read: Vec<SocketAddr> = Vec::new();
+    let mut read = Services::default();
     for given in options.all(Key::Map) {
         if let Some(parsed) = parse(&given.text).ok().filter(|_| given.text.contains(['-', '='])) {
-            return Err(
-                given.refuse(format_args!("intercept wants the target alone. Write -x {}", parsed.target))
-            );
+            return Err(given.refuse(format_args!(
+                "intercept wants the target alone. Write -x {}{}",
+                parsed.protocol.prefix(),
+                parsed.target
+            )));
         }
-        let service = value::endpoint(&given.text, "the target", None)
+        let (protocol, text) = protocol(&given.text).map_err(|why| given.refuse(why))?;
+        let service = value::endpoint(text, "the target", None)
             .map_err(|why| given.refuse(format_args!("{why}. {form}")))?;
-        if read.contains(&service) {
+        let known = match protocol {
+            Protocol::Tcp => &mut read.tcp,
+            Protocol::Udp => &mut read.udp,
+        };
+        if known.contains(&service) {
             return Err(given.refuse("this target is given twice. Leave one out"));
         }
-        read.push(service);
-        if read.len() > MAX_TARGETS {
+        known.push(service);
+        if read.iter().count() > MAX_TARGETS {
             return Err(given.refuse(format_args!(
                 "there are more than {MAX_TARGETS} targets. Split them over two intercepts"
             )));
         }
     }
-    if read.is_empty() {
+    if read.iter().next().is_none() {
         return Err(Refusal::usage(format!("whose answers? There is no -x. {form}")));
     }
     Ok(read)
+}
+
+/// The protocol that a mapping or service begins with, and what stands behind it.
+fn protocol(text: &str) -> Result<(Protocol, &str), Why> {
+    // No port and no address consists of letters alone: IPv6 stands in brackets.
+    let word = text.split_once(':').filter(|(word, _)| {
+        !word.is_empty() && word.len() <= 5 && word.bytes().all(|byte| byte.is_ascii_alphabetic())
+    });
+    match word {
+        Some(("tcp", rest)) => Ok((Protocol::Tcp, rest)),
+        Some(("udp", rest)) => Ok((Protocol::Udp, rest)),
+        Some((word, _)) if ["tcp", "udp"].contains(&word.to_ascii_lowercase().as_str()) => {
+            Err(format!("write the protocol in small letters, `{}:`", word.to_ascii_lowercase()))
+        }
+        Some((word @ ("sctp" | "dccp" | "quic" | "icmp"), _)) => Err(format!(
+            "`{word}` is not replayed; the protocol is `tcp:` or `udp:`{}",
+            if word == "quic" { ", and QUIC is UDP to a network" } else { "" }
+        )),
+        _ => Ok((Protocol::Tcp, text)),
+    }
 }
 
 /// Reads one mapping.
@@ -107,6 +153,13 @@ pub fn parse(text: &str) -> Result<Parsed, Why> {
     if text.contains("://") {
         return Err("write addresses and ports, not a URL".to_owned());
     }
+    let (protocol, text) = protocol(text)?;
+    if text.is_empty() {
+        return Err("behind the protocol nothing follows".to_owned());
+    }
+    if text.starts_with("udp:") || text.starts_with("tcp:") {
+        return Err("the protocol is given twice".to_owned());
+    }
     let Some(cut) = text.find('=').or_else(|| text.find('-')) else {
         return Err(match value::endpoint(text, "it", None) {
             Ok(_) => "it names a target, but not the online port that is captured".to_owned(),
@@ -116,7 +169,7 @@ pub fn parse(text: &str) -> Result<Parsed, Why> {
     let (online, target) = (&text[..cut], &text[cut + 1..]);
     let (online_ip, online_port) = online_side(online)?;
     let target = target_side(target)?;
-    Ok(Parsed { online_ip, online_port, target })
+    Ok(Parsed { online_ip, online_port, target, protocol })
 }
 
 fn online_side(text: &str) -> Result<(Option<IpAddr>, u16), Why> {
@@ -132,7 +185,7 @@ fn online_side(text: &str) -> Result<(Option<IpAddr>, u16), Why> {
             return Err("leave the online address out to capture on every address of this host".to_owned());
         }
         if at.ip().is_multicast() || at.ip().to_string() == "255.255.255.255" {
-            return Err(format!("no TCP service listens on {}", at.ip()));
+            return Err(format!("no service listens on {}", at.ip()));
         }
         return Ok((Some(at.ip()), at.port()));
     }
@@ -151,11 +204,14 @@ fn target_side(text: &str) -> Result<SocketAddr, Why> {
     if text.starts_with(':') && text.matches(':').count() == 1 {
         return Err("the target has no address".to_owned());
     }
+    if let Some(protocol) = ["udp:", "tcp:"].iter().find(|protocol| text.starts_with(**protocol)) {
+        return Err(format!("`{protocol}` stands at the very front of a mapping, and holds for both sides"));
+    }
     value::endpoint(text, "the target", None)
 }
 
 fn same_online(a: &Parsed, b: &Parsed) -> bool {
-    a.online_ip == b.online_ip && a.online_port == b.online_port
+    a.protocol == b.protocol && a.online_ip == b.online_ip && a.online_port == b.online_port
 }
 
 fn with_form(given: &Given, why: &str) -> Refusal {
@@ -197,6 +253,17 @@ mod tests {
             assert_eq!(parsed.online_ip, online.map(|ip: &str| ip.parse().unwrap()), "{text}");
             assert_eq!((parsed.online_port, parsed.target.to_string().as_str()), (port, target), "{text}");
         }
+    }
+
+    #[test]
+    fn a_port_may_be_mapped_for_both_protocols() {
+        let list =
+            mappings(&options("53-10.0.3.2:53,udp:53-10.0.3.2:53,udp:[fd00::1]:53-[fd00::2]:53")).unwrap();
+        let protocols: Vec<Protocol> = list.iter().map(|mapping| mapping.protocol).collect();
+        assert_eq!(protocols, [Protocol::Udp, Protocol::Tcp, Protocol::Udp]);
+        assert_eq!(parse("tcp:80=10.0.3.2:80"), parse("80-10.0.3.2:80"));
+        let both = services(&options("udp:10.0.3.2:53,tcp:10.0.3.2:53,[fd00::2]:80")).unwrap();
+        assert_eq!((both.tcp.len(), both.udp.len()), (2, 1));
     }
 
     #[test]
@@ -269,8 +336,8 @@ mod tests {
         ("[2001:db8::1:80-[2001:db8::2]:80", "bracket is not closed"),
         ("0.0.0.0:80-10.0.3.2:8080", "leave the online address out"),
         ("[::]:80-[2001:db8::2]:8080", "leave the online address out"),
-        ("224.0.0.1:80-10.0.3.2:8080", "no TCP service listens on"),
-        ("255.255.255.255:80-10.0.3.2:8080", "no TCP service listens on"),
+        ("224.0.0.1:80-10.0.3.2:8080", "no service listens on"),
+        ("255.255.255.255:80-10.0.3.2:8080", "no service listens on"),
         ("80-10.0.3.2:8080,", "it is empty"),
         (",80-10.0.3.2:8080", "it is empty"),
         ("80-10.0.3.2:8080,,81-10.0.3.2:8081", "it is empty"),
@@ -288,6 +355,17 @@ mod tests {
         ("0x50-10.0.3.2:8080", "is not a port number"),
         ("*:80-10.0.3.2:8080", "is not an IPv4 or IPv6 address"),
         ("80-*:8080", "is not an IPv4 or IPv6 address"),
+        ("udp:", "behind the protocol nothing follows"),
+        ("udp:53", "does not say where to replay"),
+        ("udp:53-10.0.3.2", "the target has no port"),
+        ("udp:udp:53-10.0.3.2:53", "the protocol is given twice"),
+        ("UDP:53-10.0.3.2:53", "in small letters, `udp:`"),
+        ("quic:443-10.0.3.2:443", "QUIC is UDP to a network"),
+        ("sctp:80-10.0.3.2:80", "`sctp` is not replayed"),
+        ("53-udp:10.0.3.2:53", "at the very front"),
+        ("udp:53-udp:10.0.3.2:53", "at the very front"),
+        ("udp:53-10.0.3.2:53,udp:53-10.0.3.3:53", "has a target already (udp:53-10.0.3.2:53)"),
+        ("80-10.0.3.2:80,tcp:80-10.0.3.2:80", "given twice"),
     ];
 
     #[test]
@@ -324,7 +402,7 @@ mod tests {
 
     #[test]
     fn intercept_wants_targets_alone() {
-        assert_eq!(services(&options("10.0.3.2:8080,[2001:db8::2]:80")).unwrap().len(), 2);
+        assert_eq!(services(&options("10.0.3.2:8080,[2001:db8::2]:80")).unwrap().iter().count(), 2);
         for (text, part) in [
             ("80-10.0.3.2:8080", "Write -x 10.0.3.2:8080"),
             ("10.0.3.2", "the target has no port. Write TARGET:PORT"),

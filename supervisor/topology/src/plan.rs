@@ -68,7 +68,28 @@ pub struct Seeds {
     pub table: u64,
 }
 
-/// One `-x [online:]port-target:port`.
+/// What a mapped service speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Connections, replayed turn by turn.
+    #[default]
+    Tcp,
+    /// Datagrams, copied as they come.
+    Udp,
+}
+
+impl Protocol {
+    /// What stands before a mapping or target of this kind; nothing before the usual one.
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::Tcp => "",
+            Self::Udp => "udp:",
+        }
+    }
+}
+
+/// One `-x [udp:][online:]port-target:port`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mapping {
     /// Online address; none means any address of this host.
@@ -77,6 +98,8 @@ pub struct Mapping {
     pub online_port: u16,
     /// Index into [`Plan::targets`].
     pub target: u16,
+    /// Segments or datagrams; the target's is the same.
+    pub protocol: Protocol,
 }
 
 /// Where replayed segments go.
@@ -86,6 +109,8 @@ pub struct Target {
     pub addr: SocketAddr,
     /// MTU of the route to it, bytes.
     pub mtu: u16,
+    /// What is sent to it: the injector sends it nothing else.
+    pub protocol: Protocol,
 }
 
 /// How replayed clients get their addresses.
@@ -296,17 +321,20 @@ pub const MAX_NETS: usize = 64;
 pub const MAX_TARGETS: usize = 256;
 
 impl Plan {
-    /// The smallest plan that works, for one role alone in a test or a bench: these mappings (`[IP:]PORT-TARGET:PORT`),
+    /// The smallest plan that works, for one role alone in a test or a bench: these mappings (`[udp:][IP:]PORT-TARGET:PORT`),
     /// the default client ranges, one shard, a few MiB. Panics when a text is no such mapping.
     pub fn small(mappings: &[&str]) -> Self {
         let parse = |(text, target): (&&str, u16)| {
+            let (protocol, text) =
+                text.strip_prefix("udp:").map_or((Protocol::Tcp, *text), |text| (Protocol::Udp, text));
             let (online, addr) = text.split_once('-').expect("a mapping has a dash");
             let (online_ip, online_port) = match online.parse::<SocketAddr>() {
                 Ok(addr) => (Some(addr.ip()), addr.port()),
                 Err(_) => (None, online.parse().expect("a port")),
             };
             let target_addr = addr.parse().expect("a target's address and port");
-            (Mapping { online_ip, online_port, target }, Target { addr: target_addr, mtu: 1_500 })
+            let mapping = Mapping { online_ip, online_port, target, protocol };
+            (mapping, Target { addr: target_addr, mtu: 1_500, protocol })
         };
         let (mappings, targets) = mappings.iter().zip(0..).map(parse).unzip();
         Self {
@@ -353,6 +381,11 @@ impl Plan {
     /// As the bytes that stand in the region.
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a plan holds only plain values")
+    }
+
+    /// Whether any service of this protocol is replayed.
+    pub fn replays(&self, protocol: Protocol) -> bool {
+        self.mappings.iter().any(|mapping| mapping.protocol == protocol)
     }
 
     /// From the region's bytes.

@@ -190,10 +190,11 @@ fn seal(parsed: &[mapping::Parsed]) -> Result<(Vec<Mapping>, Vec<Target>), Refus
     let mut targets: Vec<Target> = Vec::new();
     let mut mappings = Vec::with_capacity(parsed.len());
     for one in parsed {
-        let target = match targets.iter().position(|target| target.addr == one.target) {
+        let known = |target: &Target| target.addr == one.target && target.protocol == one.protocol;
+        let target = match targets.iter().position(known) {
             Some(index) => index,
             None => {
-                targets.push(Target { addr: one.target, mtu: DEFAULT_MTU });
+                targets.push(Target { addr: one.target, mtu: DEFAULT_MTU, protocol: one.protocol });
                 targets.len() - 1
             }
         };
@@ -201,6 +202,7 @@ fn seal(parsed: &[mapping::Parsed]) -> Result<(Vec<Mapping>, Vec<Target>), Refus
             online_ip: one.online_ip,
             online_port: one.online_port,
             target: target as u16,
+            protocol: one.protocol,
         });
     }
     debug_assert!(

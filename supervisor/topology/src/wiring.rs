@@ -95,14 +95,14 @@ pub fn inputs(plan: &Plan, process: Process) -> Vec<Link> {
     wires(plan).into_iter().filter(|wire| wire.to == process.role()).map(|wire| wire.link).collect()
 }
 
-/// The region that the plan needs. `arena_bytes` says how large an arena for so many sessions and chunks is.
-pub fn region_spec(plan: &Plan, arena_bytes: fn(u32, u32) -> u64) -> Spec {
+/// The region that the plan needs. `arena_bytes` says how large the arena of one shard is.
+pub fn region_spec(plan: &Plan, arena_bytes: fn(&Plan) -> u64) -> Spec {
     Spec {
         shards: plan.shards,
         capture_ring: plan.rings.capture,
         inject_ring: plan.rings.inject,
         return_ring: plan.rings.returns,
-        arena: arena_bytes(plan.limits.sessions_per_shard, plan.limits.chunks_per_shard),
+        arena: arena_bytes(plan),
     }
 }
 

@@ -74,6 +74,9 @@ fn shapes() -> Vec<(&'static str, Returned)> {
         ),
         ("rst", Returned { payload_len: 0, tcp: TcpFields { flags: flag::RST, ..v4.tcp }, ..v4 }),
         ("icmp", icmp),
+        ("udp", Returned { kind: kind::UDP, ..v4 }),
+        ("udp_v6", Returned { kind: kind::UDP, ..v6 }),
+        ("udp_icmp", Returned { kind: kind::UDP_ICMP, icmp_code: 3, ..icmp }),
         ("icmp_v6", Returned { icmp_type: 2, icmp_code: 0, client: v6.client, target: v6.target, ..icmp }),
         ("mixed_families", Returned { target: v6.target, ..v4 }),
     ]

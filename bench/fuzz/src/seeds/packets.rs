@@ -44,6 +44,18 @@ fn packet((src, dst): (&str, &str), tcp: &TcpFields, payload: &[u8]) -> Vec<u8> 
     [&buf[..len], payload].concat()
 }
 
+/// The packets of a datagram of so many bytes.
+fn datagram((src, dst): (&str, &str), len: usize, mtu: u16) -> Vec<Vec<u8>> {
+    let payload = vec![0x42; len];
+    flow::emit_udp::Pieces::new(endpoint(src), endpoint(dst), &payload, mtu, 7)
+        .map(|piece| {
+            let mut buf = [0; MAX_HEADERS];
+            let len = piece.emit(&mut buf);
+            [&buf[..len], piece.payload].concat()
+        })
+        .collect()
+}
+
 /// Puts bytes into a packet and corrects nothing.
 fn with(mut packet: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
     packet[at..at + bytes.len()].copy_from_slice(bytes);
@@ -136,6 +148,11 @@ fn plain_frames() -> Vec<(&'static str, Vec<u8>)> {
         ("v6_jumbo", with(extended(0, &[6, 0, 0xc2, 4, 0, 1, 0, 0], &tcp(ack)), 4, &[0, 0])),
         ("arp", vec![0, 1, 8, 0, 6, 4, 0, 1]),
         ("short", vec![0x45, 0, 0]),
+        ("v4_udp_short", with(with(v4[..24].to_vec(), 2, &[0, 24]), 9, &[17])),
+        ("v4_datagram", datagram(V4, 5, 1_500).remove(0)),
+        ("v6_datagram", datagram(V6, 5, 1_500).remove(0)),
+        ("v4_datagram_first", datagram(V4, 100, 100).remove(0)),
+        ("v6_datagram_later", datagram(V6, 100, 100).remove(1)),
     ]
 }
 

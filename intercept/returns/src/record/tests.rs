@@ -19,16 +19,19 @@ fn any_record() -> impl Strategy<Value = Returned> {
     let fields = (any::<u32>(), any::<u16>(), any::<u16>(), any::<u32>(), any::<u16>(), any::<u16>());
     let options = (any::<u8>(), any::<u16>(), any::<u8>(), any::<u32>(), any::<u32>());
     let sack = proptest::collection::vec((any::<u32>(), any::<u32>()), 0..=4);
-    let icmp = (any::<bool>(), any::<u8>(), any::<u8>(), any::<u32>());
+    let icmp = (kind::TCP..=kind::UDP_ICMP, any::<u8>(), any::<u8>(), any::<u32>());
     (head, fields, options, sack, icmp).prop_map(|(head, fields, options, sack, icmp)| {
         let (client, target, position, time_ns, bits, seq) = head;
         let mut r = Returned { client, target, position, time_ns, bits, ..Returned::default() };
         r.tcp.seq = Seq(seq);
-        let (is_icmp, icmp_type, icmp_code, mtu) = icmp;
-        if is_icmp {
-            return Returned { kind: kind::ICMP, icmp_type, icmp_code, mtu, ..r };
+        let (kind, icmp_type, icmp_code, mtu) = icmp;
+        if matches!(kind, kind::ICMP | kind::UDP_ICMP) {
+            return Returned { kind, icmp_type, icmp_code, mtu, ..r };
         }
         let (ack, flags, window, payload_len, segments, urgent) = fields;
+        if kind == kind::UDP {
+            return Returned { kind, payload_len, segments, ..r };
+        }
         let (present, mss, window_scale, ts_val, ts_ecr) = options;
         r.tcp.ack = Seq(ack);
         (r.tcp.flags, r.tcp.window, r.tcp.urgent, r.tcp.options) = (flags, window, urgent, present);

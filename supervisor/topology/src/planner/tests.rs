@@ -1,6 +1,6 @@
 use super::*;
 use crate::options::Place;
-use crate::plan::{Clients, OnGap};
+use crate::plan::{Clients, OnGap, Protocol};
 
 fn arena(sessions: u32, chunks: u32) -> u64 {
     u64::from(sessions) * 448 + u64::from(chunks) * 1024 + (1 << 20)
@@ -36,7 +36,10 @@ fn the_smallest_command_line_makes_a_whole_plan() {
     assert_eq!(plan.name, "default");
     assert_eq!(plan.instance, 1);
     assert_eq!(plan.intercepts, ["10.0.4.2:36524".parse().unwrap()]);
-    assert_eq!(plan.targets, [Target { addr: "10.0.3.2:8080".parse().unwrap(), mtu: 1500 }]);
+    assert_eq!(
+        plan.targets,
+        [Target { addr: "10.0.3.2:8080".parse().unwrap(), mtu: 1500, protocol: Protocol::Tcp }]
+    );
     assert!(matches!(plan.clients, Clients::Pool { v4: Some(_), v6: None, chosen: true }));
     assert_eq!((plan.copies_milli, plan.percent_ppm, plan.shards), (1_000, 1_000_000, 4));
     assert_eq!(plan.capture.engine, CaptureEngine::Ring);
