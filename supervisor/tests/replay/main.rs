@@ -14,6 +14,7 @@
 //! | `amount` | copies and percent |
 //! | `modes` | `any`, loopback, `--tun`, kept clients, the simple engine, a key |
 //! | `engines` | by link and by raw IP, and what changes on the way |
+//! | `offline` | packet files instead of live traffic |
 //! | `faults` | what dies and comes back under load |
 //! | `surviving` | the supervisor dies, is upgraded, or gives up |
 //! | `ending` | names, drain, and what is left behind |
@@ -30,6 +31,7 @@ mod hosts;
 mod http;
 mod joining;
 mod modes;
+mod offline;
 mod stage;
 mod surviving;
 
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
         amount::STORIES,
         modes::STORIES,
         engines::STORIES,
+        offline::STORIES,
         faults::STORIES,
         surviving::STORIES,
         ending::STORIES,
