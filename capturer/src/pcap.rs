@@ -1,6 +1,6 @@
 //! The live source on libpcap, opened at run time: for devices that packet rings do not know, and for expressions about a link
-//! layer. 0.1–0.2 µs a frame more than the ring, and slots of one size: `--capture-buffer` holds 512 frames for each 64 MiB
-//! on interfaces with offloads.
+//! layer. 0.06 to 0.5 µs a frame more than the ring (measured: 123 ns for small frames instead of 66, 569 for 8 KB instead of
+//! 75), and slots of one size: `--capture-buffer` holds 512 frames for each 64 MiB on interfaces with offloads.
 //!
 //! The handle, and what the kernel holds for it, lives and dies with the role: frames of the time until a successor has opened its
 //! own are missing. How often that was is counted ([`crate::Count::Opened`]); what it cost shows as `missed` in the ledger.

@@ -30,6 +30,7 @@ impl Watch {
     }
 
     /// Its name.
+    #[cfg(feature = "xdp")]
     pub(crate) fn name(&self) -> &str {
         &self.name
     }

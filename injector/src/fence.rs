@@ -160,7 +160,7 @@ impl Fence {
             stop: Arc::clone(&stop),
             tell,
             dropped: Arc::clone(&dropped),
-            guarded: Box::new(guarded),
+            guarded,
             missing: false,
         };
         let thread = std::thread::Builder::new().name("fence".to_owned()).spawn(move || watcher.run())?;
@@ -253,18 +253,18 @@ fn devices(plan: &Plan) -> Vec<(u32, String)> {
 }
 
 /// The thread.
-struct Watcher {
+struct Watcher<G> {
     rules: Rules,
     heard: [Socket; 2],
     stop: Arc<EventFd>,
     tell: Sender<String>,
     dropped: Arc<AtomicU64>,
-    guarded: Box<dyn Fn(&[u32]) + Send>,
+    guarded: G,
     /// The guard is gone and could not be put back yet.
     missing: bool,
 }
 
-impl Watcher {
+impl<G: Fn(&[u32])> Watcher<G> {
     fn run(mut self) {
         let mut buffer = Vec::with_capacity(32 << 10);
         let mut looked = Instant::now();

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `open` | the sockets that outlive the role, opened by the supervisor |
 //! | `path` | the route to a target, for the preflight |
-//! | `way`, `ways` | how frames to a target are made, and how that is followed; `rtnl` asks the kernel |
+//! | `way`, `ways` | how frames to a target are made, and how that is followed; `rtnl` and `ipsec` ask the kernel |
 //! | `handshake` | asks an intercept whether it takes this instance, for the preflight |
 //! | `fence` | the kernel's guard and the notrack rules, kept by the supervisor |
 //! | `engines` | which engine each target has, and why, in words |
@@ -29,6 +29,7 @@ pub mod fence;
 mod greeting;
 pub mod guard;
 pub mod handshake;
+mod ipsec;
 pub mod open;
 pub mod path;
 mod pcap;

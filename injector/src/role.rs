@@ -8,17 +8,15 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use shm::{Heartbeat, Link, Region, Role, RoleState};
 use topology::Plan;
-use topology::plan::{Clients, InjectEngine};
+use topology::plan::Clients;
 
 use crate::claims;
 use crate::drain::Drain;
 use crate::guard::Guard;
 use crate::open::Sockets;
 use crate::receiver::Receiver;
-use crate::sender::{Engine, Outside, Sender};
+use crate::sender::{Engine, Sender};
 use crate::sorter::MIN_RING;
-use crate::way::Choice;
-use crate::ways::Ways;
 
 /// Why the role cannot work.
 #[derive(Debug, thiserror::Error)]
@@ -69,11 +67,7 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Sockets) -> Result<(),
 
     let rings = (0..region.spec().shards).map(|shard| region.consumer(Link::Inject(shard))).collect();
     // Anything will do to start from; not every instance should start from the same.
-    let ip_id = shm::monotonic_ns() as u16;
-    let mut engine = Sender::new(sockets, ip_id, plan.targets.len(), outside(region, plan));
-    if plan.inject == InjectEngine::Pcap {
-        engine = engine.through_pcap();
-    }
+    let engine = Sender::open(plan, sockets, region.control(), shm::monotonic_ns() as u16);
     let claims = matches!(plan.clients, Clients::Keep).then_some(sender);
     drain_until_done(region, Drain::new(rings, Guard::new(plan), engine, claims));
 
@@ -85,22 +79,6 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Sockets) -> Result<(),
     }
     region.heartbeat(Role::Injector).set_state(RoleState::Done);
     Ok(())
-}
-
-/// What decides about the engines. Without netlink there are no ways, and everything leaves by raw IP.
-fn outside(region: &'static Region, plan: &Plan) -> Outside {
-    if plan.inject == InjectEngine::Raw {
-        return Outside::Raw(Choice::RawAsked);
-    }
-    let follow = || -> io::Result<Outside> {
-        let (ways, changes) = Ways::open(plan.targets.iter().map(|target| target.addr).collect())?;
-        std::thread::Builder::new().name("ways".to_owned()).spawn(move || ways.follow())?;
-        Ok(Outside::Link { changes, control: region.control(), guarded: Default::default() })
-    };
-    follow().unwrap_or_else(|error| {
-        tracing::warn!("the ways to the targets cannot be followed ({error}): everything leaves by raw IP");
-        Outside::Raw(Choice::NoNetlink)
-    })
 }
 
 /// A killed predecessor's last word may be that input is pending, which makes who is only booting look hung.

@@ -24,6 +24,8 @@ use flow::record::{flag, inject_bit};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rtrb::Consumer;
 use shm::{ANY_DEVICE, Control, GUARDED_DEVICES};
+use topology::Plan;
+use topology::plan::InjectEngine;
 
 use crate::count::Count;
 use crate::cut::{Pieces, SuperFrames, segment_len};
@@ -33,7 +35,7 @@ use crate::pcap::Pcap;
 use crate::sys::{BURST, Burst, Destination, MAX_HEAD, Scratch, VNET};
 use crate::tally::Tally;
 use crate::way::{Choice, Way};
-use crate::ways::Change;
+use crate::ways::{self, Change};
 
 /// What puts records on the wire.
 pub trait Engine {
@@ -68,14 +70,14 @@ pub struct Sender {
 }
 
 /// What decides about the engines, from outside this thread.
-pub(crate) enum Outside {
+enum Outside {
     /// Raw IP alone, and why.
     Raw(Choice),
     /// Ways change, and so do the devices that are guarded.
     Link {
         /// From the thread that follows them.
         changes: Consumer<Change>,
-        /// Of the region.
+        /// Where the supervisor tells.
         control: &'static Control,
         /// What it said last.
         guarded: [u32; GUARDED_DEVICES],
@@ -111,8 +113,16 @@ impl Sender {
         Self::new(sockets, ip_id, 0, Outside::Raw(Choice::RawAsked))
     }
 
+    /// The engines of a plan, as far as the control words allow them; starts the thread that follows the ways. `ip_id` is where
+    /// the IPv4 identification starts.
+    pub fn open(plan: &Plan, sockets: Sockets, control: &'static Control, ip_id: u16) -> Self {
+        let mut sender = Self::new(sockets, ip_id, plan.targets.len(), outside(plan, control));
+        sender.pcap = (plan.inject == InjectEngine::Pcap).then(Pcap::new);
+        sender
+    }
+
     /// Takes the sockets over, for so many targets.
-    pub(crate) fn new(sockets: Sockets, ip_id: u16, targets: usize, outside: Outside) -> Self {
+    fn new(sockets: Sockets, ip_id: u16, targets: usize, outside: Outside) -> Self {
         let why = match outside {
             Outside::Raw(why) => why,
             Outside::Link { .. } => Choice::Unknown,
@@ -130,12 +140,6 @@ impl Sender {
             refused: 0,
             told: false,
         }
-    }
-
-    /// The same with libpcap in place of the packet socket.
-    #[must_use]
-    pub(crate) fn through_pcap(self) -> Self {
-        Self { pcap: Some(Pcap::new()), ..self }
     }
 }
 
@@ -249,6 +253,22 @@ impl Engine for Sender {
     fn news(&mut self) -> Option<impl Iterator<Item = Choice>> {
         let told = std::mem::replace(&mut self.told, true);
         (!told).then(|| self.paths.iter().map(|path| path.choice))
+    }
+}
+
+/// What decides about the engines of a plan.
+fn outside(plan: &Plan, control: &'static Control) -> Outside {
+    if plan.inject == InjectEngine::Raw {
+        return Outside::Raw(Choice::RawAsked);
+    }
+    match ways::follow(plan.targets.iter().map(|target| target.addr).collect()) {
+        Ok(changes) => Outside::Link { changes, control, guarded: Default::default() },
+        Err(error) => {
+            tracing::warn!(
+                "there is no thread to follow the ways to the targets ({error}): everything leaves by raw IP"
+            );
+            Outside::Raw(Choice::NoNetlink)
+        }
     }
 }
 

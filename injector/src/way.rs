@@ -14,6 +14,7 @@ use netlink_packet_route::route::RouteType;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::cut::SuperFrames;
+use crate::ipsec;
 use crate::path::{self, ask_route};
 use crate::rtnl::Rtnl;
 use crate::sys;
@@ -47,6 +48,8 @@ named_enum! {
         ThisHost => "a target on this host",
         /// Only the kernel can wrap packets as this route wants it.
         Encapsulated => "the route wraps packets",
+        /// Only the kernel can protect packets as its policies want it.
+        Ipsec => "IPsec has a policy for the target",
         /// A link layer that we cannot speak.
         OtherDevice => "the device is neither Ethernet nor plain IP",
     }
@@ -118,6 +121,9 @@ pub(crate) fn find(rtnl: &Rtnl, target: SocketAddr) -> Result<Way, Choice> {
     }
     if route.encapsulated {
         return Err(Choice::Encapsulated);
+    }
+    if ipsec::covers(target.ip()) {
+        return Err(Choice::Ipsec);
     }
     let mtu = path::mtu_to(target).ok_or(Choice::NoRoute)?;
     let device = Device::ask(rtnl, route.device_index).map_err(|_| Choice::NoRoute)?;

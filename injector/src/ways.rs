@@ -33,7 +33,7 @@ const EAGER: Duration = Duration::from_millis(500);
 const QUEUE: usize = 4;
 
 /// The follower.
-pub(crate) struct Ways {
+struct Ways {
     targets: Vec<SocketAddr>,
     known: Vec<Result<Way, Choice>>,
     rtnl: Rtnl,
@@ -41,22 +41,43 @@ pub(crate) struct Ways {
     changes: Producer<Change>,
 }
 
-impl Ways {
-    /// Looks once, so that the first packet finds its way, and is ready to follow.
-    pub(crate) fn open(targets: Vec<SocketAddr>) -> io::Result<(Self, Consumer<Change>)> {
-        let groups = [&[rtnl::LINKS, rtnl::NEIGHBOURS][..], &rtnl::ROUTES].concat();
-        // News first: what changes after the look is heard.
-        let news = rtnl::news(NETLINK_ROUTE, &groups)?;
-        let (changes, consumer) = RingBuffer::new(QUEUE * targets.len());
-        let known = vec![Err(Choice::Unknown); targets.len()];
-        let mut ways = Self { targets, known, rtnl: Rtnl::open()?, news, changes };
-        ways.look();
-        Ok((ways, consumer))
-    }
+/// Starts to follow. The first look is the thread's too: the kernel answers some of the questions under a lock that others may
+/// hold for long, and a role that was just started again has packets to send.
+///
+/// # Errors
+/// There is no thread to be had.
+pub(crate) fn follow(targets: Vec<SocketAddr>) -> io::Result<Consumer<Change>> {
+    let (mut changes, consumer) = RingBuffer::new(QUEUE * targets.len());
+    std::thread::Builder::new().name("ways".to_owned()).spawn(move || match open() {
+        Ok((rtnl, news)) => {
+            let known = vec![Err(Choice::Unknown); targets.len()];
+            Ways { targets, known, rtnl, news, changes }.run();
+        }
+        Err(error) => {
+            tracing::warn!(
+                "the ways to the targets cannot be followed ({error}): everything leaves by raw IP"
+            );
+            for target in 0..targets.len() as u16 {
+                // There is room for several of each.
+                let _ = changes.push(Change { target, way: Err(Choice::NoNetlink) });
+            }
+        }
+    })?;
+    Ok(consumer)
+}
 
+fn open() -> io::Result<(Rtnl, Socket)> {
+    let groups = [&[rtnl::LINKS, rtnl::NEIGHBOURS][..], &rtnl::ROUTES].concat();
+    // News first: what changes after the first look is heard.
+    let news = rtnl::news(NETLINK_ROUTE, &groups)?;
+    Ok((Rtnl::open()?, news))
+}
+
+impl Ways {
     /// Until the drain is gone.
-    pub(crate) fn follow(mut self) {
+    fn run(mut self) {
         let mut buffer = Vec::with_capacity(32 << 10);
+        self.look();
         let mut looked = Instant::now();
         while !self.changes.is_abandoned() {
             let lost = self.known.iter().any(|way| matches!(way, Err(why) if why.may_pass()));

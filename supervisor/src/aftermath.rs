@@ -1,6 +1,6 @@
 //! What follows from the death of a shard worker. Nothing, as a rule: its successor finds sessions, rings and counters as
 //! the last whole batch left them (`shard-worker`, "shard"), and goes on. Two things are the supervisor's to do, between
-//! the reaping of a worker and the start of the next, when nobody else has what was its own.
+//! the death of a worker and the start of the next, when nobody else has what was its own.
 //!
 //! **A worker that dies of what it reads.** The journal says what it was at. One that crashed (a signal of its own making, an
 //! exit code, a hang) at the same record twice would do so for ever: its successor leaves that record out, and the session
@@ -120,8 +120,8 @@ impl Shard {
         self.arena.get_or_insert_with(|| region.arena(number))
     }
 
-    /// Settles the ledger and clears the sessions; the walk over the client range, which stands before them, stays, so that a
-    /// successor does not give out endpoints that the target still remembers.
+    /// Settles the ledger and clears the sessions; what stands before them stays, so that a successor does not
+    /// give out endpoints, or numbers, that the target still remembers.
     fn give_up(&mut self, region: &'static Region, number: u16, reason: Drop) -> u64 {
         // First what was committed and not made public.
         self.journal.get_or_insert_with(|| region.journal(Role::Shard(number))).done();

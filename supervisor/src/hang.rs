@@ -1,15 +1,15 @@
 //! Is a role that does not beat hung, or does the host only keep it from a core? Killing it in the second case would lose
 //! its sessions for nothing, and on a busy host again and again.
 //!
-//! A role beats when it works and every 100 ms when idle. After a beat and a half of silence it is *suspect* if input is
-//! pending (it said so, or bytes stand in its rings: one that was stopped while asleep cannot say so any more), and after a
-//! second in any case. From then on it is looked at in /proc, every 10 ms:
+//! A role beats when it works and every 100 ms when idle. After a beat and a half of silence it is *suspect* and looked at in
+//! /proc, every 10 ms. That it sleeps is held against it if input is pending (it said so, or bytes stand in its rings: one
+//! that was stopped while asleep cannot say so any more), and after a second in any case:
 //!
 //! | seen | judged |
 //! |---|---|
 //! | stopped (T, t), input pending or not | hung at once |
-//! | silent for 250 ms, and used more than 100 ms of CPU since the suspicion | hung: it spins |
-//! | asleep (S, D) at each look for 250 ms, without any CPU time | hung: it waits for what does not come |
+//! | silent for 250 ms, and used more than 50 ms of CPU since the suspicion, input pending or not | hung: it spins |
+//! | asleep (S, D) at each look for 250 ms, without any CPU time, input pending | hung: it waits for what does not come |
 //! | runnable (R), hardly any CPU time | starved: given up to 5 s |
 //! | anything for 5 s | hung |
 //!
@@ -64,6 +64,8 @@ impl Hung {
 #[derive(Debug, Default)]
 pub(crate) struct Watchdog {
     suspicion: Option<Suspicion>,
+    /// It was judged hung, and is being killed: until its successor starts there is nothing more to say.
+    judged: bool,
 }
 
 #[derive(Debug)]
@@ -75,15 +77,16 @@ struct Suspicion {
     asleep_since: Option<(Instant, Duration)>,
 }
 
-/// Silence that makes suspect while input is pending: more than an idle role ever leaves between two beats. Being stopped is
+/// Silence that makes suspect: more than an idle role ever leaves between two beats. Being stopped is
 /// no matter of degree, so then nothing more is waited for.
 pub(crate) const NOTICE_MS: u64 = 150;
 /// Silence before which nothing but a stop is judged.
 const HUNG_MS: u64 = 250;
-/// Silence that makes suspect in any case: ten beats.
+/// Silence in which a role may sleep if nothing is pending: ten beats.
 const SILENT_MS: u64 = 1_000;
-/// CPU time without a beat that proves spinning.
-const SPIN: Duration = Duration::from_millis(100);
+/// CPU time without a beat that proves spinning: a step between two beats takes a millisecond or two. A spinning role on a busy
+/// host gets half a core, and has to be found within 350 ms all the same.
+const SPIN: Duration = Duration::from_millis(50);
 /// Sleep without CPU time, while input is pending, that proves waiting for nothing.
 const ASLEEP: Duration = Duration::from_millis(250);
 /// CPU time below which a role did nothing at all between looks.
@@ -99,8 +102,22 @@ impl Watchdog {
         self.suspicion.is_some()
     }
 
-    /// Judges a role; `look` asks /proc for state and CPU time and is called for suspects only.
+    /// Judges a role, hung once at most; `look` asks /proc for state and CPU time and is called for suspects only.
     pub(crate) fn judge(
+        &mut self,
+        now: Instant,
+        sample: Sample,
+        look: impl FnOnce() -> Option<(char, Duration)>,
+    ) -> Option<Hung> {
+        if self.judged {
+            return None;
+        }
+        let hung = self.weigh(now, sample, look);
+        self.judged = hung.is_some();
+        hung
+    }
+
+    fn weigh(
         &mut self,
         now: Instant,
         sample: Sample,
@@ -111,14 +128,10 @@ impl Watchdog {
             self.suspicion = None;
             return None;
         }
-        // Gone from /proc: it is dead, and the reaper's business.
+        // Gone from /proc: it is dead, which is seen elsewhere.
         let (state, cpu) = look()?;
         if matches!(state, 'T' | 't') {
             return Some(Hung::Stopped);
-        }
-        if !sample.pending && silent < SILENT_MS {
-            self.suspicion = None;
-            return None;
         }
         let same = self.suspicion.as_ref().is_some_and(|suspicion| suspicion.beat_ms == sample.beat_ms);
         if !same {
@@ -129,7 +142,7 @@ impl Watchdog {
         match state {
             _ if sample.starting => {}
             _ if used > SPIN && silent >= HUNG_MS => return Some(Hung::Spins),
-            'S' | 'D' | 'I' => {
+            'S' | 'D' | 'I' if sample.pending || silent >= SILENT_MS => {
                 let (since, before) = *suspicion.asleep_since.get_or_insert((now, cpu));
                 if cpu.saturating_sub(before) > NOTHING {
                     suspicion.asleep_since = Some((now, cpu));
@@ -166,10 +179,31 @@ mod tests {
     }
 
     #[test]
-    fn a_spinning_role_is_hung_after_100_ms_of_cpu() {
-        assert_eq!(watch(20, |i| ('R', 50 * i as u64)), Some((3, Hung::Spins)));
-        // On four cores at once: still not before a quarter of a second.
+    fn a_spinning_role_is_hung_after_a_quarter_of_a_second() {
+        assert_eq!(watch(20, |i| ('R', 50 * i as u64)), Some((2, Hung::Spins)));
+        // On four cores at once: still not before.
         assert_eq!(watch(20, |i| ('R', 200 * i as u64)), Some((2, Hung::Spins)));
+        // With half a core.
+        assert_eq!(watch(20, |i| ('R', 25 * i as u64)), Some((3, Hung::Spins)));
+    }
+
+    #[test]
+    fn a_role_spins_whether_its_input_can_be_seen_or_not() {
+        let mut watchdog = Watchdog::default();
+        let start = Instant::now();
+        let mut at = |ms: u64, state: char, cpu_ms: u64| {
+            let sample = Sample { pending: false, starting: false, beat_ms: 1_000, now_ms: 1_000 + ms };
+            let look = || Some((state, Duration::from_millis(cpu_ms)));
+            watchdog.judge(start + Duration::from_millis(ms), sample, look)
+        };
+        assert_eq!((at(160, 'R', 500), at(260, 'R', 600)), (None, Some(Hung::Spins)));
+        let mut watchdog = Watchdog::default();
+        let mut asleep = |ms: u64| {
+            let sample = Sample { pending: false, starting: false, beat_ms: 1_000, now_ms: 1_000 + ms };
+            watchdog.judge(start + Duration::from_millis(ms), sample, || Some(('S', Duration::ZERO)))
+        };
+        assert_eq!((asleep(160), asleep(500), asleep(990), asleep(1_000)), (None, None, None, None));
+        assert_eq!((asleep(1_200), asleep(1_260)), (None, Some(Hung::Waits)));
     }
 
     #[test]
@@ -196,7 +230,7 @@ mod tests {
         assert_eq!(watch(99, |_| ('R', 7)), None);
         assert_eq!(watch(200, |_| ('R', 7)), Some((100, Hung::TooLong)));
         // Scheduled now and then between sleeps: slow, not hung.
-        assert_eq!(watch(99, |i| (if i % 3 == 0 { 'R' } else { 'S' }, i as u64)), None);
+        assert_eq!(watch(99, |i| (if i % 3 == 0 { 'R' } else { 'S' }, i as u64 / 2)), None);
     }
 
     #[test]
@@ -207,8 +241,10 @@ mod tests {
             let at = |silent| Sample { pending, starting: false, beat_ms: 1_000, now_ms: 1_000 + silent };
             let stopped = || Some(('T', Duration::ZERO));
             assert_eq!(watchdog.judge(now, at(NOTICE_MS - 1), || panic!("it has just beaten")), None);
-            assert_eq!(watchdog.judge(now, at(NOTICE_MS), stopped), Some(Hung::Stopped));
             assert_eq!(watchdog.judge(now, at(NOTICE_MS), || Some(('S', Duration::ZERO))), None);
+            assert_eq!(watchdog.judge(now, at(NOTICE_MS), stopped), Some(Hung::Stopped));
+            assert_eq!(watchdog.judge(now, at(NOTICE_MS), || panic!("it is being killed")), None);
+            watchdog = Watchdog::default();
         }
     }
 

@@ -1,6 +1,7 @@
 //! `tcptwin intercept`: one process. The capture and link threads are the `intercept` crate's; here are its options, its
 //! control socket and its end.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,7 +12,7 @@ use intercept::{Intercept, Stats, TunOptions};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 use shm::LockFile;
-use topology::guard::{self, Taken};
+use topology::guard::{self, Place, Taken};
 use topology::{Key, Options, Refusal, listening_from, planner};
 
 use crate::control::{Reply, Request, Server};
@@ -42,6 +43,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         wanted.services.iter().map(|service| Taken { addr: service.ip(), what: "a target".to_owned() }),
     );
     wanted.tun.iter().flatten().try_for_each(|range| guard::free(range, &taken))?;
+    if wanted.tun.is_some() {
+        for service in wanted.services.iter().filter(|service| !is_here(**service)) {
+            tracing::warn!(
+                "--tun sees only answers that pass this host, and {} is none of its addresses: run this on the target's \
+                 host, unless it is a container or guest of this one whose answers are routed here",
+                service.ip()
+            );
+        }
+    }
 
     let mut order = intercept::Options::new(wanted.services);
     order.name.clone_from(&wanted.name);
@@ -111,6 +121,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether this host has the address; one that the kernel knows no way to is elsewhere.
+fn is_here(addr: SocketAddr) -> bool {
+    let here = |route: injector::RouteFacts| matches!(route.place, Place::ThisHost | Place::Loopback);
+    injector::route_to(addr).is_ok_and(here)
 }
 
 /// Answers at the control socket.

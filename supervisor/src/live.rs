@@ -28,17 +28,21 @@ pub(crate) struct Line {
     pub(crate) text: String,
     /// Nothing in it asks for attention.
     pub(crate) good: bool,
+    /// The condition that it tells.
+    pub(crate) told: &'static str,
 }
 
 /// Conditions that ask for no attention.
 const GOOD: [&str; 4] = ["ok", "no traffic", "paused", "draining"];
 
-/// The line of one interval. `event` is what happened in it, if anything did.
+/// The line of one interval. `event` is what happened in it, if anything did; a condition that was `told` already is not
+/// explained again.
 pub(crate) fn line(
     before: &Sample,
     now: &Sample,
     elapsed: Duration,
     event: Option<&str>,
+    told: &'static str,
     columns: usize,
 ) -> Line {
     let seconds = (now.stats.uptime_s - before.stats.uptime_s).max(0.001);
@@ -63,12 +67,15 @@ pub(crate) fn line(
         words::bytes(dropped),
         words::thousands(now.stats.sessions.open),
     );
-    let (short, long) = match event {
-        Some(event) => ("", event.to_owned()),
-        None => condition(&before.stats, &now.stats),
+    let (told, short, long) = match event {
+        Some(event) => (told, "", event.to_owned()),
+        None => match condition(&before.stats, &now.stats) {
+            (short, _) if short == told => (told, short, String::new()),
+            (short, long) => (short, short, long),
+        },
     };
     let good = event.is_none() && GOOD.contains(&short);
-    Line { text: join(head, short, &long, columns), good }
+    Line { text: join(head, short, &long, columns), good, told }
 }
 
 /// Events and explanations that do not fit behind the figures go on a line of their own.
@@ -196,7 +203,7 @@ mod tests {
         let before = sample(13.0);
         let mut now = sample(14.0);
         change(&mut now);
-        line(&before, &now, Duration::from_secs(14), event, 80).text
+        line(&before, &now, Duration::from_secs(14), event, "", 80).text
     }
 
     #[test]
@@ -276,10 +283,29 @@ mod tests {
         for look in [&mut before, &mut now] {
             (look.stats.sessions.open, look.stats.ledger.in_flight.payload_bytes) = (20, 1_600);
         }
-        let said = line(&before, &now, Duration::from_secs(14), None, 80).text;
+        let said = line(&before, &now, Duration::from_secs(14), None, "", 80).text;
         assert!(said.contains("silent") && said.contains("nothing comes back"), "{said}");
         now.stats.returned.headers = 1;
-        assert!(line(&before, &now, Duration::from_secs(14), None, 80).text.ends_with("ok"));
+        assert!(line(&before, &now, Duration::from_secs(14), None, "", 80).text.ends_with("ok"));
+    }
+
+    #[test]
+    fn what_to_do_is_said_once_until_the_condition_changes() {
+        let before = sample(13.0);
+        let mut now = sample(14.0);
+        now.stats.intercepts[0].state = "down".into();
+        let mut told = "";
+        let mut said = |now: &Sample, event: Option<&str>| {
+            let line = line(&before, now, Duration::from_secs(14), event, told, 80);
+            told = line.told;
+            (line.text.contains("is down"), line.text.contains("no answers"))
+        };
+        assert_eq!(said(&now, None), (true, true));
+        assert_eq!(said(&now, None), (false, true));
+        assert_eq!(said(&now, Some("shard-worker 2 restarted")), (false, false));
+        assert_eq!(said(&now, None), (false, true), "an event changes nothing");
+        assert_eq!(said(&sample(14.0), None), (false, false));
+        assert_eq!(said(&now, None), (true, true), "again");
     }
 
     #[test]

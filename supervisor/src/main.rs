@@ -10,7 +10,7 @@
 //! | `preflight`, `host` | what is checked before anything starts; facts about this machine |
 //! | `supervise` | the loop: deaths, orders, signals, figures |
 //! | `sockets` | what outlives the roles |
-//! | `spawn`, `role`, `member` | starting a role; being one; one process over its life |
+//! | `spawn`, `role`, `member`, `undertaker` | starting a role; being one; one process over its life, and after it |
 //! | `backoff`, `hang`, `aftermath`, `drain` | how soon again; alive or hung; what a death costs; the ordered end |
 //! | `quarantine` | what workers died of twice, kept and shown again |
 //! | `control`, `ctl`, `place` | the control socket, its clients, where it is |
@@ -59,6 +59,7 @@ mod survey;
 mod terminal;
 #[cfg(test)]
 mod testing;
+mod undertaker;
 mod upgrade;
 mod words;
 

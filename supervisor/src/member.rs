@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use topology::Process;
 
@@ -13,6 +13,7 @@ use crate::backoff::Backoff;
 use crate::hang::{Hung, Watchdog};
 use crate::procfs;
 use crate::spawn::Started;
+use crate::undertaker::Undertaker;
 use crate::upgrade::Heir;
 
 /// One process of the pipeline.
@@ -188,7 +189,7 @@ impl Member {
         self.rss_bytes.get()
     }
 
-    /// Kills it; the death is seen by [`Member::reap`].
+    /// Kills it; the death is seen by [`Member::has_died`].
     pub(crate) fn kill(&self) {
         if let Some(pid) = self.pid() {
             // It is our child and not reaped yet, so the number cannot be another's; it may be dead already.
@@ -207,31 +208,26 @@ impl Member {
         self.hung
     }
 
-    /// Takes it out of the process table when it is dead. Its CPU time is read first: afterwards it is gone.
-    pub(crate) fn reap(&mut self) -> Option<Death> {
+    /// How it died, once. All its threads and its memory are gone then, and nobody writes any more what was its own; the
+    /// undertaker takes it out of the process table.
+    pub(crate) fn has_died(&mut self, undertaker: &Undertaker) -> Option<Death> {
         let pid = Pid::from_raw(self.pid()?.cast_signed());
         let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        match waitid(Id::Pid(pid), look) {
+        let death = match waitid(Id::Pid(pid), look) {
             Ok(WaitStatus::StillAlive) => return None,
-            Ok(_) => {}
-            // No such child: somebody reaped it, which nobody does.
-            Err(_) => return Some(self.buried(Death::Crash("lost (no such child)".to_owned()))),
-        }
-        self.cpu_before = self.cpu();
-        let death = match waitpid(pid, None) {
             Ok(WaitStatus::Exited(_, 0)) => Death::InOrder,
             Ok(WaitStatus::Exited(_, code)) => Death::Crash(format!("ended with exit code {code}")),
             Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => Death::Kill("killed by SIGKILL".to_owned()),
             Ok(WaitStatus::Signaled(_, signal, _)) => Death::Crash(format!("killed by {signal}")),
+            // No such child: somebody reaped it, which nobody does.
             other => Death::Crash(format!("lost ({other:?})")),
         };
-        Some(self.buried(death))
-    }
-
-    fn buried(&mut self, death: Death) -> Death {
+        // Read first: out of the table it is gone.
+        self.cpu_before = self.cpu();
+        undertaker.bury(pid);
         self.life = Life::Finished;
         self.recovery.dead_us = Some(shm::monotonic_us());
-        death
+        Some(death)
     }
 }
 

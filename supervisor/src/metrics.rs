@@ -137,6 +137,7 @@ fn feed(stats: &Stats) {
         labels
     };
     gauge!("tcptwin_build_info", with("version", &stats.version)).set(1.0);
+    gauge!("tcptwin_capture_engine", with("engine", &stats.capture.engine)).set(1.0);
     gauge!("tcptwin_uptime_seconds", instance()).set(stats.uptime_s);
     gauge!("tcptwin_epoch", instance()).set(stats.epoch as f64);
     for state in ["starting", "running", "paused", "draining", "stopped"] {

@@ -363,3 +363,20 @@ fn opening(plan: &Plan, inject: &str) -> [String; 2] {
         ),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn the_engine_is_named_with_what_it_stands_on() {
+        let said = |name: &str| {
+            engine(&testing::plan("engine", &[(Key::Capture, name), (Key::Interface, "lo")]).capture)
+        };
+        assert_eq!(said("ring"), "ring (AF_PACKET)");
+        assert_eq!(said("simple"), "simple (pnet, as asked)");
+        assert!(said("pcap").starts_with("pcap (libpcap "), "{}", said("pcap"));
+        assert!(said("xdp").contains("the host sees nothing of it"));
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! Only the main thread may call this: the parent-death signal that a role asks for fires when the *thread* that started
 //! it ends (prctl(2)). Descriptors are close-on-exec except while their role is started, so a role inherits what is its
-//! own: its sockets and the instance's lock. A pidfd wakes the supervisor's poll when the role can be reaped, and not
+//! own: its sockets and the instance's lock. A pidfd wakes the supervisor's poll when all of the role is dead, and not
 //! before: woken by the first of a dying role's threads, it would only take their core.
 
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
@@ -17,7 +17,7 @@ use crate::sockets::Sockets;
 
 /// A role that was started.
 pub(crate) struct Started {
-    /// The process; to be reaped.
+    /// The process.
     pub(crate) pid: u32,
     /// Becomes readable when the process is dead.
     pub(crate) alive: OwnedFd,

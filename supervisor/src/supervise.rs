@@ -38,6 +38,7 @@ use crate::service::Service;
 use crate::signals::Signals;
 use crate::sockets::Sockets;
 use crate::terminal::{self, Terminal};
+use crate::undertaker::Undertaker;
 use crate::upgrade::Handover;
 use crate::{drain, hang, words};
 use rolling::Rolling;
@@ -108,6 +109,7 @@ pub(crate) struct Supervisor {
     /// Lines of figures are wanted.
     live: bool,
     members: Vec<Member>,
+    undertaker: Undertaker,
     /// The rings that each member reads.
     inputs: Vec<Vec<Link>>,
     aftermath: Aftermath,
@@ -117,6 +119,8 @@ pub(crate) struct Supervisor {
     /// The program at our path was found fit: it is executed once the person who asked has the answer.
     upgrade: bool,
     events: Vec<String>,
+    /// The condition that the view has explained.
+    told: &'static str,
     failure: Option<String>,
     was_running: bool,
     finale: Option<finale::Finale>,
@@ -167,7 +171,7 @@ impl Supervisor {
     /// A supervisor; no role is started by it yet.
     ///
     /// # Errors
-    /// A process of the image before cannot be taken over.
+    /// A process of the image before cannot be taken over, or there is no thread to be had.
     pub(crate) fn new(setup: Setup) -> anyhow::Result<Self> {
         let Setup {
             region,
@@ -215,6 +219,7 @@ impl Supervisor {
             fence,
             engines,
             members,
+            undertaker: Undertaker::start()?,
             inputs,
             aftermath,
             collector,
@@ -223,6 +228,7 @@ impl Supervisor {
             rolling: before.map(|before| Rolling::begin(before.from)),
             upgrade: false,
             events: Vec::new(),
+            told: "",
             failure: None,
             finale: None,
         })
@@ -238,7 +244,7 @@ impl Supervisor {
         loop {
             self.wait();
             let now = Instant::now();
-            self.reap(now);
+            self.see_deaths(now);
             self.start_due(now);
             self.answer(now);
             self.watch(now);
@@ -423,6 +429,8 @@ impl Supervisor {
         }
         if lines.is_multiple_of(LINES_A_HEADING) {
             self.terminal.line(live::heading());
+            // Who looks only now has not seen it.
+            self.told = "";
         }
         *lines += 1;
         let columns = terminal::columns();
@@ -431,7 +439,9 @@ impl Supervisor {
             [one] => Some(one.clone()),
             [.., last] => Some(format!("{last} (and {} more before)", events.len() - 1)),
         };
-        let live::Line { text, good } = live::line(before, &now, elapsed, event.as_deref(), columns);
+        let live::Line { text, good, told } =
+            live::line(before, &now, elapsed, event.as_deref(), self.told, columns);
+        self.told = told;
         // Yellow where it asks for attention.
         let paint = self.terminal.colour && !good;
         let text = match finale::progress(&now, elapsed) {

@@ -60,6 +60,11 @@ pub(crate) fn counted(number: u64, noun: &str) -> String {
     format!("{} {noun}{}", thousands(number), if number == 1 { "" } else { "s" })
 }
 
+/// `1 copy`, `1.5 copies`.
+pub(crate) fn copies(milli: u32) -> String {
+    format!("{} {}", f64::from(milli) / 1e3, if milli == 1_000 { "copy" } else { "copies" })
+}
+
 /// The system's message for an error, lower case and without its number.
 pub(crate) fn of_io(error: &io::Error) -> String {
     let text = error.to_string();
@@ -89,6 +94,7 @@ mod tests {
         assert_eq!(elapsed(Duration::from_secs(14)), "14 s");
         assert_eq!(elapsed(Duration::from_secs(7_500)), "2h05");
         assert_eq!(counted(1, "session"), "1 session");
+        assert_eq!([copies(1_000), copies(250), copies(3_000)], ["1 copy", "0.25 copies", "3 copies"]);
     }
 
     #[test]

@@ -127,7 +127,11 @@ fn each_option_of_run_refuses_nonsense() {
         ("--cores 5-2", "a list of numbers"),
         ("--memory 1MiB", "need --memory"),
         ("--max-sessions 1", "from 16"),
-        ("--capture fast", "`ring` or `simple`"),
+        ("--capture fast", "`ring`, `simple`, `pcap` or `xdp`"),
+        ("--capture xdp", "named interfaces only"),
+        ("--xdp-force", "--capture xdp only"),
+        ("--net 10.0.0.1/8", "no range of addresses"),
+        ("--not-net 10.0.0.0/8,x", "--not-net x: this is no range"),
         ("--capture-buffer 1", "from 1MiB"),
         ("--rtt far", "milliseconds"),
         ("--join sometimes", "`boundary`"),
@@ -137,6 +141,18 @@ fn each_option_of_run_refuses_nonsense() {
     ] {
         room.refused(&format!("run {GOOD} {option}"), 2, part);
     }
+}
+
+#[test]
+fn a_wrong_expression_is_refused_in_libpcaps_words_or_the_package_is_named() {
+    let room = Room::new("expression");
+    let output = room.output(&format!("run {GOOD} -F tcp[tcp"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    let well = match libpcap::version() {
+        Ok(_) => output.status.code() == Some(2) && said.contains("-F tcp[tcp: libpcap does not take"),
+        Err(_) => output.status.code() == Some(3) && said.contains("libpcap0.8") && said.contains("--net"),
+    };
+    assert!(well, "it said: {said}");
 }
 
 #[test]

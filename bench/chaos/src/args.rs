@@ -25,7 +25,8 @@ pub(crate) struct Args {
     pub(crate) kills: Option<u64>,
     /// Which faults.
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [
-        Kind::Capturer, Kind::Shard, Kind::Injector, Kind::Hang, Kind::Intercept, Kind::Channel, Kind::Target,
+        Kind::Capturer, Kind::Shard, Kind::Injector, Kind::Hang, Kind::Spin, Kind::Intercept, Kind::Channel,
+        Kind::Target, Kind::Supervisor,
     ])]
     pub(crate) faults: Vec<Kind>,
     /// Time between faults of any kind, milliseconds, give or take half of it.
@@ -72,6 +73,8 @@ pub(crate) enum Kind {
     Injector,
     /// One of these three is stopped (SIGSTOP) and never continued.
     Hang,
+    /// One of these three computes without end.
+    Spin,
     /// Intercept dies (SIGKILL) and is started again within a second.
     Intercept,
     /// The return channel is cut: packets between online and assistant host are dropped for a while.
@@ -83,11 +86,12 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 8] = [
+    pub(crate) const ALL: [Kind; 9] = [
         Kind::Capturer,
         Kind::Shard,
         Kind::Injector,
         Kind::Hang,
+        Kind::Spin,
         Kind::Intercept,
         Kind::Channel,
         Kind::Target,
@@ -101,6 +105,7 @@ impl Kind {
             Kind::Shard => "shard",
             Kind::Injector => "injector",
             Kind::Hang => "hang",
+            Kind::Spin => "spin",
             Kind::Intercept => "intercept",
             Kind::Channel => "channel",
             Kind::Target => "target",

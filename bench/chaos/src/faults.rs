@@ -12,7 +12,7 @@ use topology::Process;
 use crate::args::{Args, Kind};
 use crate::random::Random;
 use crate::stage::Stage;
-use crate::watch::Watch;
+use crate::watch::{Blow, Watch};
 
 /// Commits faults on one stage.
 pub(crate) struct Faults<'a> {
@@ -126,7 +126,9 @@ impl<'a> Faults<'a> {
             })
             .collect();
         match kind {
-            Kind::Capturer | Kind::Shard | Kind::Injector | Kind::Hang => self.strike(kind, &roles),
+            Kind::Capturer | Kind::Shard | Kind::Injector | Kind::Hang | Kind::Spin => {
+                self.strike(kind, &roles)
+            }
             Kind::Intercept => self.kill_intercept(now_us),
             Kind::Channel => self.cut_channel(now_us),
             Kind::Target => self.cut_target(now_us),
@@ -141,10 +143,13 @@ impl<'a> Faults<'a> {
 
     fn strike(&mut self, kind: Kind, roles: &[Process]) -> Result<bool> {
         let Some(process) = self.random.of(roles).filter(|_| self.run.is_some()) else { return Ok(false) };
-        let signal =
-            if kind == Kind::Hang { Signal::SIGSTOP } else { self.random.of(&DEADLY).unwrap_or(DEADLY[0]) };
-        let pid = self.watch.book().strike(kind, process, signal)?;
-        self.log(&format!("{} {process} pid {pid} {signal}", kind.name()));
+        let blow = match kind {
+            Kind::Hang => Blow::Signal(Signal::SIGSTOP),
+            Kind::Spin => Blow::Spin,
+            _ => Blow::Signal(self.random.of(&DEADLY).unwrap_or(DEADLY[0])),
+        };
+        let Some(pid) = self.watch.book().strike(kind, process, blow)? else { return Ok(false) };
+        self.log(&format!("{} {process} pid {pid} {blow}", kind.name()));
         Ok(true)
     }
 

@@ -5,6 +5,7 @@
 //! millisecond, and then: it must be one start, its predecessor must be gone from the process table, and somebody must
 //! have asked for that death.
 
+use std::fmt;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,7 +14,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use injector::ReturnCount;
-use lab::{Histogram, process};
+use lab::process::Delays;
+use lab::spin::spin;
+use lab::{Histogram, process, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use shard_worker::counters::{WorkerCount, offset_worker};
@@ -40,6 +43,8 @@ pub(crate) struct Book {
     headless_us: Option<u64>,
     tallies: Vec<Tally>,
     starts: u64,
+    /// The last look.
+    looked_us: u64,
     /// Rules that were broken, as sentences.
     broken: Vec<String>,
 }
@@ -58,13 +63,51 @@ struct Place {
     last_death_us: u64,
 }
 
+/// What is done to a role.
+#[derive(Clone, Copy)]
+pub(crate) enum Blow {
+    /// It gets this signal.
+    Signal(Signal),
+    /// It is led into an endless loop.
+    Spin,
+}
+
+impl fmt::Display for Blow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Blow::Signal(signal) => signal.fmt(f),
+            Blow::Spin => f.write_str("endless loop"),
+        }
+    }
+}
+
 /// A role that we put down.
 #[derive(Clone, Copy)]
 struct Down {
     at_us: u64,
     kind: Kind,
-    /// What the successor had handled when its start was seen.
-    reborn: Option<u64>,
+    /// When the process was first seen to be dead.
+    dead_us: Option<u64>,
+    reborn: Option<Reborn>,
+    /// What the supervisor had waited for when it happened.
+    supervisor: Delays,
+    /// The longest time between two of our own looks.
+    blink_us: u64,
+}
+
+/// A successor, when its start was seen.
+#[derive(Clone, Copy)]
+struct Reborn {
+    at_us: u64,
+    /// What the role had handled by then.
+    handled: u64,
+}
+
+impl Down {
+    fn new(at_us: u64, kind: Kind, supervisor: u32) -> Self {
+        let supervisor = Delays::of(supervisor);
+        Self { at_us, kind, dead_us: None, reborn: None, supervisor, blink_us: 0 }
+    }
 }
 
 /// Faults of one kind, and how long each took to be over.
@@ -76,8 +119,12 @@ pub(crate) struct Tally {
     pub(crate) recovery: Histogram,
 }
 
-/// Time for a process to take a signal.
-const SECOND_FAULT: Duration = Duration::from_millis(5);
+/// Time for a process to take a signal, on a machine that is busy with other things.
+const SECOND_FAULT: Duration = Duration::from_secs(1);
+/// A recovery that took longer is told with where the time went: five times the figure to reach for a death, p50; a hung
+/// role has to be noticed first.
+const SLOW_US: u64 = 50_000;
+const SLOW_TO_NOTICE_US: u64 = 350_000;
 /// Between looks while all is well, and while somebody is down.
 const CALM: Duration = Duration::from_millis(1);
 const TENSE: Duration = Duration::from_micros(200);
@@ -104,6 +151,7 @@ impl Watch {
             headless_us: None,
             tallies: Kind::ALL.into_iter().map(tally).collect(),
             starts: 0,
+            looked_us: monotonic_us(),
             broken: Vec::new(),
         };
         book.find_pids();
@@ -158,33 +206,42 @@ impl Book {
         who.join(", ")
     }
 
-    /// Sends a signal to a role; its process id.
-    pub(crate) fn strike(&mut self, kind: Kind, process: Process, signal: Signal) -> Result<u32> {
+    /// Does this to a role; its process id, or none when it could not be done now.
+    pub(crate) fn strike(&mut self, kind: Kind, process: Process, blow: Blow) -> Result<Option<u32>> {
+        let supervisor = self.supervisor;
         let place = self.places.iter_mut().find(|p| p.process == process).context("no such role")?;
         let pid = place.pid.context("it has no process")?;
         let send = |signal| {
             kill(Pid::from_raw(pid.cast_signed()), signal)
                 .with_context(|| format!("signalling {process}, pid {pid}"))
         };
-        if signal == Signal::SIGSEGV {
+        if let Blow::Signal(Signal::SIGSEGV) = blow
+            && catches_faults(pid)
+        {
             // Rust's runtime takes the first for a possible stack overflow: it puts the default action back and returns, to
-            // let the faulting instruction fault again. There is none, so the second one is the fault.
-            send(signal)?;
-            std::thread::sleep(SECOND_FAULT);
+            // let the faulting instruction fault again. There is none, so the second one is the fault. A second that is sent
+            // before the first was taken is none: they are one.
+            send(Signal::SIGSEGV)?;
+            if wait::until("the first SIGSEGV is taken", SECOND_FAULT, || !catches_faults(pid)).is_err() {
+                return Ok(None);
+            }
         }
         let at_us = monotonic_us();
-        send(signal)?;
-        place.down = Some(Down { at_us, kind, reborn: None });
+        place.down = Some(Down::new(at_us, kind, supervisor));
         place.last_death_us = at_us;
+        match blow {
+            Blow::Signal(signal) => send(signal)?,
+            Blow::Spin => spin(pid)?,
+        }
         self.tally(kind).faults += 1;
-        Ok(pid)
+        Ok(Some(pid))
     }
 
     /// The supervisor was killed, and all its roles with it.
     pub(crate) fn supervisor_died(&mut self) {
         let at_us = monotonic_us();
         for place in &mut self.places {
-            place.down.get_or_insert(Down { at_us, kind: Kind::Supervisor, reborn: None });
+            place.down.get_or_insert(Down::new(at_us, Kind::Supervisor, self.supervisor));
             place.last_death_us = at_us;
         }
         self.headless_us = Some(at_us);
@@ -266,6 +323,7 @@ impl Book {
             self.link = None;
             self.tally(kind).recovery.record(now_us - healed_us);
         }
+        self.looked_us = now_us;
         self.places.iter().any(|p| p.down.is_some()) || self.link.is_some()
     }
 
@@ -283,22 +341,57 @@ impl Book {
                 self.broken.push(format!("{process}: started while its predecessor, pid {pid}, lives"));
             }
             match &mut place.down {
-                Some(down) => down.reborn = Some(handled(region, process)),
+                Some(down) => {
+                    down.dead_us.get_or_insert(now_us);
+                    down.reborn = Some(Reborn { at_us: now_us, handled: handled(region, process) });
+                }
                 None => self.broken.push(format!("{process}: died, and nobody killed it (start {epoch})")),
             }
             (place.epoch, place.pid) = (epoch, None);
             self.starts += 1;
             return true;
         }
-        if let Some(Down { at_us, kind, reborn: Some(before) }) = place.down
-            && handled(region, place.process) != before
+        if let Some(down) = &mut place.down {
+            down.blink_us = down.blink_us.max(now_us - self.looked_us.max(down.at_us));
+            if down.reborn.is_none() && place.pid.is_none_or(|pid| !is_alive(pid)) {
+                down.dead_us.get_or_insert(now_us);
+            }
+        }
+        if let Some(down @ Down { at_us, kind, reborn: Some(reborn), .. }) = place.down
+            && handled(region, place.process) != reborn.handled
         {
             place.down = None;
+            self.tell_if_slow(index, &down, reborn, now_us);
             if kind != Kind::Supervisor {
                 self.tally(kind).recovery.record(now_us - at_us);
             }
         }
         self.places[index].pid.is_none()
+    }
+
+    /// Where the time of a slow recovery went, by the kernel's books.
+    fn tell_if_slow(&self, index: usize, down: &Down, reborn: Reborn, now_us: u64) {
+        let is_noticed = matches!(down.kind, Kind::Hang | Kind::Spin | Kind::Supervisor);
+        if now_us - down.at_us <= if is_noticed { SLOW_TO_NOTICE_US } else { SLOW_US } {
+            return;
+        }
+        let Place { process, pid, .. } = self.places[index];
+        let ms = |us: u64| format!("{:.1}", us.saturating_sub(down.at_us) as f64 / 1e3);
+        let runs_us = self.region.heartbeat(process.role()).running_us();
+        let (supervisor, role) = (Delays::of(self.supervisor), pid.map_or(Delays::default(), Delays::of));
+        println!(
+            "           slow: {process} dead after {} ms, started {}, running {}, first packet {}; waiting for a core: \
+             supervisor {:.1}, successor {:.1}; for pages of files: {}, {}; we blinked for {:.1}",
+            down.dead_us.map_or_else(|| "?".to_owned(), ms),
+            ms(reborn.at_us),
+            ms(runs_us),
+            ms(now_us),
+            supervisor.core_us.saturating_sub(down.supervisor.core_us) as f64 / 1e3,
+            role.core_us as f64 / 1e3,
+            supervisor.pages.saturating_sub(down.supervisor.pages),
+            role.pages,
+            down.blink_us as f64 / 1e3,
+        );
     }
 
     /// Who is who among the supervisor's children.
@@ -327,9 +420,17 @@ fn handled(region: &Region, process: Process) -> u64 {
     region.read_counter(process.role(), index)
 }
 
-/// Not ended; a zombie has ended.
+/// Whether a handler of its own takes a process's SIGSEGV (`SigCgt` of proc_pid_status(5)).
+fn catches_faults(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    caught & (1 << (Signal::SIGSEGV as u32 - 1)) != 0
+}
+
+/// Whether it still executes anything of its own.
 fn is_alive(pid: u32) -> bool {
-    process::Process::read(pid).is_some_and(|p| !p.is_zombie())
+    process::Process::read(pid).is_some_and(|p| !p.has_ended())
 }
 
 /// The roles among a supervisor's children: kind, number, process id.

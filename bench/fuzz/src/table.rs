@@ -135,6 +135,8 @@ fn config([wait, clients, rtt, join]: [u8; HEAD]) -> Config {
         limits: LIMITS,
         times: Times { idle_us: 30 * SECOND, dead_us: 10 * SECOND, ..Times::default() },
         claim: wait & 0x40 != 0,
+        file_us: (join & 0x80 != 0).then_some(SECOND),
+        repeatable: join & 0x80 != 0,
     }
 }
 

@@ -17,6 +17,7 @@
 //! | `load` | a load of requests on a schedule |
 //! | `real` | real nginx, redis, curl, wrk, redis-benchmark |
 //! | `twin` | the built `tcptwin` as processes: start, stats, kill a role, stop, ledger |
+//! | `spin` | a process led into an endless loop |
 //! | `manager` | a service manager that keeps descriptors over a restart |
 //! | `story` | a test runner: one story at a time, bounded in time, none skipped silently |
 //! | `process`, `wait`, `scratch` | what /proc says, waiting with a limit, directories of one's own |
@@ -39,6 +40,7 @@ pub mod process;
 pub mod real;
 pub mod replayed;
 pub mod scratch;
+pub mod spin;
 pub mod story;
 mod sys;
 pub mod tun;

@@ -15,6 +15,8 @@ pub struct Process {
     pub name: String,
     /// CPU time, user and system, seconds.
     pub cpu_s: f64,
+    /// Kernel flags (`PF_` of linux/sched.h).
+    flags: u64,
 }
 
 impl Process {
@@ -30,6 +32,7 @@ impl Process {
         Some(Self {
             pid,
             parent: u32::try_from(number(1)?).ok()?,
+            flags: number(6)?,
             state: fields.first()?.chars().next()?,
             name,
             // The ticks still count threads that ended, the finer clock does not.
@@ -44,11 +47,20 @@ impl Process {
         if text.trim().is_empty() { format!("[{}]", self.name) } else { text.trim().to_owned() }
     }
 
+    /// Whether no instruction of it is executed any more: it is a zombie, or on the way there. That way can be long: its locks
+    /// are free already while the kernel closes its packet sockets, which waits for all processors.
+    pub fn has_ended(&self) -> bool {
+        self.is_zombie() || self.flags & EXITING != 0
+    }
+
     /// Whether it has ended and only waits to be reaped.
     pub fn is_zombie(&self) -> bool {
         self.state == 'Z'
     }
 }
+
+/// `PF_EXITING`.
+const EXITING: u64 = 4;
 
 /// Run time of all living threads of a process in nanosecond resolution (/proc/PID/task/TID/schedstat).
 fn run_time_s(pid: u32) -> Option<f64> {
@@ -58,6 +70,29 @@ fn run_time_s(pid: u32) -> Option<f64> {
         ns += text.split(' ').next()?.parse::<u64>().ok()?;
     }
     Some(ns as f64 / 1e9)
+}
+
+/// What a process waited for since it began.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Delays {
+    /// For a core, ready to run, microseconds (/proc/PID/schedstat).
+    pub core_us: u64,
+    /// For pages of files that were not in memory: how many (`majflt` of /proc/PID/stat).
+    pub pages: u64,
+}
+
+impl Delays {
+    /// Of the main thread; nothing when the process is gone.
+    pub fn of(pid: u32) -> Self {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let number = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let stat = read("stat");
+        let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        Self {
+            core_us: number(read("schedstat").split(' ').nth(1)) / 1_000,
+            pages: number(after_name.and_then(|rest| rest.split(' ').nth(9))),
+        }
+    }
 }
 
 /// Every process that can be seen.
@@ -97,9 +132,11 @@ mod tests {
     #[test]
     fn this_process_is_read_and_descends_from_its_parent() {
         let me = Process::read(std::process::id()).unwrap();
-        assert!(me.cpu_s >= 0.0);
+        assert!(me.cpu_s >= 0.0 && !me.has_ended());
         assert!(descends_from(me.pid, me.parent));
         assert!(!descends_from(me.parent, me.pid));
         assert!(tree(me.pid).iter().any(|p| p.pid == me.pid));
+        let delays = Delays::of(me.pid);
+        assert!(delays.core_us > 0, "no process ever gets a core at once each time: {delays:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! What does a captured frame cost in user space, from the kernel's ring into a shard's ring?
 //!
 //! ```text
-//! cargo run --release -p bench --bin capture
+//! cargo run --release -p bench --bin capture [ring|simple|pcap]
 //! ```
 //!
 //! Frames are sent over loopback in a namespace of its own until the ring holds a good part of them, then drained in batches as the
@@ -12,7 +12,9 @@ use anyhow::{Context as _, Result};
 use bench::cpu_ns;
 use capturer::dispatch::Dispatcher;
 use capturer::live::Live;
-use capturer::source::Source as _;
+use capturer::pcap::Pcap;
+use capturer::simple::Simple;
+use capturer::source::Source;
 use capturer::sys::{Begin, PacketSocket};
 use flow::emit::{MAX_HEADERS, emit};
 use flow::record::flag;
@@ -21,7 +23,7 @@ use lab::user::become_root_in_user_namespace;
 use lab::{Namespace, netlink};
 use shm::{Consumer, Link, Region, Spec};
 use topology::Plan;
-use topology::plan::{CapturePlan, Clients, Rings};
+use topology::plan::{CaptureEngine, CapturePlan, Clients, Rings};
 
 const SHARDS: u16 = 2;
 const BATCH: u32 = 256;
@@ -37,9 +39,17 @@ fn main() -> Result<()> {
 
 fn run() -> Result<()> {
     netlink::set_up("lo", true)?;
-    println!("payload bytes   frames   ring alone ns/frame   with dispatch ns/frame   GB/s");
-    for (payload, frames) in [(0, 20_000), (200, 20_000), (1_448, 20_000), (8_000, 700), (60_000, 700)] {
-        let mut bench = Bench::new()?;
+    let engine = match std::env::args().nth(1).as_deref() {
+        None | Some("ring") => CaptureEngine::Ring,
+        Some("simple") => CaptureEngine::Simple,
+        Some("pcap") => CaptureEngine::Pcap,
+        Some(other) => anyhow::bail!("there is no engine {other} to measure; ring, simple and pcap can be"),
+    };
+    // libpcap's slots are of one size, so its ring holds as few small frames as large ones.
+    let small = if engine == CaptureEngine::Ring { 20_000 } else { 700 };
+    println!("payload bytes   frames  source alone ns/frame   with dispatch ns/frame   GB/s");
+    for (payload, frames) in [(0, small), (200, small), (1_448, small), (8_000, 700), (60_000, 700)] {
+        let mut bench = Bench::new(engine)?;
         // The first laps through a shard's ring map its pages; a capturer that has run for a second is past that.
         for _ in 0..LAPS {
             bench.round(payload, frames, true)?;
@@ -66,12 +76,13 @@ fn median(mut all: Vec<f64>) -> f64 {
 struct Bench {
     shards: Vec<Consumer>,
     dispatcher: Dispatcher,
-    source: Live,
+    source: Box<dyn Source>,
 }
 
 impl Bench {
-    fn new() -> Result<Self> {
-        let plan = plan();
+    fn new(engine: CaptureEngine) -> Result<Self> {
+        let mut plan = plan();
+        plan.capture.engine = engine;
         let name = format!("bench-capture-{}", std::process::id());
         let rings = plan.rings;
         let spec = Spec {
@@ -83,10 +94,16 @@ impl Bench {
         };
         let region = Region::create(&name, &spec, &plan.to_bytes(), 1)?;
         Region::remove(&name)?;
+        let sockets = capturer::open(&plan)?;
+        let source: Box<dyn Source> = match engine {
+            CaptureEngine::Simple => Box::new(Simple::new(&plan, sockets)?),
+            CaptureEngine::Pcap => Box::new(Pcap::new(&plan)),
+            _ => Box::new(Live::new(&plan, sockets, |_| 0)?),
+        };
         Ok(Self {
             shards: (0..SHARDS).map(|shard| region.consumer(Link::Capture(shard))).collect(),
             dispatcher: Dispatcher::new(region, &plan),
-            source: Live::new(&plan, capturer::open(&plan)?, |_| 0)?,
+            source,
         })
     }
 

@@ -153,8 +153,11 @@ fn theirs(expression: &str) -> Option<Vec<Instruction>> {
     }
 }
 
+/// As [`CaptureFilter::online`].
+type Services = Vec<(Option<IpAddr>, u16)>;
+
 /// Services, and the same in libpcap's words.
-fn services() -> Vec<(Vec<(Option<IpAddr>, u16)>, &'static str)> {
+fn services() -> Vec<(Services, &'static str)> {
     let ip = |text: &str| Some(text.parse().unwrap());
     vec![
         (vec![(None, 80)], "tcp dst port 80"),

@@ -6,6 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::chunks::{CHUNK, Chunk, Chunks};
 use crate::endpoints::PoolState;
+use crate::numbering::LastNumbers;
 use crate::slot::Slot;
 use crate::undo::{self, Image, Slots};
 
@@ -25,15 +26,17 @@ pub(crate) struct Header {
     pub(crate) clock_us: u64,
     /// The walks over the client ranges, IPv4 and IPv6.
     pub(crate) pools: [PoolState; 2],
+    /// What targets may remember of four-tuples.
+    pub(crate) last_numbers: LastNumbers,
 }
 
 impl Header {
-    /// Bytes before the walks.
+    /// Bytes before the walks and the numbers.
     pub(crate) const FIRST: usize = std::mem::offset_of!(Header, pools);
 }
 
 /// Names the layout of header, slot and chunk; changes with any of them.
-pub const FORMAT: u64 = 0x7477_696e_5f73_0005;
+pub const FORMAT: u64 = 0x7477_696e_5f73_0006;
 
 /// The parts of an arena.
 pub(crate) struct Arena {

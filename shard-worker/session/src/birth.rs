@@ -216,7 +216,7 @@ impl Table {
         let family = usize::from(!replayed.addr.is_v4());
         match &self.pools[family] {
             Some(pool) => pool.rest(&mut self.header.pools[family], &replayed, (now_us / 1_000_000) as u32),
-            None => self.last_numbers.note(hash, next),
+            None => self.header.last_numbers.note(hash, next),
         }
         self.slots.get_mut(id).replayed = Endpoint::default();
     }
@@ -266,7 +266,7 @@ impl Table {
         let slot = self.slots.get(id);
         let target = self.config.targets[slot.target as usize].endpoint;
         let replayed = slot.replayed;
-        let floor = floor.or_else(|| self.last_numbers.get(self.replayed_hash(&replayed, &target)));
+        let floor = floor.or_else(|| self.header.last_numbers.get(self.replayed_hash(&replayed, &target)));
         let clock_us = if self.config.repeatable { 0 } else { now_us };
         let isn = numbering::isn(clock_us, self.config.seeds.isn, &replayed, &target, floor);
         let idle_us = self.config.times.idle_us;

@@ -27,6 +27,17 @@ pub struct Index {
     limit: u32,
 }
 
+/// Slots that are to be indexed together: tag and number in one word, which sorts fast.
+#[derive(Default)]
+pub(crate) struct Batch(Vec<u64>);
+
+impl Batch {
+    /// Adds a slot under a hash.
+    pub(crate) fn add(&mut self, hash: u64, slot: u32) {
+        self.0.push(u64::from(tag(hash)) << 32 | u64::from(slot));
+    }
+}
+
 impl Index {
     /// For at most `capacity` slots (at most 2^30). Allocates once.
     pub fn new(capacity: u32) -> Self {
@@ -84,6 +95,14 @@ impl Index {
         self.entries[at] = Entry { tag, slot };
         self.len += 1;
         true
+    }
+
+    /// Adds many, in the order of their homes: memory is walked over instead of jumped about in.
+    pub(crate) fn extend(&mut self, Batch(mut entries): Batch) {
+        entries.sort_unstable();
+        for entry in entries {
+            self.insert(entry >> 32, entry as u32);
+        }
     }
 
     /// Removes a slot that was added under this hash; false when it was not there.
@@ -157,6 +176,17 @@ mod tests {
         assert!(!index.insert(8, 3));
         assert_eq!(index.find(7, |s| s == 2), Some(2));
         assert_eq!(index.find(9, |_| true), None);
+    }
+
+    #[test]
+    fn many_at_once_are_found_as_if_they_came_one_by_one() {
+        let hash = |slot: u32| u64::from(slot).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let (mut index, mut batch) = (Index::new(1_000), Batch::default());
+        (0..1_000).for_each(|slot| batch.add(hash(slot), slot));
+        index.extend(batch);
+        assert_eq!(index.len(), 1_000);
+        assert!((0..1_000).all(|slot| index.find(hash(slot), |found| found == slot) == Some(slot)));
+        assert!((0..1_000).all(|slot| index.remove(hash(slot), slot)) && index.is_empty());
     }
 
     proptest! {

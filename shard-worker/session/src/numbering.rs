@@ -2,6 +2,7 @@
 
 use flow::hash::flow_hash;
 use flow::{Endpoint, Seq};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Our window scale: with the whole window field it offers 8 MiB, so the target is never slowed down by us.
 pub(crate) const WINDOW_SCALE: u8 = 7;
@@ -63,24 +64,29 @@ pub(crate) const fn default_mss(v4: bool) -> u16 {
 }
 
 /// The last numbers used on some four-tuples (`Clients::Keep`, where a tuple comes back at once). Direct-mapped: a
-/// collision forgets, and then the clock alone must do, as REPLAY's rule for TIME_WAIT provides for.
+/// collision forgets, and then the clock alone must do, as REPLAY's rule for TIME_WAIT provides for. In the arena, so that
+/// a successor knows them too, but no part of any transaction: each is one word, and one that was noted too early only
+/// raises the next connection's first number.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
 pub(crate) struct LastNumbers {
-    entries: Box<[(u32, Seq)]>,
+    /// Upper half of the tuple's hash, and the number; zero is none.
+    entries: [u64; ENTRIES],
 }
 
 impl LastNumbers {
-    pub(crate) fn new() -> Self {
-        Self { entries: vec![(0, Seq(0)); ENTRIES].into_boxed_slice() }
-    }
-
     pub(crate) fn note(&mut self, hash: u64, next: Seq) {
-        self.entries[hash as usize % ENTRIES] = (((hash >> 32) as u32).max(1), next);
+        self.entries[hash as usize % ENTRIES] = u64::from(tag(hash)) << 32 | u64::from(next.0);
     }
 
     pub(crate) fn get(&self, hash: u64) -> Option<Seq> {
-        let (tag, next) = self.entries[hash as usize % ENTRIES];
-        (tag == ((hash >> 32) as u32).max(1)).then_some(next)
+        let entry = self.entries[hash as usize % ENTRIES];
+        ((entry >> 32) as u32 == tag(hash)).then_some(Seq(entry as u32))
     }
+}
+
+fn tag(hash: u64) -> u32 {
+    ((hash >> 32) as u32).max(1)
 }
 
 /// 64 KiB a shard.

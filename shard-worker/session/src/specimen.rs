@@ -31,7 +31,7 @@ pub fn specimen(arena: &[u8], config: &Config, most: usize, wanted: impl Fn(&Hel
     let Some(slots) = arena.get(slots_at..chunks_at) else { return Vec::new() };
     let images = arena.get(log_at..slots_at).map_or(&[][..], undo::images);
     let images: HashMap<u32, &Slot> = images.iter().map(|image| (image.id(), image.slot())).collect();
-    // The words that say whose arena it is; the walks over the ranges behind them are long and not needed.
+    // The words that say whose arena it is; walks and numbers behind them are long and not needed.
     let mut parts = vec![Part { at: 0, bytes: arena[..Header::FIRST].to_vec() }];
     let mut left = most.saturating_sub(Header::FIRST);
     let mut add = |at: usize, bytes: &[u8]| {

@@ -31,8 +31,7 @@ use crate::congestion::RTO_MOST_US;
 use crate::endpoints::Pool;
 use crate::file_clock::FileClock;
 use crate::foresight::Foresight;
-use crate::index::Index;
-use crate::numbering::LastNumbers;
+use crate::index::{Batch, Index};
 use crate::ready::Ready;
 use crate::slot::{NEVER, NONE, Phase, Slot, is};
 use crate::strangers::Strangers;
@@ -94,7 +93,6 @@ pub struct Table {
     pub(crate) free: Vec<u32>,
     pub(crate) due: Vec<u32>,
     pub(crate) strangers: Strangers,
-    pub(crate) last_numbers: LastNumbers,
     pub(crate) targets: Targets,
     /// IPv4 and IPv6.
     pub(crate) pools: [Option<Pool>; 2],
@@ -158,7 +156,6 @@ impl Table {
             free: (0..sessions).rev().collect(),
             due: Vec::with_capacity(DUE),
             strangers: Strangers::new(sessions),
-            last_numbers: LastNumbers::new(),
             targets: Targets::new(config.targets.len(), config.pace, config.seeds.isn),
             pools,
             draining: false,
@@ -385,23 +382,24 @@ impl Table {
         self.by_flow.find(hash, |id| self.slots.get(id).is_of(segment))
     }
 
-    /// After a restart: indices, free lists, wheel and gauges from the slots. A slot that makes no sense, or was changed by
-    /// anybody but a transaction, is emptied. Whoever knows what was in flight before can tell what went with it.
+    /// After a restart: indices, free lists, wheel and gauges from the slots, in one walk. A slot that makes no sense, or was
+    /// changed by anybody but a transaction, is emptied. Whoever knows what was in flight before can tell what went with it.
     fn rebuild(&mut self, condemned: impl Fn(&Held<'_>) -> bool) {
         let mut used = vec![false; self.chunks.len()];
+        let (mut flows, mut replayed, mut linked) = (Batch::default(), Batch::default(), Vec::new());
         self.free.clear();
         let fresh = self.header.fresh.min(self.slots.len());
         // The lowest are taken first.
         self.free.extend((fresh..self.slots.len()).rev());
         for id in (0..fresh).rev() {
-            let slot = *self.slots.get(id);
+            let slot = self.slots.get(id);
             if slot.phase() == Phase::Free {
                 self.free.push(id);
                 continue;
             }
             let sound = slot.is_intact()
-                && self.is_sound(&slot)
-                && !condemned(&Held::new(id, &slot))
+                && self.is_sound(slot)
+                && !condemned(&Held::new(id, slot))
                 && slot.held.mark(&self.chunks, &mut used)
                 && slot.stash.mark(&self.chunks, &mut used);
             if !sound {
@@ -411,14 +409,27 @@ impl Table {
                 self.free.push(id);
                 continue;
             }
-            self.tally.inherited += u64::from(slot.in_flight);
+            if slot.is(is::FIRST) {
+                flows.add(self.flow_hash(&slot.client, &slot.server, slot.lap), id);
+            }
+            if slot.phase() != Phase::Queued && slot.replayed != Endpoint::default() {
+                let target = self.config.targets[slot.target as usize].endpoint;
+                replayed.add(self.replayed_hash(&slot.replayed, &target), id);
+            }
+            if slot.next_copy != NONE || slot.waiter != NONE {
+                linked.push(id);
+            }
+            let in_flight = u64::from(slot.in_flight);
+            self.tally.inherited += in_flight;
             self.tally.open += 1;
-            self.tally.in_flight += u64::from(slot.in_flight);
+            self.tally.in_flight += in_flight;
+            self.touch(id);
         }
+        // Now that all who are lost are known, those of an interrupted rebuild too.
+        linked.into_iter().for_each(|id| self.unlink_lost(id));
         self.chunks.rebuild(&used);
-        for id in 0..fresh {
-            self.reindex(id);
-        }
+        self.by_flow.extend(flows);
+        self.by_replayed.extend(replayed);
     }
 
     fn is_sound(&self, slot: &Slot) -> bool {
@@ -431,11 +442,9 @@ impl Table {
             && (slot.phase() == Phase::Resetting || slot.outstanding() <= slot.held_len.saturating_add(2))
     }
 
-    fn reindex(&mut self, id: u32) {
-        let slot = *self.slots.get(id);
-        if slot.phase() == Phase::Free {
-            return;
-        }
+    /// Forgets what a session knew of one that is lost.
+    fn unlink_lost(&mut self, id: u32) {
+        let slot = self.slots.get(id);
         for link in [slot.next_copy, slot.waiter] {
             if link != NONE && self.slots.get(link).phase() == Phase::Free {
                 self.slots.mend(id, |slot| {
@@ -444,14 +453,6 @@ impl Table {
                 });
             }
         }
-        if slot.is(is::FIRST) {
-            self.by_flow.insert(self.flow_hash(&slot.client, &slot.server, slot.lap), id);
-        }
-        if slot.phase() != Phase::Queued && slot.replayed != Endpoint::default() {
-            let target = self.config.targets[slot.target as usize].endpoint;
-            self.by_replayed.insert(self.replayed_hash(&slot.replayed, &target), id);
-        }
-        self.touch(id);
     }
 }
 

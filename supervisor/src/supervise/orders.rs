@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::{Phase, Supervisor};
 use crate::cli::Order;
 use crate::control::{Reply, Request};
+use crate::words;
 
 impl Supervisor {
     pub(super) fn reply(&mut self, request: Request, now: Instant) -> Reply {
@@ -50,8 +51,9 @@ impl Supervisor {
             }
             Order::Copies(milli) if (1..=topology::planner::MAX_COPIES * 1000).contains(&milli.into()) => {
                 control.set_copies_milli(milli);
-                self.event(format!("{} copies of new flows by ctl", f64::from(milli) / 1e3));
-                said(format!("{} copies of new flows from now on; open ones go on", f64::from(milli) / 1e3))
+                let copies = words::copies(milli);
+                self.event(format!("{copies} of new flows by ctl"));
+                said(format!("{copies} of new flows from now on; open ones go on"))
             }
             Order::Percent(_) | Order::Copies(_) => {
                 Reply::Error("this number is out of its bounds".to_owned())

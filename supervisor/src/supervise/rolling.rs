@@ -116,6 +116,7 @@ impl Supervisor {
         let Some(listener) = self.server.listener() else {
             return anyhow::anyhow!("the control socket is closed; this program goes on");
         };
+        self.undertaker.finish();
         let house = self.house.clone();
         let handover = Handover {
             pid: std::process::id(),

@@ -1,5 +1,5 @@
-//! Deaths, restarts and hangs. A successor never starts before its predecessor is reaped: rings, counters and arenas have
-//! one user at a time because of that, and of nothing else.
+//! Deaths, restarts and hangs. A successor never starts before its predecessor is dead, by the kernel's word (waitid(2)):
+//! rings, counters and arenas have one user at a time because of that, and of nothing else.
 
 use std::time::{Duration, Instant};
 
@@ -30,15 +30,15 @@ fn words_of(verdict: aftermath::Verdict) -> String {
 }
 
 impl Supervisor {
-    pub(super) fn reap(&mut self, now: Instant) {
+    pub(super) fn see_deaths(&mut self, now: Instant) {
         for position in 0..self.members.len() {
-            if let Some(death) = self.members[position].reap() {
+            if let Some(death) = self.members[position].has_died(&self.undertaker) {
                 self.died(position, &death, now);
             }
         }
     }
 
-    /// A process is gone and out of the process table: only now may anybody else write what was its own.
+    /// A process is dead: only now may anybody else write what was its own.
     fn died(&mut self, position: usize, death: &Death, now: Instant) {
         let process = self.members[position].process;
         let heartbeat = self.region.heartbeat(process.role());

@@ -15,23 +15,28 @@
 //! | `modes` | `any`, loopback, `--tun`, kept clients, the simple engine, a key |
 //! | `engines` | by link and by raw IP, and what changes on the way |
 //! | `offline` | packet files instead of live traffic |
+//! | `capture` | the same traffic through each capture engine; expressions and ranges |
+//! | `inject` | by link and by raw IP, and what changes on the way |
 //! | `faults` | what dies and comes back under load |
 //! | `surviving` | the supervisor dies, is upgraded, or gives up |
+//! | `poison` | a defect that one kind of answer hits |
 //! | `ending` | names, drain, and what is left behind |
 
 use std::process::ExitCode;
 
 mod amount;
 mod bulk;
+mod capture;
 mod databases;
 mod ending;
-mod engines;
 mod faults;
 mod hosts;
 mod http;
+mod inject;
 mod joining;
 mod modes;
 mod offline;
+mod poison;
 mod stage;
 mod surviving;
 
@@ -46,8 +51,11 @@ fn main() -> ExitCode {
         modes::STORIES,
         engines::STORIES,
         offline::STORIES,
+        capture::STORIES,
+        inject::STORIES,
         faults::STORIES,
         surviving::STORIES,
+        poison::STORIES,
         ending::STORIES,
     ];
     lab::story::run_all(&groups.concat())

@@ -1,5 +1,7 @@
 //! Packet files of every kind, whole and broken, as `trace` reads them.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod bad;
 mod formats;
 mod links;

@@ -1,6 +1,7 @@
 //! A table made anew on the arena of one that is gone.
 
 use flow::Drop;
+use flow::record::flag;
 use session::{Config, Count, Table};
 
 use crate::kit::*;
@@ -65,6 +66,33 @@ fn established_sessions_keep_their_numbers() {
     assert_eq!(after.peer().text(), "one 100\ntwo 100\n");
     assert!(after.peer().is_closed());
     assert_eq!(after.count(Count::TurnsGuessed) + after.count(Count::TurnsUnanswered), 0);
+}
+
+/// A target's TIME_WAIT takes a SYN without a newer time stamp only above the last number (RFC 9293, section 3.10.7.4), and a
+/// fast upload is ahead of the clock that first numbers are made of.
+#[test]
+fn a_four_tuple_of_a_dead_workers_is_used_again_above_its_last_number() {
+    let mut config = config();
+    config.clients = session::Clients::Keep;
+    let mut before = World::with(config.clone(), TargetOptions::default());
+    let mut client = Client::starting_at(1, 1_000_000);
+    client.opens(&mut before);
+    for _ in 0..80 {
+        client.sends(&mut before, &[b'x'; 50_000]);
+        before.run(MS);
+    }
+    client.asks(&mut before, "r", 100);
+    client.closes(&mut before);
+    before.run(3 * MS);
+    client.leaves(&mut before);
+    before.run(5 * SECOND);
+    assert_eq!(before.table.tally().open, 0);
+    let last = before.peer().rcv_nxt;
+    let mut after = World::on(successor(&config, &before.table.image()), TargetOptions::default());
+    after.now_us = before.now_us;
+    Client::starting_at(1, 900_000_000).opens(&mut after);
+    let first = after.sent.iter().find(|sent| sent.is(flag::SYN)).unwrap().head.tcp.seq;
+    assert!(first.after(last), "{first:?} after {last:?}");
 }
 
 #[test]

@@ -46,6 +46,21 @@ fn the_smallest_command_line_makes_a_whole_plan() {
 }
 
 #[test]
+fn what_is_captured_can_be_narrowed() {
+    let plan =
+        plan(&[(Key::Net, "10.0.0.0/8,fd00::7"), (Key::NotNet, "10.1.2.x"), (Key::Filter, "tcp")]).unwrap();
+    let shown = |ranges: &[flow::Range]| ranges.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(shown(&plan.capture.filter.inside), ["10.0.0.0/8", "fd00::7/128"]);
+    assert_eq!(shown(&plan.capture.filter.outside), ["10.1.2.0/24"]);
+    assert_eq!(plan.capture.filter.expression.as_deref(), Some("tcp"));
+    let many: Vec<String> = (0..65).map(|i| format!("10.0.{i}.0/24")).collect();
+    let refusal = super::tests::plan(&[(Key::Net, &many.join(","))]).unwrap_err();
+    assert!(refusal.sentence.contains("more than 64 ranges"), "{refusal}");
+    let refusal = super::tests::plan(&[(Key::XdpForce, "")]).unwrap_err();
+    assert!(refusal.sentence.contains("--capture xdp only"), "{refusal}");
+}
+
+#[test]
 fn two_mappings_to_one_target_share_it_in_the_sealed_list() {
     let plan = plan(&[(Key::Map, "81-10.0.3.2:8080"), (Key::Map, "82-10.0.3.3:8080")]).unwrap();
     assert_eq!(plan.targets.len(), 2);
@@ -165,9 +180,13 @@ const SLIPS: &[(Key, &str, &str)] = &[
     (Key::MaxSessions, "1.5", "a whole number from 16"),
     (Key::MaxSessions, "20000000", "a whole number from 16"),
     (Key::MaxSessions, "many", "a whole number from 16"),
-    (Key::Capture, "fast", "`ring` or `simple`"),
-    (Key::Capture, "", "`ring` or `simple`"),
+    (Key::Capture, "fast", "`ring`, `simple`, `pcap` or `xdp`"),
+    (Key::Capture, "", "`ring`, `simple`, `pcap` or `xdp`"),
     (Key::Capture, "simple", "Add -i"),
+    (Key::Capture, "xdp", "Add -i"),
+    (Key::Net, "10.0.0.1/8", "no range of addresses"),
+    (Key::NotNet, "", "no range of addresses"),
+    (Key::Filter, "", "the expression is empty"),
     (Key::CaptureBuffer, "1KiB", "from 1MiB to 4GiB"),
     (Key::CaptureBuffer, "5GiB", "from 1MiB to 4GiB"),
     (Key::CaptureBuffer, "big", "a size is a number"),

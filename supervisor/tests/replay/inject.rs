@@ -144,7 +144,7 @@ fn link_is_the_default_where_it_is_guarded() -> Result<()> {
     ensure!(engine(&run.stats()?)? == ("link".into(), String::new()), "{:?}", engine(&run.stats()?)?);
     let report = stage.send(Load { rate: Some(1_000.0), ..stage.load(1_000) })?;
     let stats = stage.all_replayed(run, &report, 1)?;
-    ensure!(stats.number("/inject/detours")? == 0 && stats.number("/inject/switches")? == 0, "a detour");
+    ensure!(stats.number("/inject/switches")? == 0, "the engine was changed");
     step("a target on this host is no matter of frames, and each target has its own engine");
     let maps = [lab::twin::map(ONLINE_PORT, stage.at_target()), lab::twin::map(81, own)];
     let args = ["-x", &maps[0], "-x", &maps[1], "-s", "10.88.0.5", "-i", "eth0", "--lab"];
