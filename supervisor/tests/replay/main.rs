@@ -13,7 +13,6 @@
 //! | `hosts` | several online hosts, several intercepts |
 //! | `amount` | copies and percent |
 //! | `modes` | `any`, loopback, `--tun`, kept clients, the simple engine, a key |
-//! | `engines` | by link and by raw IP, and what changes on the way |
 //! | `offline` | packet files instead of live traffic |
 //! | `capture` | the same traffic through each capture engine; expressions and ranges |
 //! | `inject` | by link and by raw IP, and what changes on the way |
@@ -49,7 +48,6 @@ fn main() -> ExitCode {
         hosts::STORIES,
         amount::STORIES,
         modes::STORIES,
-        engines::STORIES,
         offline::STORIES,
         capture::STORIES,
         inject::STORIES,
