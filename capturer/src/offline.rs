@@ -6,7 +6,7 @@
 //!
 //! **Where it stands** is a part of each batch's step, like a kernel ring's position: the loop, how many of its packets were handed
 //! over, and the times they count from. A successor reads the files again up to there, which is exact whatever was merged,
-//! bounded or taken out of tunnels, and costs about a second for a million packets. From standard input nothing
+//! bounded or taken out of tunnels, for the price of reading. From standard input nothing
 //! can be read again: what the dead one had read ahead is gone and with it the place where a packet begins, so the replay ends
 //! there, and says so.
 //!

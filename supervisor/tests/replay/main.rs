@@ -13,6 +13,7 @@
 //! | `hosts` | several online hosts, several intercepts |
 //! | `amount` | copies and percent |
 //! | `modes` | `any`, loopback, `--tun`, kept clients, the simple engine, a key |
+//! | `offline` | packet files instead of live traffic |
 //! | `capture` | the same traffic through each capture engine; expressions and ranges |
 //! | `inject` | by link and by raw IP, and what changes on the way |
 //! | `faults` | what dies and comes back under load |
@@ -34,6 +35,7 @@ mod http;
 mod inject;
 mod joining;
 mod modes;
+mod offline;
 mod poison;
 mod stage;
 mod surviving;
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         hosts::STORIES,
         amount::STORIES,
         modes::STORIES,
+        offline::STORIES,
         capture::STORIES,
         inject::STORIES,
         faults::STORIES,
