@@ -262,6 +262,12 @@ fn feed_ledger(
     }
     counter!("tcptwin_inject_segments_total", instance()).absolute(stats.inject.segments);
     counter!("tcptwin_inject_bytes_total", instance()).absolute(stats.inject.bytes);
+    counter!("tcptwin_inject_engine_switches_total", instance()).absolute(stats.inject.switches);
+    counter!("tcptwin_inject_detours_total", instance()).absolute(stats.inject.detours);
+    counter!("tcptwin_inject_astray_total", instance()).absolute(stats.inject.astray);
+    let engine = [("engine", stats.inject.engine.clone()), ("why", stats.inject.why.clone())];
+    let labels = instance().into_iter().chain(engine.map(|(key, value)| Label::new(key, value)));
+    gauge!("tcptwin_inject_engine", labels.collect::<Vec<_>>()).set(1.0);
     for (errno, count) in &stats.inject.errors {
         counter!("tcptwin_inject_errors_total", with("errno", errno)).absolute(*count);
     }

@@ -1,5 +1,6 @@
 use flow::emit::{MAX_HEADERS, emit};
 use flow::{Seq, TcpFields};
+use topology::plan::Protocol;
 use trace::Place;
 
 use super::*;
@@ -16,7 +17,10 @@ struct File {
 impl File {
     fn new(bounds: Bounds) -> Self {
         let plan = plan(&["80-10.0.3.2:8080"]);
-        Self { survey: Survey::new(Online::new(&plan), plan.mappings.len(), bounds), now_ns: 1_000 }
+        Self {
+            survey: Survey::new(Online::new(&plan, Protocol::Tcp), plan.mappings.len(), bounds),
+            now_ns: 1_000,
+        }
     }
 
     /// A packet of which `cut` bytes at the end were not captured.

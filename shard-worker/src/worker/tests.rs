@@ -9,7 +9,7 @@ use flow::record::{flag, inject_bit, opt};
 use flow::{Captured, Drop as Reason, Endpoint, Inject, Returned, Seq, TcpFields, hash};
 use session::{Count, DatagramCount};
 use shm::{Consumer, Item, Link, Producer, RoleState, Spec};
-use topology::plan::{Clients, Limits};
+use topology::plan::{Clients, Limits, Protocol};
 use zerocopy::IntoBytes;
 
 use super::*;

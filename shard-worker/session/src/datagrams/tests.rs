@@ -28,6 +28,8 @@ fn config(clients: Clients) -> Config {
         limits: Limits { sessions: 1, chunks: 1, held_per_session: 1 },
         times: Times::default(),
         claim: matches!(clients, Clients::Keep),
+        file_us: None,
+        repeatable: false,
     }
 }
 
