@@ -84,7 +84,8 @@ mod tests {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let cpu_s = || Process::read(child.id()).map_or(0.0, |p| p.cpu_s);
         assert!(cpu_s() < 0.1);
-        spin(child.id()).unwrap();
+        // Its libraries are mapped a moment after it was started; its own few pages need not hold the two bytes.
+        wait::until("it can be led", Duration::from_secs(20), || spin(child.id()).is_ok()).unwrap();
         wait::until("it has used a tenth of a second", Duration::from_secs(20), || cpu_s() > 0.1).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();

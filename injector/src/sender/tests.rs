@@ -347,10 +347,10 @@ fn by_link_super_frames_leave_whole_over_both_families() {
         assert_eq!(link.tally.get(Count::Segments), 42 + 4 + 1);
         assert_eq!(link.tally.get(Count::SuperFrames), 2);
         assert_eq!(link.tally.get(Count::Bytes), 65_000 + 43 * 40 + 4 * 60, "as they are on the wire");
-        assert_eq!(
-            (link.tally.get(Count::Detours), link.tally.get(Count::Switches)),
-            (0, 1),
-            "when it was guarded"
+        assert_eq!(link.tally.get(Count::Detours), 0);
+        assert!(
+            link.tally.get(Count::Switches) <= 2,
+            "each target once at most, when its device was guarded"
         );
 
         // A device that takes no more than this at once, of which the kernel gives no notice: refusals tell first.
