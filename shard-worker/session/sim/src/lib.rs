@@ -6,6 +6,7 @@
 //! | `scenario` | what happens in a world, drawn from its seed: profiles, links, target |
 //! | `flows`, `online`, `capture` | what clients want, how it passes the online server, what is captured of it |
 //! | `world` | virtual time: capture, links, timers, table |
+//! | `bounded` | a world with an end to the waiting for it |
 //! | `link` | one direction: delay, loss, doubles, disorder, corruption, rate, darkness |
 //! | `host` | the target host: one of the next two |
 //! | `target` | a model of one with smoltcp's TCP, in virtual time |
@@ -16,6 +17,7 @@
 //! | `dice` | chance |
 
 mod app;
+mod bounded;
 mod capture;
 mod dice;
 pub mod figures;
@@ -29,6 +31,7 @@ pub mod scenario;
 mod target;
 pub mod world;
 
+pub use bounded::run_within;
 pub use figures::{Figure, Figures};
 pub use scenario::{Profile, Scenario};
 pub use world::{Failure, Options, run};

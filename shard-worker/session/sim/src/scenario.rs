@@ -2,6 +2,7 @@
 //! one profile are the same world, packet for packet.
 
 use std::fmt;
+use std::time::Duration;
 
 use flow::named_enum;
 use session::{Join, Limits, OnGap, Rtt, Times};
@@ -190,12 +191,22 @@ pub struct Scenario {
     pub(crate) drain: Option<(u64, u64)>,
     /// The target is the kernel, and time is real.
     pub(crate) kernel: bool,
+    /// Longest that it may last beyond its last captured packet.
+    pub(crate) most_us: u64,
 }
 
 /// Room for everything that a world has.
 const USUAL: Limits = Limits { sessions: 1024, chunks: 65_536, held_per_session: 4 << 20 };
 /// Longer than the longest answer takes.
 const KERNEL_IDLE_US: u64 = 20 * SECOND;
+/// Beyond it no session of a virtual world is left, idle times aside.
+const MOST_US: u64 = 3600 * SECOND;
+/// The longest wait of a turn that is right (row 7 waits for 60 s), a stalled window, and the idle time.
+const KERNEL_MOST_US: u64 = 180 * SECOND;
+/// A virtual world takes less than a second; this is for a loaded machine and every check after every step.
+const MOST_WALL: Duration = Duration::from_secs(300);
+/// What a world in real time may take beside its own time: flows played online, a namespace made, a loaded machine.
+const SET_UP: Duration = Duration::from_secs(60);
 const MS: u64 = 1000;
 const SECOND: u64 = 1_000_000;
 
@@ -205,6 +216,7 @@ impl Scenario {
         let mut dice = Dice::new(seed, 1 + profile.index() as u64);
         let mut scenario = Self::usual(seed, profile, &mut dice);
         scenario.apply(profile, &mut dice);
+        scenario.most_us = MOST_US + 3 * scenario.times.idle_us;
         scenario
     }
 
@@ -213,6 +225,7 @@ impl Scenario {
         let mut scenario = Self::new(seed, profile);
         scenario.kernel = true;
         scenario.times.idle_us = KERNEL_IDLE_US;
+        scenario.most_us = KERNEL_MOST_US;
         if scenario.v6 {
             // Linux has no IPv6 on a smaller link.
             scenario.target.mtu = scenario.target.mtu.max(1280);
@@ -276,6 +289,15 @@ impl Scenario {
             successor_us: dice.percent(5).then(|| dice.between(1, 4000) * MS),
             drain: dice.percent(3).then(|| (dice.between(1, 4000) * MS, dice.between(1, 2000) * MS)),
             kernel: false,
+            most_us: 0,
+        }
+    }
+
+    /// Longest that running it may take on the wall; after that it hangs.
+    pub fn most_wall(&self) -> Duration {
+        match self.kernel {
+            true => Duration::from_micros(self.most_us) + SET_UP,
+            false => MOST_WALL,
         }
     }
 

@@ -128,8 +128,6 @@ const MOST_STEPS: u64 = 20_000_000;
 const LOOK: u64 = 4096;
 /// Pumps in a row that each say that more waits.
 const MOST_PUMPS: u32 = 100_000;
-/// Longest that a world may last beyond its last captured packet, idle times aside.
-const LAST_US: u64 = 3_600_000_000;
 
 fn config(scenario: &Scenario) -> Config {
     let mut dice = Dice::new(scenario.seed, 31);
@@ -301,7 +299,7 @@ impl<'a> World<'a> {
     /// From the first packet to the last session.
     fn live(&mut self) -> Result<(), Broken> {
         let last = self.shots.last().map_or(0, |shot| shot.seen.at_us);
-        let limit = self.scenario.start_us + last + LAST_US + 3 * self.scenario.times.idle_us;
+        let limit = self.scenario.start_us + last + self.scenario.most_us;
         loop {
             let shot = self.shots.get(self.next_shot).map(|shot| self.scenario.start_us + shot.seen.at_us);
             if shot.is_none() && self.table.tally().open == 0 {
@@ -315,10 +313,21 @@ impl<'a> World<'a> {
             let then = self.target.wait(next).map_err(|error| format!("waiting for the kernel: {error}"))?;
             self.now_us = self.now_us.max(then);
             if self.now_us > limit {
-                return Err(format!("{} sessions do not end", self.table.tally().open));
+                return Err(self.endless());
             }
             self.step()?;
         }
+    }
+
+    /// What is left when the world should be over.
+    fn endless(&self) -> Broken {
+        format!(
+            "{} sessions have not ended {} s after the last captured packet ({} of {} packets were captured)",
+            self.table.tally().open,
+            self.scenario.most_us / 1_000_000,
+            self.next_shot,
+            self.shots.len(),
+        )
     }
 
     fn step(&mut self) -> Result<(), Broken> {
