@@ -219,6 +219,38 @@ fn a_pipeline_next_door_is_still_in_order() {
     world.assert_all_delivered();
 }
 
+/// What waiting adds to each turn: nothing to one whose gate was open at its capture, else the time from then until the
+/// answer before it was there.
+#[test]
+fn the_added_wait_of_each_turn_is_measured() {
+    let mut world = World::with(config(), lines(10 * MS, 1));
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    world.run(MS);
+    let mut captured = Vec::new();
+    for i in 0..20 {
+        captured.push(world.now_us);
+        client.asks(&mut world, "r", 500);
+        // The first half faster than the target answers, the rest long after it has.
+        world.run(if i < 10 { MS } else { 300 * MS });
+    }
+    world.run(SECOND);
+    let sent: Vec<u64> = world.data_sent().iter().map(|sent| sent.at_us).collect();
+    let waits: Vec<u64> = sent.iter().zip(&captured).map(|(sent, captured)| sent - captured).collect();
+    assert!(waits[0] == 0 && waits[1..=10].iter().all(|&us| us > 8 * MS), "{waits:?}");
+    assert!(waits[11..].iter().all(|&us| us == 0), "{waits:?}");
+    let measured = &world.table.tally().turn_wait;
+    assert_eq!(measured.counts().iter().sum::<u64>(), 20);
+    assert_eq!(measured.counts()[0], 10, "those that found their gate open");
+    assert_eq!(Some(measured.max_us()), waits.iter().copied().max());
+    let bounds = |i| session::Histogram::bucket_bounds(i);
+    for (i, &n) in measured.counts().iter().enumerate() {
+        let (low, high) = bounds(i);
+        let real = waits.iter().filter(|us| (low..=high).contains(us)).count() as u64;
+        assert_eq!(n, real, "{low} to {high} us");
+    }
+}
+
 #[test]
 fn a_server_that_speaks_first_is_waited_for() {
     let mut world = World::with(config(), TargetOptions { app: App::Greets(40), ..TargetOptions::default() });
