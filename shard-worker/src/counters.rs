@@ -66,6 +66,8 @@ named_enum! {
         Lag => "lag",
         /// From the last byte of a turn to the first byte of its answer.
         FirstByte => "target_first_byte",
+        /// From the capture of a turn's first byte to the moment its gate opened.
+        TurnWait => "turn_wait",
     }
 }
 
@@ -175,7 +177,7 @@ impl Publisher {
             counts: [0; Count::COUNT],
             dropped: [Dropped::default(); Drop::COUNT],
             paused: Paused::default(),
-            latencies: [Histogram::default(), Histogram::default()],
+            latencies: std::array::from_fn(|_| Histogram::default()),
             latencies_us: 0,
             targets: Vec::new(),
         };
@@ -254,6 +256,7 @@ impl Publisher {
             self.latencies_us = now_us;
             self.note_latency(Latency::Lag, &tally.lag);
             self.note_latency(Latency::FirstByte, &tally.first_byte);
+            self.note_latency(Latency::TurnWait, &tally.turn_wait);
         }
         !self.changed.is_empty()
     }

@@ -93,6 +93,7 @@ impl Collector {
             latency_us: Latency {
                 target_first_byte: self.quantiles(&first_byte, Timed::FirstByte),
                 lag: self.quantiles(&lag, Timed::Lag),
+                turn_wait: self.quantiles(&self.buckets(Timed::TurnWait), Timed::TurnWait),
             },
             control: Control {
                 paused: control.paused(),

@@ -273,7 +273,11 @@ fn feed_ledger(
     }
     counter!("tcptwin_returned_headers_total", instance()).absolute(stats.returned.headers);
     let latency = &stats.latency_us;
-    for (name, quantiles) in [("target_first_byte", latency.target_first_byte), ("lag", latency.lag)] {
+    for (name, quantiles) in [
+        ("target_first_byte", latency.target_first_byte),
+        ("lag", latency.lag),
+        ("turn_wait", latency.turn_wait),
+    ] {
         let series =
             [("0.5", quantiles.p50), ("0.9", quantiles.p90), ("0.99", quantiles.p99), ("1", quantiles.max)];
         for (quantile, us) in series {

@@ -274,6 +274,9 @@ pub(crate) struct Latency {
     pub(crate) target_first_byte: Quantiles,
     /// From a segment's capture to its first replay.
     pub(crate) lag: Quantiles,
+    /// From the capture of a turn's first byte until the answer before it was there: what waiting for answers adds.
+    #[serde(default)]
+    pub(crate) turn_wait: Quantiles,
 }
 
 /// Quantiles of a histogram, microseconds; upper bounds of its buckets, an eighth too high at most.
@@ -346,7 +349,8 @@ mod tests {
  "turns":{"sent":0,"answered":0,"guessed":0,"unanswered":0,"overlapped":0},
  "inject":{"segments":0,"bytes":0,"errors":{"ENOBUFS":0}},
  "returned":{"headers":0},
- "latency_us":{"target_first_byte":{"p50":0,"p90":0,"p99":0,"max":0}}}"#;
+ "latency_us":{"target_first_byte":{"p50":0,"p90":0,"p99":0,"max":0},
+  "lag":{"p50":0,"p90":0,"p99":0,"max":0},"turn_wait":{"p50":0,"p90":0,"p99":0,"max":0}}}"#;
 
     /// Every path of `promised` exists in `ours` with a value of the same kind.
     fn covers(promised: &serde_json::Value, ours: &serde_json::Value, path: &str) {

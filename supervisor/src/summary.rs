@@ -40,6 +40,7 @@ pub(crate) fn lines(stats: &Stats) -> Vec<String> {
     );
     add("latency", format!("target first byte {}", quantiles(stats.latency_us.target_first_byte)));
     add("", format!("lag               {}", quantiles(stats.latency_us.lag)));
+    add("", format!("turn wait         {}", quantiles(stats.latency_us.turn_wait)));
     add(
         "packets",
         format!(

@@ -16,6 +16,7 @@
 //! | `backlog` | what goes when payload memory runs out |
 //! | `birth` | new sessions: copies, endpoints, connections |
 //! | `strangers` | what is remembered of flows without a session |
+//! | `nearest` | how near each client is at least |
 //! | `targets` | each target as a whole: breaker, pace of connections, path |
 //! | `target` | returned headers: handshake, acknowledgements, answers |
 //! | `congestion`, `sack` | what may be under way, what is lost |
@@ -47,6 +48,7 @@ mod foresight;
 mod held;
 pub mod histogram;
 pub mod index;
+mod nearest;
 mod numbering;
 mod online;
 mod ready;

@@ -17,6 +17,9 @@ use crate::wide::Wide;
 
 /// A round-trip time of the client from this on is not believed: its SYN was lost on the way, or its user was asleep.
 pub(crate) const RTT_VALID_US: u64 = 900_000;
+/// A client nearer than this has no distance: a timer for each of its answers would cost more than it models, and its
+/// handshake tells how long two hosts took to wake up (300 µs on a path of 10), not what an answer takes.
+const NEXT_DOOR_US: u32 = 1_000;
 /// Between looks at whether a file has gone on far enough behind a hole.
 const FILE_LOOK_US: u64 = 20_000;
 /// Sequence numbers further off than this belong to another connection: four times Linux' largest default buffer.
@@ -236,7 +239,10 @@ impl Table {
         if !slot.is(is::RTT_SETTLED) {
             slot.set(is::RTT_SETTLED);
             let sample = time_us.saturating_sub(slot.data_us);
-            slot.client_rtt_us = if sample < RTT_VALID_US { sample as u32 } else { 0 };
+            if sample < RTT_VALID_US {
+                slot.client_rtt_us = sample as u32;
+                self.nearest.note(&slot.client, &slot.server, sample as u32);
+            }
         }
         if slot.is(is::HELD_BACK) {
             if rtt == Rtt::Measured {
@@ -332,12 +338,13 @@ impl Table {
         time_us: u64,
         len: usize,
     ) -> Result<Admit, NoChunk> {
-        let slot = self.slots.get_mut(id);
+        let slot = self.slots.get(id);
         let first = !slot.is(is::HAD_DATA);
         let gate = gate.max(slot.last_gate);
         let begins = first || gate > slot.last_gate;
         let gap_us = if first { 0 } else { time_us.saturating_sub(slot.data_us) };
-        let overlapped = begins && !first && gap_us < u64::from(slot.client_rtt_us) / 2;
+        let overlapped = begins && !first && self.overlaps(slot, gap_us);
+        let slot = self.slots.get_mut(id);
         slot.set(is::HAD_DATA);
         slot.data_us = time_us.max(slot.data_us);
         slot.last_gate = gate;
@@ -364,6 +371,13 @@ impl Table {
             return Ok(Admit::Drop(reason));
         }
         Ok(Admit::Hold)
+    }
+
+    /// Row 2 of the turns: what comes less than half of the client's round trip after its previous data, the shortest one
+    /// ever seen, cannot be an answer to an answer to it.
+    fn overlaps(&self, slot: &Slot, gap_us: u64) -> bool {
+        let too_soon = |rtt_us: u32| rtt_us >= NEXT_DOOR_US && gap_us < u64::from(rtt_us) / 2;
+        too_soon(slot.client_rtt_us) && self.nearest.rtt_us(&slot.client, &slot.server).is_none_or(too_soon)
     }
 
     /// Moves on what is in order now.
@@ -593,13 +607,12 @@ fn splits_a_request(slot: &Slot, missed: u32) -> bool {
     mss > 12 && (missed.is_multiple_of(mss) || missed.is_multiple_of(mss - 12))
 }
 
-/// The distance that this session's acknowledgements keep; below a millisecond a timer for each answer would cost more
-/// than it models.
+/// The distance that this session's acknowledgements keep.
 pub(crate) fn distance_us(slot: &Slot, rtt: Rtt) -> u64 {
     let us = match rtt {
         Rtt::Measured => slot.client_rtt_us,
         Rtt::Fixed(us) => us,
         Rtt::None => 0,
     };
-    if us < 1000 { 0 } else { u64::from(us) }
+    if us < NEXT_DOOR_US { 0 } else { u64::from(us) }
 }

@@ -440,6 +440,9 @@ impl<S: Sink> Emit<'_, S> {
         }
         match gate {
             Gate::Open(row) => {
+                if next.flags & piece::NEW_TURN != 0 && next.len > 0 && slot.resent_left == 0 {
+                    self.tally.turn_wait.record(turns::wait_us(slot, next, row, self.config.wait));
+                }
                 turns::release(slot, self.tally, next, row);
                 true
             }

@@ -32,6 +32,7 @@ use crate::endpoints::Pool;
 use crate::file_clock::FileClock;
 use crate::foresight::Foresight;
 use crate::index::{Batch, Index};
+use crate::nearest::Nearest;
 use crate::ready::Ready;
 use crate::slot::{NEVER, NONE, Phase, Slot, is};
 use crate::strangers::Strangers;
@@ -93,6 +94,7 @@ pub struct Table {
     pub(crate) free: Vec<u32>,
     pub(crate) due: Vec<u32>,
     pub(crate) strangers: Strangers,
+    pub(crate) nearest: Nearest,
     pub(crate) targets: Targets,
     /// IPv4 and IPv6.
     pub(crate) pools: [Option<Pool>; 2],
@@ -156,6 +158,7 @@ impl Table {
             free: (0..sessions).rev().collect(),
             due: Vec::with_capacity(DUE),
             strangers: Strangers::new(sessions),
+            nearest: Nearest::new(config.seeds.table),
             targets: Targets::new(config.targets.len(), config.pace, config.seeds.isn),
             pools,
             draining: false,

@@ -178,6 +178,8 @@ pub struct Tally {
     pub lag: Histogram,
     /// From the last byte of a turn to the first byte of the answer, µs.
     pub first_byte: Histogram,
+    /// From the capture of a turn's first byte to the moment its gate opened, µs; 0 when it was open already.
+    pub turn_wait: Histogram,
 }
 
 impl Tally {
@@ -196,6 +198,7 @@ impl Tally {
             inherited: 0,
             lag: Histogram::default(),
             first_byte: Histogram::default(),
+            turn_wait: Histogram::default(),
         }
     }
 

@@ -68,19 +68,47 @@ pub(crate) fn gate(slot: &Slot, next: &Piece, now_us: u64, wait: bool) -> Gate {
     if slot.outstanding() > 0 {
         return Gate::Closed(NEVER);
     }
-    let after_gap = next.flags & piece::AFTER_GAP != 0;
-    if after_gap && got == 0 && slot.turns_waiting == 0 {
+    if nothing_asked(slot, next, got) {
         return Gate::Open(Row::Guessed);
     }
-    let (since, quiet, row) = if got == 0 {
-        let since = slot.progress_us.max(slot.turn_sent_us).max(next.time_us);
-        (since, (4 * u64::from(next.gap_us)).clamp(3_000_000, 60_000_000), Row::Unanswered)
-    } else if psh && (after_gap || got * 8 >= expected * 7) {
-        (slot.answer_us, (2 * u64::from(slot.srtt_us)).clamp(1_000, 10_000), Row::Guessed)
+    let (at_us, row) = after_silence(slot, next, expected, got);
+    if now_us >= at_us { Gate::Open(row) } else { Gate::Closed(at_us) }
+}
+
+/// What was asked before `next` was given up, and nothing else is due.
+fn nothing_asked(slot: &Slot, next: &Piece, got: u64) -> bool {
+    next.flags & piece::AFTER_GAP != 0 && got == 0 && slot.turns_waiting == 0
+}
+
+/// When silence opens the gate of `next`, by which row.
+fn after_silence(slot: &Slot, next: &Piece, expected: u64, got: u64) -> (u64, Row) {
+    let after_gap = next.flags & piece::AFTER_GAP != 0;
+    if got == 0 {
+        let since_us = slot.progress_us.max(slot.turn_sent_us).max(next.time_us);
+        (since_us + (4 * u64::from(next.gap_us)).clamp(3_000_000, 60_000_000), Row::Unanswered)
+    } else if slot.is(is::ANSWER_PSH) && (after_gap || got * 8 >= expected * 7) {
+        (slot.answer_us + (2 * u64::from(slot.srtt_us)).clamp(1_000, 10_000), Row::Guessed)
     } else {
-        (slot.answer_us, u64::from(next.gap_us).clamp(20_000, 1_000_000), Row::Guessed)
+        (slot.answer_us + u64::from(next.gap_us).clamp(20_000, 1_000_000), Row::Guessed)
+    }
+}
+
+/// How long the gate of `next`, which `row` has opened, kept it after its capture; 0 when it was open already. To be asked
+/// before [`release`] moves the anchors.
+///
+/// Told by what opened the gate, not by when somebody looked: a turn behind one that waits for the target's window may find
+/// its own gate open for a while.
+pub(crate) fn wait_us(slot: &Slot, next: &Piece, row: Row, waits: bool) -> u64 {
+    let expected = next.gate.beyond(slot.anchor_online);
+    let got = slot.answered().beyond(slot.anchor_target);
+    let opened_us = match row {
+        _ if expected == 0 => 0,
+        Row::Free if !waits || slot.is(is::DUPLEX) => 0,
+        Row::Free | Row::Exact | Row::Deviation => slot.answer_us,
+        Row::Guessed if nothing_asked(slot, next, got) => 0,
+        Row::Guessed | Row::Unanswered => after_silence(slot, next, expected, got).0,
     };
-    if now_us >= since + quiet { Gate::Open(row) } else { Gate::Closed(since + quiet) }
+    opened_us.saturating_sub(next.time_us)
 }
 
 /// How much longer an answer was; 0, which is never steady, when it cannot be said in 32 bits.

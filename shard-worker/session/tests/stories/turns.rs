@@ -148,30 +148,107 @@ fn without_waiting_everything_leaves_as_it_comes() {
     world.assert_all_delivered();
 }
 
-#[test]
-fn pipelined_requests_overlap_instead_of_waiting() {
-    let mut config = config();
-    config.rtt = Rtt::Measured;
-    let mut world = World::with(config, lines(MS, 1));
-    let mut client = Client::new(1);
-    client.syn(&mut world);
-    world.run(800);
-    client.acks(&mut world);
+/// Opens a connection whose handshake takes so long online.
+fn opens_at(world: &mut World, client: &mut Client, rtt_us: u64) {
+    client.syn(world);
+    world.run(rtt_us);
+    client.acks(world);
     world.run(100);
-    // Sixteen under way at any time: each answer read draws one more request within microseconds.
+}
+
+/// Sixteen requests under way at any time: each answer read draws one more within microseconds.
+fn pipelines(world: &mut World, client: &mut Client) {
     for _ in 0..16 {
-        client.sends(&mut world, b"r 100\n");
+        client.sends(world, b"r 100\n");
     }
     for _ in 0..64 {
         client.reads(100);
-        client.sends(&mut world, b"r 100\n");
+        client.sends(world, b"r 100\n");
         world.run(20);
     }
     world.run(10 * SECOND);
+}
+
+#[test]
+fn pipelined_requests_overlap_instead_of_waiting() {
+    let mut world = World::with(Config { rtt: Rtt::Measured, ..config() }, lines(MS, 1));
+    let mut client = Client::new(1);
+    opens_at(&mut world, &mut client, 20 * MS);
+    pipelines(&mut world, &mut client);
     assert_eq!(world.peer().lines, 80);
     assert!(world.count(Count::TurnsOverlapped) > 50);
     assert_eq!(world.count(Count::TurnsUnanswered), 0);
     world.assert_all_delivered();
+}
+
+/// On a path of 10 µs a cold handshake takes far longer than an answer does: nothing in a closed loop is pipelined for it.
+/// Below a millisecond it says nothing; beyond that, once a shorter one was seen from the same address.
+#[test]
+fn a_cold_handshake_does_not_make_a_closed_loop_a_pipeline() {
+    for (cold_us, warm_us, overlapped) in [(300, None, 0), (3 * MS, None, 199), (3 * MS, Some(10), 0)] {
+        let mut world = World::with(config(), lines(100, 1));
+        let mut other = Client::new(2);
+        let mut client = Client::new(1);
+        opens_at(&mut world, &mut client, cold_us);
+        if let Some(warm_us) = warm_us {
+            opens_at(&mut world, &mut other, warm_us);
+        }
+        for _ in 0..200 {
+            client.sends(&mut world, b"r 100\n");
+            world.run(60);
+            client.reads(100);
+        }
+        world.run(SECOND);
+        assert_eq!(world.count(Count::TurnsOverlapped), overlapped, "{cold_us} us, then {warm_us:?}");
+        assert_eq!(world.count(Count::TurnsSent), 200);
+        assert_eq!(world.count(Count::TurnsGuessed) + world.count(Count::TurnsUnanswered), 0);
+        world.assert_all_delivered();
+    }
+}
+
+/// Next door a rolling pipeline is not told from a closed loop. No turn leaves before the answers that it had seen online.
+#[test]
+fn a_pipeline_next_door_is_still_in_order() {
+    let mut world = World::with(config(), lines(MS, 1));
+    let mut client = Client::new(1);
+    opens_at(&mut world, &mut client, 300);
+    pipelines(&mut world, &mut client);
+    assert_eq!((world.peer().lines, world.peer().read == client.written), (80, true));
+    assert_eq!(world.count(Count::TurnsOverlapped) + world.count(Count::TurnsUnanswered), 0);
+    assert!(world.count(Count::TurnsGuessed) <= 1, "{}", world.count(Count::TurnsGuessed));
+    world.assert_all_delivered();
+}
+
+/// What waiting adds to each turn: nothing to one whose gate was open at its capture, else the time from then until the
+/// answer before it was there.
+#[test]
+fn the_added_wait_of_each_turn_is_measured() {
+    let mut world = World::with(config(), lines(10 * MS, 1));
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    world.run(MS);
+    let mut captured = Vec::new();
+    for i in 0..20 {
+        captured.push(world.now_us);
+        client.asks(&mut world, "r", 500);
+        // The first half faster than the target answers, the rest long after it has.
+        world.run(if i < 10 { MS } else { 300 * MS });
+    }
+    world.run(SECOND);
+    let sent: Vec<u64> = world.data_sent().iter().map(|sent| sent.at_us).collect();
+    let waits: Vec<u64> = sent.iter().zip(&captured).map(|(sent, captured)| sent - captured).collect();
+    assert!(waits[0] == 0 && waits[1..=10].iter().all(|&us| us > 8 * MS), "{waits:?}");
+    assert!(waits[11..].iter().all(|&us| us == 0), "{waits:?}");
+    let measured = &world.table.tally().turn_wait;
+    assert_eq!(measured.counts().iter().sum::<u64>(), 20);
+    assert_eq!(measured.counts()[0], 10, "those that found their gate open");
+    assert_eq!(Some(measured.max_us()), waits.iter().copied().max());
+    let bounds = |i| session::Histogram::bucket_bounds(i);
+    for (i, &n) in measured.counts().iter().enumerate() {
+        let (low, high) = bounds(i);
+        let real = waits.iter().filter(|us| (low..=high).contains(us)).count() as u64;
+        assert_eq!(n, real, "{low} to {high} us");
+    }
 }
 
 #[test]
