@@ -3,7 +3,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `filter` | the capture filter: client → server segments of the mappings |
+//! | `filter` | the capture filter: client → server segments of the mappings, and the answers where they are recorded |
 //! | `filter/returns` | the return filter that intercept uses: headers of answers, and ICMP errors |
 //! | `filter/parts` | what both have in common |
 //! | `filter/assembler` | labels, branches of any distance, ends |
@@ -66,11 +66,26 @@ pub struct CaptureFilter {
     pub outside: Vec<Range>,
     /// Frames of other hosts too.
     pub promiscuous: bool,
+    /// Server → client segments too.
+    pub answers: bool,
     /// Length of the link header in front: 0 on SOCK_DGRAM sockets, 14 on SOCK_RAW sockets of Ethernet.
     pub link_header: u32,
     /// Which lengths.
     pub frames: Frames,
 }
+
+/// Where client and service stand in the headers of one direction: addresses from the IP header on, the service's port from
+/// the TCP header on.
+struct Side {
+    client_v4: u32,
+    service_v4: u32,
+    client_v6: u32,
+    service_v6: u32,
+    port: u32,
+}
+
+const REQUESTS: Side = Side { client_v4: 12, service_v4: 16, client_v6: 8, service_v6: 24, port: 2 };
+const ANSWERS: Side = Side { client_v4: 16, service_v4: 12, client_v6: 24, service_v6: 8, port: 0 };
 
 impl CaptureFilter {
     /// The program. With so many addresses that it would be too long, one that compares ports only.
@@ -93,38 +108,62 @@ impl CaptureFilter {
                 asm.branch(code::JGT, len, To::Next, To::Reject);
             }
         }
-        parts::direction(&mut asm, self.promiscuous);
+        if !self.answers {
+            parts::direction(&mut asm, self.promiscuous);
+            self.half(&mut asm, &REQUESTS, exact, To::Reject);
+            return asm.finish();
+        }
+        let (requests, outgoing, answers) = (asm.label(), asm.label(), asm.label());
+        parts::directions(&mut asm, self.promiscuous, requests, outgoing);
+        asm.bind(requests);
+        self.half(&mut asm, &REQUESTS, exact, To::Place(answers));
+        parts::outgoing(&mut asm, outgoing, answers);
+        self.half(&mut asm, &ANSWERS, exact, To::Reject);
+        asm.finish()
+    }
+
+    /// Takes one direction; what is not of it goes to `miss`. Nothing falls through.
+    fn half(&self, asm: &mut Assembler, side: &Side, exact: bool, miss: To) {
         let (v4, v6, tcp) = (asm.label(), asm.label(), asm.label());
-        parts::network(&mut asm, self.link_header, v4, v6);
+        parts::network(asm, self.link_header, v4, v6);
         asm.bind(v4);
         asm.op(code::LD_B, 9);
         asm.branch(code::JEQ, parts::TCP, To::Next, To::Reject);
         // Fragments but the first have no ports; the first comes up, to be counted.
         asm.op(code::LD_H, 6);
         asm.branch(code::JSET, 0x1fff, To::Reject, To::Next);
-        self.client(&mut asm, true, 12);
-        parts::keep_address(&mut asm, 16, 1);
-        parts::step_over_v4(&mut asm);
-        asm.op(code::LD_H, 2);
-        parts::ports(&mut asm, &self.ports(true), true, exact);
+        self.client(asm, true, side.client_v4, miss);
+        self.own(asm, side, true, miss);
+        parts::keep_address(asm, side.service_v4, 1);
+        parts::step_over_v4(asm);
+        asm.op(code::LD_H, side.port);
+        parts::ports(asm, &self.ports(true), true, exact, miss);
         asm.bind(v6);
-        self.client(&mut asm, false, 8);
-        parts::keep_address(&mut asm, 24, 4);
-        parts::step_over_v6(&mut asm, &[(parts::TCP, tcp)], To::Accept);
+        self.client(asm, false, side.client_v6, miss);
+        self.own(asm, side, false, miss);
+        parts::keep_address(asm, side.service_v6, 4);
+        parts::step_over_v6(asm, &[(parts::TCP, tcp)], To::Accept);
         asm.bind(tcp);
-        asm.op(code::LD_H, 2);
-        parts::ports(&mut asm, &self.ports(false), false, exact);
-        asm.finish()
+        asm.op(code::LD_H, side.port);
+        parts::ports(asm, &self.ports(false), false, exact, miss);
     }
 
-    /// Drops what comes from our own clients, and from clients that are not meant; the address stands at X + `offset`.
-    fn client(&self, asm: &mut Assembler, v4: bool, offset: u32) {
-        parts::in_ranges(asm, &self.clients, v4, offset, To::Reject);
-        parts::in_ranges(asm, &self.outside, v4, offset, To::Reject);
+    /// A replayed client may have a service's port: what it sends to a target goes out like an answer.
+    fn own(&self, asm: &mut Assembler, side: &Side, v4: bool, miss: To) {
+        if side.port == ANSWERS.port {
+            let offset = if v4 { side.service_v4 } else { side.service_v6 };
+            parts::in_ranges(asm, &self.clients, v4, offset, miss);
+        }
+    }
+
+    /// Leaves out our own clients, and clients that are not meant; the address stands at X + `offset`.
+    fn client(&self, asm: &mut Assembler, v4: bool, offset: u32, miss: To) {
+        parts::in_ranges(asm, &self.clients, v4, offset, miss);
+        parts::in_ranges(asm, &self.outside, v4, offset, miss);
         if !self.inside.is_empty() {
             let meant = asm.label();
             parts::in_ranges(asm, &self.inside, v4, offset, To::Place(meant));
-            asm.goto(To::Reject);
+            asm.goto(miss);
             asm.island();
             asm.bind(meant);
         }

@@ -11,6 +11,7 @@
 //! | `xdp` | the live source on AF_XDP (feature `xdp`) |
 //! | `expression` | `-F`: compiled, carried, decided |
 //! | `link` | link header → IP header |
+//! | `recording` | the recorder seen from the capturer |
 //! | `dispatch` | frame → mapping → shard → record |
 //! | `online` | which mapping a packet belongs to |
 //! | `survey` | what a packet file holds and a replay of it would be |
@@ -36,6 +37,7 @@ pub mod online;
 pub mod open;
 pub mod packet_ring;
 pub mod pcap;
+mod recording;
 pub mod role;
 pub mod simple;
 pub mod source;

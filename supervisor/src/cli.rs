@@ -16,6 +16,8 @@ use crate::role::RoleArgs;
 pub(crate) enum Action {
     /// Replay live traffic.
     Run(Options),
+    /// Record live traffic.
+    Record(Options),
     /// See the targets' answers and return their headers.
     Intercept(Options),
     /// Print the state of an instance.
@@ -100,6 +102,7 @@ fn read_from(
     let (verb, matches) = matches.subcommand().expect("a subcommand is required");
     match verb {
         "run" => Ok(Action::Run(options(matches, Command::Run)?)),
+        "record" => Ok(Action::Record(options(matches, Command::Record)?)),
         "intercept" => Ok(Action::Intercept(options(matches, Command::Intercept)?)),
         "stats" => Ok(Action::Stats { name: name(matches)?, json: matches.get_flag("json") }),
         "top" => Ok(Action::Top { name: name(matches)? }),
@@ -133,6 +136,11 @@ fn command() -> clap::Command {
             of_options(Command::Run)
                 .about("Capture live traffic on this host and replay it on a target")
                 .after_help("Example: tcptwin run -x 80-10.0.3.2:8080 -s 10.0.4.2 -n 1.5"),
+        )
+        .subcommand(
+            of_options(Command::Record)
+                .about("Capture live traffic on this host, requests and answers, into rotating pcapng files")
+                .after_help("Example: tcptwin record -x 80 -o /var/tmp/web --keep 10GiB --zstd\n\nThe files hold what the clients sent: only their owner can read them. They open in Wireshark."),
         )
         .subcommand(
             of_options(Command::Intercept)

@@ -17,8 +17,8 @@ use topology::{Plan, wiring};
 use crate::member::Member;
 use crate::procfs;
 use crate::stats::{
-    Amount, Capture, Control, Inject, Intercept, Latency, Ledger, Quantiles, RecoveryTime, Returned,
-    RoleStats, Sessions, Stats, Target, Turns,
+    Amount, Capture, Control, Inject, Intercept, Latency, Ledger, Quantiles, Record, Recorded, RecoveryTime,
+    Returned, RoleStats, Sessions, Stats, Target, Turns,
 };
 
 /// One look at everything.
@@ -72,6 +72,7 @@ impl Collector {
                 kernel_drops: self.capturer(capturer::Count::KernelDrops),
             },
             ledger: self.ledger(),
+            record: self.record(),
             sessions: self.sessions(),
             turns: Turns {
                 sent: self.shards(Count::TurnsSent),
@@ -166,6 +167,41 @@ impl Collector {
             dropped: Drop::ALL.iter().map(|reason| (reason.name().to_owned(), dropped(*reason))).collect(),
             missed: bytes(self.shards(Count::Missed)),
         }
+    }
+
+    fn record(&self) -> Option<Record> {
+        use capturer::Count as C;
+        let plan = self.plan.record.as_ref()?;
+        let amount =
+            |packets: C, bytes: C| Recorded { packets: self.capturer(packets), bytes: self.capturer(bytes) };
+        // What is counted later is read first: packets are wanted before they are anything else.
+        let written = amount(C::RecordWrittenPackets, C::RecordWrittenBytes);
+        let dropped = [
+            ("ring_full", amount(C::RecordFullPackets, C::RecordFullBytes)),
+            ("disk", amount(C::RecordDiskPackets, C::RecordDiskBytes)),
+            ("capturer_lost", amount(C::RecordLostPackets, C::RecordLostBytes)),
+        ];
+        let wanted = amount(C::RecordPackets, C::RecordBytes);
+        let done = dropped.iter().fold(written, |sum, (_, one)| Recorded {
+            packets: sum.packets + one.packets,
+            bytes: sum.bytes + one.bytes,
+        });
+        Some(Record {
+            directory: plan.directory.display().to_string(),
+            wanted,
+            written,
+            dropped: dropped.into_iter().map(|(reason, one)| (reason.to_owned(), one)).collect(),
+            waiting: Recorded {
+                packets: wanted.packets.saturating_sub(done.packets),
+                bytes: wanted.bytes.saturating_sub(done.bytes),
+            },
+            files: self.capturer(C::RecordFiles),
+            file_bytes: self.capturer(C::RecordFileBytes),
+            removed_files: self.capturer(C::RecordRemovedFiles),
+            removed_bytes: self.capturer(C::RecordRemovedBytes),
+            failing: self.capturer(C::RecordFailing) > 0,
+            only: self.plan.records_only(),
+        })
     }
 
     fn sessions(&self) -> Sessions {

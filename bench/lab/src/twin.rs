@@ -32,6 +32,8 @@ pub use stats::{RoleStats, Stats};
 pub enum Kind {
     /// `tcptwin run`.
     Run,
+    /// `tcptwin record`.
+    Record,
     /// `tcptwin intercept`.
     Intercept,
 }
@@ -92,6 +94,13 @@ impl Twin {
         Ok(run)
     }
 
+    /// Starts `tcptwin record ARGS --json --name ...` on a host and waits until it captures.
+    pub fn record(&self, host: &Host, args: &[&str]) -> anyhow::Result<Instance> {
+        let mut record = self.begin(Kind::Record, host, args)?;
+        record.wait_ready()?;
+        Ok(record)
+    }
+
     /// Starts `tcptwin intercept ARGS --plain --json --name ...` on a host and waits until it listens.
     pub fn intercept(&self, host: &Host, args: &[&str]) -> anyhow::Result<Instance> {
         let mut intercept = self.begin(Kind::Intercept, host, args)?;
@@ -116,9 +125,14 @@ impl Twin {
             Some(given) => (*given).to_owned(),
             None => format!("lab{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed)),
         };
-        let mut words: Vec<String> = vec![if kind == Kind::Run { "run" } else { "intercept" }.to_owned()];
+        let verb = match kind {
+            Kind::Run => "run",
+            Kind::Record => "record",
+            Kind::Intercept => "intercept",
+        };
+        let mut words: Vec<String> = vec![verb.to_owned()];
         words.extend(args.iter().map(|&a| a.to_owned()));
-        if !args.contains(&"--key") {
+        if !args.contains(&"--key") && kind != Kind::Record {
             words.push("--plain".to_owned());
         }
         words.push("--json".to_owned());
@@ -163,7 +177,7 @@ impl Instance {
         let ready = wait::until(&what, START, || {
             self.has_ended()
                 || match self.kind {
-                    Kind::Run => self.stats().is_ok_and(|s| s.state() == "running"),
+                    Kind::Run | Kind::Record => self.stats().is_ok_and(|s| s.state() == "running"),
                     Kind::Intercept => self.listens(),
                 }
         });

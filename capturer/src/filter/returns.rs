@@ -76,7 +76,7 @@ impl ReturnFilter {
         parts::step_over_v4(asm);
         self.answer(asm);
         asm.bind(ports);
-        parts::ports(asm, &self.ports(true), true, exact);
+        parts::ports(asm, &self.ports(true), true, exact, To::Reject);
     }
 
     fn v6(&self, asm: &mut Assembler, exact: bool) {
@@ -106,7 +106,7 @@ impl ReturnFilter {
         asm.bind(tcp);
         self.answer(asm);
         asm.bind(ports);
-        parts::ports(asm, &self.ports(false), false, exact);
+        parts::ports(asm, &self.ports(false), false, exact, To::Reject);
     }
 
     /// Drops what does not go to a replayed client.

@@ -9,6 +9,7 @@
 //! | `mapping` | `-x` |
 //! | `clients` | `-c`, `--keep-clients`, the default ranges and their parts |
 //! | `sizes` | how the memory is shared out |
+//! | `recording` | `record`, and `--record` of `run` |
 //! | `planner` | options → plan |
 //! | `plan` | what a run is: everything the roles need to know, written once into the region |
 //! | `listening` | options → what `intercept` does |
@@ -25,6 +26,7 @@ pub mod mapping;
 pub mod options;
 pub mod plan;
 pub mod planner;
+pub mod recording;
 pub mod refusal;
 pub mod sizes;
 pub mod value;
