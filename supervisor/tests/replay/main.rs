@@ -18,6 +18,7 @@
 //! | `faults` | what dies and comes back under load |
 //! | `surviving` | the supervisor dies, is upgraded, or gives up |
 //! | `poison` | a defect that one kind of answer hits |
+//! | `recording` | what `record` and `run --record` write; mirror ports |
 //! | `ending` | names, drain, and what is left behind |
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ mod inject;
 mod joining;
 mod modes;
 mod poison;
+mod recording;
 mod stage;
 mod surviving;
 
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         inject::STORIES,
         faults::STORIES,
         surviving::STORIES,
+        recording::STORIES,
         poison::STORIES,
         ending::STORIES,
     ];
