@@ -88,6 +88,38 @@ named_enum! {
         DatagramsRingFull => "datagrams_ring_full",
         /// Their payload bytes times the copies that were wanted: goes to `wanted` and to `dropped` alike.
         DatagramsRingFullWantedBytes => "datagrams_ring_full_wanted_bytes",
+        /// Server → client packets, which only a recording takes.
+        Answers => "answers",
+        /// Packets that were to be recorded, both directions.
+        RecordPackets => "record_packets",
+        /// Their bytes, as far as they were to be kept.
+        RecordBytes => "record_bytes",
+        /// As [`recorder::Figure::WrittenPackets`]; this and the following are that enum's, in its order.
+        RecordWrittenPackets => "record_written_packets",
+        /// As [`recorder::Figure::WrittenBytes`].
+        RecordWrittenBytes => "record_written_bytes",
+        /// As [`recorder::Figure::FullPackets`].
+        RecordFullPackets => "record_full_packets",
+        /// As [`recorder::Figure::FullBytes`].
+        RecordFullBytes => "record_full_bytes",
+        /// As [`recorder::Figure::DiskPackets`].
+        RecordDiskPackets => "record_disk_packets",
+        /// As [`recorder::Figure::DiskBytes`].
+        RecordDiskBytes => "record_disk_bytes",
+        /// As [`recorder::Figure::Files`].
+        RecordFiles => "record_files",
+        /// As [`recorder::Figure::FileBytes`].
+        RecordFileBytes => "record_file_bytes",
+        /// As [`recorder::Figure::RemovedFiles`].
+        RecordRemovedFiles => "record_removed_files",
+        /// As [`recorder::Figure::RemovedBytes`].
+        RecordRemovedBytes => "record_removed_bytes",
+        /// Gauge: as [`recorder::Figure::Failing`].
+        RecordFailing => "record_failing",
+        /// Packets that were on their way to a file when a capturer died; some of them may be in it.
+        RecordLostPackets => "record_lost_packets",
+        /// Their bytes.
+        RecordLostBytes => "record_lost_bytes",
     }
 }
 
@@ -95,6 +127,12 @@ impl From<Malformed> for Count {
     fn from(malformed: Malformed) -> Self {
         Count::ALL[Count::NotIp.index() + malformed.index()]
     }
+}
+
+/// Where a figure of the recorder stands; none for what the capturer knows already.
+pub(crate) fn of_figure(figure: recorder::Figure) -> Option<Count> {
+    let count = Count::ALL[Count::RecordWrittenPackets.index() + figure.index()];
+    (figure != recorder::Figure::KernelDrops).then_some(count)
 }
 
 /// Where the number of the next frame of each capture ring stands in the block, for a successor to go on there.
@@ -107,6 +145,14 @@ const _: () = assert!(Count::COUNT <= POSITIONS);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_recorders_figures_keep_their_names() {
+        for &figure in recorder::Figure::ALL {
+            let Some(count) = of_figure(figure) else { continue };
+            assert_eq!(count.name(), format!("record_{}", figure.name()));
+        }
+    }
 
     #[test]
     fn malformed_packets_are_counted_under_their_name() {

@@ -70,6 +70,8 @@ pub struct Dispatcher {
     control: &'static Control,
     /// See [`Captured::lap`].
     lap: u8,
+    /// Answers are wanted too.
+    recording: bool,
 }
 
 /// The services that speak UDP, and what is put together of their datagrams.
@@ -111,6 +113,7 @@ impl Dispatcher {
             sample_seed: plan.seeds.sample,
             control: region.control(),
             lap: 0,
+            recording: plan.record.is_some(),
         }
     }
 
@@ -138,24 +141,51 @@ impl Dispatcher {
             .all(|lane| len > lane.ring.max_record() || lane.ring.credits() >= Producer::record_bytes(len))
     }
 
-    /// Takes one frame, seen at `time_ns` (CLOCK_MONOTONIC).
-    pub fn frame(&mut self, frame: &Frame<'_>, time_ns: u64) {
+    /// Takes one frame, seen at `time_ns` (CLOCK_MONOTONIC). Says whether it is one that a recording takes.
+    pub fn frame(&mut self, frame: &Frame<'_>, time_ns: u64) -> bool {
         self.count(Count::Frames, 1);
         self.count(Count::FrameBytes, frame.packet.len() as u64);
         let segment = match segment::parse(frame.packet, frame.wire_len) {
             Ok(segment) => segment,
             Err(Malformed::NotTcp | Malformed::Fragment) if self.udp.is_some() => {
-                return self.udp(frame, time_ns);
+                self.udp(frame, time_ns);
+                return false;
             }
-            Err(malformed) => return self.count(malformed.into(), 1),
+            Err(malformed) => {
+                self.count(malformed.into(), 1);
+                return false;
+            }
         };
         match self.online.meaning(&segment.src, &segment.dst) {
             Meaning::Mapping(_) if !self.takes(frame) => self.count(Count::LeftOut, 1),
-            Meaning::Mapping(mapping) => self.segment(frame, &segment, mapping, time_ns),
+            Meaning::Mapping(mapping) => {
+                self.segment(frame, &segment, mapping, time_ns);
+                return true;
+            }
             Meaning::Own => self.count(Count::Own, 1),
             Meaning::LeftOut => self.count(Count::LeftOut, 1),
+            Meaning::Other if self.recording => return self.answer(frame, &segment),
             Meaning::Other => self.count(Count::NotMapped, 1),
         }
+        false
+    }
+
+    /// An answer, which a recording takes and no shard does.
+    fn answer(&mut self, frame: &Frame<'_>, segment: &Segment<'_>) -> bool {
+        let what = match self.online.answer(&segment.src, &segment.dst) {
+            Meaning::Mapping(_) if self.takes(frame) => Count::Answers,
+            Meaning::Mapping(_) | Meaning::LeftOut => Count::LeftOut,
+            Meaning::Own => Count::Own,
+            Meaning::Other => Count::NotMapped,
+        };
+        self.count(what, 1);
+        what == Count::Answers
+    }
+
+    /// Counts a packet that was given to a recorder.
+    pub(crate) fn recorded(&mut self, bytes: usize) {
+        self.count(Count::RecordPackets, 1);
+        self.count(Count::RecordBytes, bytes as u64);
     }
 
     /// Whether the expression takes a packet, if there is one.
@@ -175,6 +205,9 @@ impl Dispatcher {
         if cut_len > 0 {
             self.count(Count::CutSegments, 1);
             self.count(Count::CutBytes, cut_len.into());
+        }
+        if self.lanes.is_empty() {
+            return;
         }
         let head = Captured {
             time_ns,

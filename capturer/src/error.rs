@@ -199,6 +199,11 @@ pub enum RoleError {
         /// What the kernel answered.
         source: io::Error,
     },
+    /// The recorder could not begin.
+    #[error(
+        "starting the recorder's thread failed: {0}. Are the limits on processes (ulimit -u) or memory reached?"
+    )]
+    Recorder(io::Error),
     /// Waiting for frames failed.
     #[error("waiting for frames failed: {0}. Is the limit of open files (ulimit -n) reached?")]
     Wait(io::Error),

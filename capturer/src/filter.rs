@@ -3,7 +3,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `filter` | the capture filter: client → server segments and datagrams of the mappings |
+//! | `filter` | the capture filter: client → server segments and datagrams of the mappings, and the answers where they are recorded |
 //! | `filter/returns` | the return filter that intercept uses: headers of answers, and ICMP errors |
 //! | `filter/parts` | what both have in common |
 //! | `filter/assembler` | labels, branches of any distance, ends |
@@ -68,6 +68,8 @@ pub struct CaptureFilter {
     pub udp: Services,
     /// Frames of other hosts too.
     pub promiscuous: bool,
+    /// Server → client segments too.
+    pub answers: bool,
     /// Length of the link header in front: 0 on SOCK_DGRAM sockets, 14 on SOCK_RAW sockets of Ethernet.
     pub link_header: u32,
     /// Which lengths.
@@ -82,6 +84,19 @@ pub struct Services {
     /// As [`CaptureFilter::targets`].
     pub targets: Vec<SocketAddr>,
 }
+
+/// Where client and service stand in the headers of one direction: addresses from the IP header on, the service's port from
+/// the TCP header on.
+struct Side {
+    client_v4: u32,
+    service_v4: u32,
+    client_v6: u32,
+    service_v6: u32,
+    port: u32,
+}
+
+const REQUESTS: Side = Side { client_v4: 12, service_v4: 16, client_v6: 8, service_v6: 24, port: 2 };
+const ANSWERS: Side = Side { client_v4: 16, service_v4: 12, client_v6: 24, service_v6: 8, port: 0 };
 
 impl CaptureFilter {
     /// The program. With so many addresses that it would be too long, one that compares ports only.
@@ -104,10 +119,27 @@ impl CaptureFilter {
                 asm.branch(code::JGT, len, To::Next, To::Reject);
             }
         }
-        parts::direction(&mut asm, self.promiscuous);
+        if !self.answers {
+            parts::direction(&mut asm, self.promiscuous);
+            self.half(&mut asm, &REQUESTS, exact, To::Reject);
+            return asm.finish();
+        }
+        let (requests, outgoing, answers) = (asm.label(), asm.label(), asm.label());
+        parts::directions(&mut asm, self.promiscuous, requests, outgoing);
+        asm.bind(requests);
+        self.half(&mut asm, &REQUESTS, exact, To::Place(answers));
+        parts::outgoing(&mut asm, outgoing, answers);
+        self.half(&mut asm, &ANSWERS, exact, To::Reject);
+        asm.finish()
+    }
+
+    /// Takes one direction; what is not of it goes to `miss`. Nothing falls through.
+    fn half(&self, asm: &mut Assembler, side: &Side, exact: bool, miss: To) {
         let (v4, v6, tcp) = (asm.label(), asm.label(), asm.label());
-        let udp = (!self.udp.online.is_empty()).then(|| (asm.label(), asm.label()));
-        parts::network(&mut asm, self.link_header, v4, v6);
+        // Of datagrams, requests alone are captured.
+        let udp =
+            (side.port == REQUESTS.port && !self.udp.online.is_empty()).then(|| (asm.label(), asm.label()));
+        parts::network(asm, self.link_header, v4, v6);
         asm.bind(v4);
         asm.op(code::LD_B, 9);
         let other = udp.map_or(To::Reject, |(udp4, _)| To::Place(udp4));
@@ -115,51 +147,62 @@ impl CaptureFilter {
         // Fragments but the first have no ports; the first comes up, to be counted.
         asm.op(code::LD_H, 6);
         asm.branch(code::JSET, 0x1fff, To::Reject, To::Next);
-        self.client(&mut asm, true, 12);
-        parts::keep_address(&mut asm, 16, 1);
-        parts::step_over_v4(&mut asm);
-        asm.op(code::LD_H, 2);
-        parts::ports(&mut asm, &ports(&self.online, &self.targets, true), true, exact);
+        self.client(asm, true, side.client_v4, miss);
+        self.own(asm, side, true, miss);
+        parts::keep_address(asm, side.service_v4, 1);
+        parts::step_over_v4(asm);
+        asm.op(code::LD_H, side.port);
+        parts::ports(asm, &ports(&self.online, &self.targets, true), true, exact, miss);
         if let Some((udp4, _)) = udp {
             asm.bind(udp4);
             asm.branch(code::JEQ, parts::UDP, To::Next, To::Reject);
-            parts::in_ranges(&mut asm, &self.clients, true, 12, To::Reject);
+            parts::in_ranges(asm, &self.clients, true, side.client_v4, To::Reject);
             asm.op(code::LD_H, 6);
             asm.branch(code::JSET, 0x1fff, To::Accept, To::Next);
-            parts::keep_address(&mut asm, 16, 1);
-            parts::step_over_v4(&mut asm);
-            asm.op(code::LD_H, 2);
-            parts::ports(&mut asm, &ports(&self.udp.online, &self.udp.targets, true), true, exact);
+            parts::keep_address(asm, side.service_v4, 1);
+            parts::step_over_v4(asm);
+            asm.op(code::LD_H, side.port);
+            let ports = ports(&self.udp.online, &self.udp.targets, true);
+            parts::ports(asm, &ports, true, exact, To::Reject);
         }
         asm.bind(v6);
-        self.client(&mut asm, false, 8);
-        parts::keep_address(&mut asm, 24, 4);
+        self.client(asm, false, side.client_v6, miss);
+        self.own(asm, side, false, miss);
+        parts::keep_address(asm, side.service_v6, 4);
         match udp {
-            None => parts::step_over_v6(&mut asm, &[(parts::TCP, tcp)], To::Accept, To::Reject),
+            None => parts::step_over_v6(asm, &[(parts::TCP, tcp)], To::Accept, To::Reject),
             Some((_, udp6)) => {
                 let exits = [(parts::TCP, tcp), (parts::UDP, udp6)];
-                parts::step_over_v6(&mut asm, &exits, To::Accept, To::Accept);
+                parts::step_over_v6(asm, &exits, To::Accept, To::Accept);
             }
         }
         asm.bind(tcp);
-        asm.op(code::LD_H, 2);
-        parts::ports(&mut asm, &ports(&self.online, &self.targets, false), false, exact);
+        asm.op(code::LD_H, side.port);
+        parts::ports(asm, &ports(&self.online, &self.targets, false), false, exact, miss);
         if let Some((_, udp6)) = udp {
             asm.bind(udp6);
-            asm.op(code::LD_H, 2);
-            parts::ports(&mut asm, &ports(&self.udp.online, &self.udp.targets, false), false, exact);
+            asm.op(code::LD_H, side.port);
+            let ports = ports(&self.udp.online, &self.udp.targets, false);
+            parts::ports(asm, &ports, false, exact, To::Reject);
         }
-        asm.finish()
     }
 
-    /// Drops what comes from our own clients, and from clients that are not meant; the address stands at X + `offset`.
-    fn client(&self, asm: &mut Assembler, v4: bool, offset: u32) {
-        parts::in_ranges(asm, &self.clients, v4, offset, To::Reject);
-        parts::in_ranges(asm, &self.outside, v4, offset, To::Reject);
+    /// A replayed client may have a service's port: what it sends to a target goes out like an answer.
+    fn own(&self, asm: &mut Assembler, side: &Side, v4: bool, miss: To) {
+        if side.port == ANSWERS.port {
+            let offset = if v4 { side.service_v4 } else { side.service_v6 };
+            parts::in_ranges(asm, &self.clients, v4, offset, miss);
+        }
+    }
+
+    /// Leaves out our own clients, and clients that are not meant; the address stands at X + `offset`.
+    fn client(&self, asm: &mut Assembler, v4: bool, offset: u32, miss: To) {
+        parts::in_ranges(asm, &self.clients, v4, offset, miss);
+        parts::in_ranges(asm, &self.outside, v4, offset, miss);
         if !self.inside.is_empty() {
             let meant = asm.label();
             parts::in_ranges(asm, &self.inside, v4, offset, To::Place(meant));
-            asm.goto(To::Reject);
+            asm.goto(miss);
             asm.island();
             asm.bind(meant);
         }

@@ -13,6 +13,7 @@
 //! | `link` | link header → IP header |
 //! | `offline` | packet files instead: reading, waiting, loops |
 //! | `due` | when a file's packets are due |
+//! | `recording` | the recorder seen from the capturer |
 //! | `dispatch` | frame → mapping → shard → record |
 //! | `fragments` | datagrams put together from their fragments |
 //! | `online` | which mapping a packet belongs to |
@@ -42,6 +43,7 @@ pub mod online;
 pub mod open;
 pub mod packet_ring;
 pub mod pcap;
+mod recording;
 pub mod role;
 pub mod simple;
 pub mod source;

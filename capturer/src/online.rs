@@ -92,6 +92,17 @@ impl Online {
             Some(service) => Meaning::Mapping(service.mapping),
         }
     }
+
+    /// The same of a packet that may be an answer: `Mapping` when it is one to a client's request of that mapping.
+    pub fn answer(&self, src: &Endpoint, dst: &Endpoint) -> Meaning {
+        match self.meaning(dst, src) {
+            // A replayed client may have a service's port: what it sends to a target looks like an answer.
+            Meaning::Mapping(_) if among(&self.clients, src.addr) || self.targets.contains(dst) => {
+                Meaning::Own
+            }
+            other => other,
+        }
+    }
 }
 
 /// Whether an address lies in one of the ranges of its own family: `::/0` holds no IPv4 address.
@@ -121,6 +132,7 @@ pub(crate) fn filter(plan: &Plan, link_header: u32, frames: Frames) -> CaptureFi
         targets: tcp.targets,
         udp: services(Protocol::Udp),
         promiscuous: plan.capture.promiscuous,
+        answers: plan.record.is_some(),
         link_header,
         frames,
     }
@@ -168,6 +180,19 @@ mod tests {
         assert_eq!(meaning(&plan, "11.0.0.1:5", "10.0.0.9:80"), Meaning::LeftOut);
         assert_eq!(meaning(&plan, "[fd00::1]:5", "[fd00::9]:80"), Meaning::LeftOut);
         assert_eq!(meaning(&plan, "11.0.0.1:5", "10.0.0.9:81"), Meaning::Other);
+    }
+
+    #[test]
+    fn answers_are_told_from_our_own_packets() {
+        let plan = plan(&["80-10.0.3.2:80"]);
+        let parse = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
+        let answer = |src: &str, dst: &str| Online::new(&plan, Protocol::Tcp).answer(&parse(src), &parse(dst));
+        assert_eq!(answer("10.0.0.9:80", "10.0.0.1:5"), Meaning::Mapping(0));
+        assert_eq!(answer("10.0.0.9:81", "10.0.0.1:5"), Meaning::Other);
+        assert_eq!(answer("10.0.0.9:80", "198.18.3.3:5"), Meaning::Own);
+        assert_eq!(answer("198.18.3.3:80", "10.0.4.1:5"), Meaning::Own, "a replayed client's");
+        assert_eq!(answer("10.0.0.1:80", "10.0.3.2:80"), Meaning::Own, "to a target");
+        assert_eq!(answer("10.0.3.2:80", "10.0.0.1:5"), Meaning::Own, "a target's");
     }
 
     #[test]

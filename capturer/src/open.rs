@@ -15,7 +15,7 @@ use crate::filter::Frames;
 use crate::interfaces::{self, Interface};
 use crate::live::RINGS;
 use crate::online::program;
-use crate::packet_ring::{RingSpec, open_socket};
+use crate::packet_ring::{Hearing, RingSpec, open_socket};
 use crate::sys::{Begin, Bound, PacketSocket, RingMemory, link_type};
 use crate::xdp;
 
@@ -194,6 +194,12 @@ pub(crate) fn link_header(interface: &str) -> io::Result<u32> {
     })
 }
 
+/// A recording has the answers too, which this host sends; what a mirror port brings comes in, both directions.
+fn hearing(plan: &Plan) -> Hearing {
+    let promiscuous = plan.capture.promiscuous;
+    Hearing { promiscuous, outgoing: plan.record.is_some() && !promiscuous }
+}
+
 fn known<'a>(existing: &'a [Interface], name: &str) -> Result<&'a Interface, OpenError> {
     let found = existing.iter().find(|interface| interface.name == name);
     found.ok_or_else(|| OpenError::NoInterface { name: name.to_owned(), existing: interfaces::names() })
@@ -208,7 +214,7 @@ fn open_rings(plan: &Plan, wanted: &[Option<&Interface>]) -> Result<Vec<CaptureS
             interface.map_or(("any", 0), |interface| (interface.name.as_str(), interface.index));
         for (spec, frames) in specs.iter().zip([Frames::UpTo(small), Frames::Above(small)]) {
             let program = program(plan, 0, frames);
-            let socket = open_socket(spec, &program, index, plan.capture.promiscuous).map_err(|source| {
+            let socket = open_socket(spec, &program, index, hearing(plan)).map_err(|source| {
                 OpenError::new("opening a capture ring", name, spec.bytes() as u64 >> 20, source)
             })?;
             sockets.push(CaptureSocket(socket));
@@ -239,7 +245,9 @@ fn open_simple_on(plan: &Plan, interface: &Interface) -> Result<CaptureSocket, O
     let socket = PacketSocket::open(begin).map_err(failed)?;
     // pnet_datalink gives no way to set a filter, but takes a socket that has one.
     socket.attach(&program(plan, header, Frames::All)).map_err(failed)?;
-    let _ = socket.ignore_outgoing();
+    if !hearing(plan).outgoing {
+        let _ = socket.ignore_outgoing();
+    }
     let bytes = usize::try_from(plan.capture.buffer_bytes).unwrap_or(usize::MAX).min(i32::MAX as usize / 2);
     if setsockopt(&socket, sockopt::RcvBufForce, &bytes).is_err() {
         // Without CAP_NET_ADMIN the limit net.core.rmem_max holds; drops are reported.

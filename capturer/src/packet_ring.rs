@@ -167,20 +167,31 @@ impl FrameMeta {
     }
 }
 
+/// What a socket hears beside the frames that come in for this host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hearing {
+    /// What other hosts get.
+    pub promiscuous: bool,
+    /// What this host sends.
+    pub outgoing: bool,
+}
+
 /// Opens a packet socket with ring and filter in place and then binds it: to an interface, or to all with 0. Nothing is mapped
 /// yet; the descriptor may be handed to another process first.
 pub fn open_socket(
     spec: &RingSpec,
     filter: &[Instruction],
     interface: u32,
-    promiscuous: bool,
+    hearing: Hearing,
 ) -> io::Result<PacketSocket> {
     let socket = PacketSocket::open(Begin::Network)?;
     socket.attach(filter)?;
     socket.set_ring(spec)?;
-    // The filter drops outgoing frames too; kernels before 4.20 do not know this option.
-    let _ = socket.ignore_outgoing();
-    if promiscuous && interface != 0 {
+    if !hearing.outgoing {
+        // The filter drops outgoing frames too; kernels before 4.20 do not know this option.
+        let _ = socket.ignore_outgoing();
+    }
+    if hearing.promiscuous && interface != 0 {
         socket.promiscuous(interface)?;
     }
     socket.bind(interface)?;

@@ -21,6 +21,7 @@ use crate::live::Live;
 use crate::offline;
 use crate::open::CaptureSocket;
 use crate::pcap::Pcap;
+use crate::recording::Recording;
 use crate::simple::Simple;
 use crate::source::Source;
 use crate::xdp;
@@ -55,6 +56,7 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Vec<CaptureSocket>) ->
         CaptureEngine::Pcap => Box::new(Pcap::new(plan)),
         CaptureEngine::Xdp => xdp::source(plan, sockets)?,
     };
+    let recording = Recording::start(plan, dispatcher.counters()).map_err(RoleError::Recorder)?;
     // Naps end up to 50 µs late without; that is all.
     let _ = shm::set_fine_timers();
     let waiter = Waiter::new(source.as_ref()).map_err(RoleError::Wait)?;
@@ -62,6 +64,7 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Vec<CaptureSocket>) ->
         control: region.control(),
         heartbeat: region.heartbeat(Role::Capturer),
         dispatcher,
+        recording,
         source,
         waiter,
         clock: FrameClock::default(),
@@ -86,6 +89,7 @@ struct Capturer {
     control: &'static Control,
     heartbeat: &'static Heartbeat,
     dispatcher: Dispatcher,
+    recording: Option<Recording>,
     source: Box<dyn Source>,
     waiter: Waiter,
     clock: FrameClock,
@@ -125,19 +129,41 @@ impl Capturer {
             frames = 0;
         }
         self.look_at_drops();
+        self.finish_recording();
         self.heartbeat.set_state(RoleState::Done);
+    }
+
+    /// Waits until what was captured is in files; the supervisor waits for so long as it likes.
+    fn finish_recording(&mut self) {
+        let Some(recording) = &self.recording else { return };
+        recording.tell(self.dispatcher.counters());
+        recording.stop();
+        while !recording.is_finished() {
+            self.heartbeat.beat(shm::monotonic_ms());
+            std::thread::sleep(Duration::from_millis(5));
+            recording.tell(self.dispatcher.counters());
+        }
+        recording.tell(self.dispatcher.counters());
     }
 
     /// Drains up to [`BATCH`] frames and hands them to the shards.
     fn batch(&mut self) -> u32 {
         let (now_ns, realtime_ns) = both_clocks();
         self.clock.sample(now_ns, realtime_ns);
-        let (dispatcher, clock) = (&mut self.dispatcher, &self.clock);
-        let taken =
-            self.source.drain(BATCH, &mut |frame| dispatcher.frame(frame, clock.monotonic_ns(frame.time_ns)));
+        let (dispatcher, clock, recording) = (&mut self.dispatcher, &self.clock, &mut self.recording);
+        let taken = self.source.drain(BATCH, &mut |frame| {
+            let wanted = dispatcher.frame(frame, clock.monotonic_ns(frame.time_ns));
+            if wanted && let Some(recording) = recording {
+                dispatcher.recorded(recording.packet(frame));
+            }
+        });
         if taken > 0 {
             dispatcher.commit(|note| self.source.positions(note));
             self.source.release();
+            // Behind the commit: what the counters call written was to be recorded before.
+            if let Some(recording) = &self.recording {
+                recording.tell(dispatcher.counters());
+            }
         }
         self.housekeeping(now_ns / 1_000_000, taken > 0);
         taken
@@ -151,6 +177,9 @@ impl Capturer {
         if due {
             self.last_beat_ms = now_ms;
             self.look_at_drops();
+            if let Some(recording) = &self.recording {
+                recording.tell(self.dispatcher.counters());
+            }
         }
         if now_ms.saturating_sub(self.last_attend_ms) >= ATTEND_MS {
             self.last_attend_ms = now_ms;

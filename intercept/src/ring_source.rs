@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use capturer::filter::ReturnFilter;
-use capturer::packet_ring::{PacketRing, RingSpec, Start, open_socket};
+use capturer::packet_ring::{Hearing, PacketRing, RingSpec, Start, open_socket};
 use nix::net::if_::if_nametoindex;
 use tracing::info;
 
@@ -50,7 +50,7 @@ impl RingSource {
         };
         let spec = RingSpec::with_slots(SLOT_BYTES, bytes as u64);
         let open = || {
-            let socket = open_socket(&spec, &filter.program(), index, false)?;
+            let socket = open_socket(&spec, &filter.program(), index, Hearing::default())?;
             PacketRing::map(socket, spec, Start::Fresh)
         };
         let ring = open().map_err(|error| match error.raw_os_error() {

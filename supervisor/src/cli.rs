@@ -18,6 +18,8 @@ pub(crate) enum Action {
     Run(Options),
     /// Replay packet files.
     Replay(Options),
+    /// Record live traffic.
+    Record(Options),
     /// See the targets' answers and return their headers.
     Intercept(Options),
     /// Print the state of an instance.
@@ -103,6 +105,7 @@ fn read_from(
     match verb {
         "run" => Ok(Action::Run(options(matches, Command::Run)?)),
         "replay" => Ok(Action::Replay(options(matches, Command::Replay)?)),
+        "record" => Ok(Action::Record(options(matches, Command::Record)?)),
         "intercept" => Ok(Action::Intercept(options(matches, Command::Intercept)?)),
         "stats" => Ok(Action::Stats { name: name(matches)?, json: matches.get_flag("json") }),
         "top" => Ok(Action::Top { name: name(matches)? }),
@@ -141,6 +144,11 @@ fn command() -> clap::Command {
             of_options(Command::Replay)
                 .about("Replay packet files (pcap, pcapng) on a target")
                 .after_help("Examples: tcptwin replay day.pcap -x 80-10.0.3.2:8080 -s 10.0.4.2 --speed 2\n          tcptwin replay day.pcap -x 80-10.0.3.2:8080 --dry-run"),
+        )
+        .subcommand(
+            of_options(Command::Record)
+                .about("Capture live traffic on this host, requests and answers, into rotating pcapng files")
+                .after_help("Example: tcptwin record -x 80 -o /var/tmp/web --keep 10GiB --zstd\n\nThe files hold what the clients sent: only their owner can read them. They open in Wireshark."),
         )
         .subcommand(
             of_options(Command::Intercept)

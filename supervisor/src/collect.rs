@@ -18,8 +18,8 @@ use topology::{Plan, wiring};
 use crate::member::Member;
 use crate::procfs;
 use crate::stats::{
-    Amount, Capture, Control, Datagrams, Inject, Intercept, Latency, Ledger, Quantiles, RecoveryTime,
-    Returned, RoleStats, Sessions, Stats, Target, Turns, Udp, UdpFlows, UdpInject,
+    Amount, Capture, Control, Datagrams, Inject, Intercept, Latency, Ledger, Quantiles, Record, Recorded,
+    RecoveryTime, Returned, RoleStats, Sessions, Stats, Target, Turns, Udp, UdpFlows, UdpInject,
 };
 
 /// One look at everything.
@@ -78,6 +78,7 @@ impl Collector {
             },
             ledger: self.ledger(),
             udp: self.plan.replays(Protocol::Udp).then(|| self.udp()),
+            record: self.record(),
             sessions: self.sessions(),
             turns: Turns {
                 sent: self.shards(Count::TurnsSent),
@@ -223,6 +224,41 @@ impl Collector {
             icmp_errors: shards(DatagramCount::Unreachable),
             flows: UdpFlows { open, started, expired: started.saturating_sub(open) },
         }
+    }
+
+    fn record(&self) -> Option<Record> {
+        use capturer::Count as C;
+        let plan = self.plan.record.as_ref()?;
+        let amount =
+            |packets: C, bytes: C| Recorded { packets: self.capturer(packets), bytes: self.capturer(bytes) };
+        // What is counted later is read first: packets are wanted before they are anything else.
+        let written = amount(C::RecordWrittenPackets, C::RecordWrittenBytes);
+        let dropped = [
+            ("ring_full", amount(C::RecordFullPackets, C::RecordFullBytes)),
+            ("disk", amount(C::RecordDiskPackets, C::RecordDiskBytes)),
+            ("capturer_lost", amount(C::RecordLostPackets, C::RecordLostBytes)),
+        ];
+        let wanted = amount(C::RecordPackets, C::RecordBytes);
+        let done = dropped.iter().fold(written, |sum, (_, one)| Recorded {
+            packets: sum.packets + one.packets,
+            bytes: sum.bytes + one.bytes,
+        });
+        Some(Record {
+            directory: plan.directory.display().to_string(),
+            wanted,
+            written,
+            dropped: dropped.into_iter().map(|(reason, one)| (reason.to_owned(), one)).collect(),
+            waiting: Recorded {
+                packets: wanted.packets.saturating_sub(done.packets),
+                bytes: wanted.bytes.saturating_sub(done.bytes),
+            },
+            files: self.capturer(C::RecordFiles),
+            file_bytes: self.capturer(C::RecordFileBytes),
+            removed_files: self.capturer(C::RecordRemovedFiles),
+            removed_bytes: self.capturer(C::RecordRemovedBytes),
+            failing: self.capturer(C::RecordFailing) > 0,
+            only: self.plan.records_only(),
+        })
     }
 
     fn sessions(&self) -> Sessions {

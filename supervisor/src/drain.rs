@@ -38,8 +38,8 @@ pub(crate) struct Drain {
     at_once: bool,
 }
 
-/// Time for the capturer to empty the kernel's ring.
-const CAPTURER_TIME: Duration = Duration::from_secs(3);
+/// Time for the capturer to empty the kernel's ring, and its recorder's: a disk of 10 MB/s takes that long for it.
+const CAPTURER_TIME: Duration = Duration::from_secs(10);
 /// Time for a shard beyond the drain time: it resets what is open and publishes its counters.
 const SHARD_GRACE: Duration = Duration::from_secs(3);
 /// Time for the injector to empty its rings.

@@ -11,6 +11,7 @@ use topology::plan::InjectEngine;
 use crate::sockets::Sockets;
 
 /// What was set up.
+#[derive(Default)]
 pub(crate) struct Guarding {
     /// The fence, where there is one.
     pub(crate) fence: Option<Fence>,
@@ -22,6 +23,9 @@ pub(crate) struct Guarding {
 
 /// Sets it up. Whatever cannot be had is in the notes: a run without a guard sends by raw IP, unless it is told otherwise.
 pub(crate) fn set_up(region: &'static Region, plan: &Plan, directory: &Path) -> Guarding {
+    if plan.records_only() {
+        return Guarding::default();
+    }
     let mut notes = remove_leftovers(&plan.name, directory);
     let forced = matches!(plan.inject, InjectEngine::Link | InjectEngine::Pcap);
     let mut fence = match Fence::install(plan) {

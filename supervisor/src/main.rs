@@ -3,8 +3,9 @@
 //! | file | holds |
 //! |---|---|
 //! | `cli` | the command line and its errors |
-//! | `run` | `run`, from the options to the last line |
+//! | `run` | `run` and `record`, from the options to the last line |
 //! | `replaying` | `replay`: the same with packet files in front |
+//! | `recording` | what `record` shows |
 //! | `adopt`, `upgrade` | going on with what a dead supervisor left; going on as another image of the program |
 //! | `service` | systemd |
 //! | `preflight`, `host` | what is checked before anything starts; facts about this machine |
@@ -45,6 +46,7 @@ mod place;
 mod preflight;
 mod procfs;
 mod quarantine;
+mod recording;
 mod replaying;
 mod role;
 mod run;
@@ -66,7 +68,7 @@ mod words;
 use std::process::ExitCode;
 
 use cli::Action;
-use topology::Refusal;
+use topology::{Command, Refusal};
 
 fn main() -> ExitCode {
     if let Some(before) = upgrade::Handover::received() {
@@ -76,7 +78,8 @@ fn main() -> ExitCode {
         Ok(Action::Role(args)) => return role::be(&args),
         Ok(Action::Demo(args)) => return demo::run(&args),
         Ok(Action::Print(text)) => print(&text),
-        Ok(Action::Run(options)) => run::run(&options),
+        Ok(Action::Run(options)) => run::run(&options, Command::Run),
+        Ok(Action::Record(options)) => run::run(&options, Command::Record),
         Ok(Action::Replay(options)) => replaying::run(&options),
         Ok(Action::Intercept(options)) => intercepting::run(&options),
         Ok(Action::Stats { name, json }) => ctl::stats(&name, json),

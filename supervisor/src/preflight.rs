@@ -48,6 +48,11 @@ pub(crate) fn check(mut plan: Plan, options: &Options) -> Result<Ready, Refusal>
     let mut notes = Vec::new();
     let found = adopt::look(&mut plan, &mut notes)?;
     interfaces(&plan)?;
+    directory_of_files(&mut plan)?;
+    if plan.records_only() {
+        return Ok(Ready { plan, found, lock, directory, notes });
+    }
+    notes.extend(of_another_host(&plan));
     let routes = routes(&mut plan, options.has(Key::Lab))?;
     let taken = taken(&plan, &routes);
     guard::client_ranges(&plan, &taken)?;
@@ -106,6 +111,28 @@ fn interfaces(plan: &Plan) -> Result<(), Refusal> {
             "-i {name}: this host has no such interface. It has {}; `-i any` captures on all",
             names()
         ))),
+    }
+}
+
+/// Makes the directory of the recording; roles may run elsewhere, so its path becomes absolute.
+fn directory_of_files(plan: &mut Plan) -> Result<(), Refusal> {
+    let Some(record) = &mut plan.record else { return Ok(()) };
+    if let Ok(absolute) = std::path::absolute(&record.directory) {
+        record.directory = absolute;
+    }
+    recorder::prepare(&record.directory).map_err(|error| Refusal::preflight(error.to_string()))
+}
+
+/// An online address of another host is right with a mirror port only. Addresses may come later, so this is no refusal.
+fn of_another_host(plan: &Plan) -> Option<String> {
+    let ours: Vec<_> = of_this_host().into_iter().map(|taken| taken.addr).collect();
+    let elsewhere = |ip: &std::net::IpAddr| !ours.contains(ip);
+    let mut named = plan.mappings.iter().filter_map(|mapping| mapping.online_ip);
+    match (plan.capture.promiscuous, named.find(elsewhere)) {
+        (false, Some(ip)) => Some(format!(
+            "{ip} of -x is no address of this host, so nothing is captured for it as long as that is so. Where an interface here is its host's mirror port, add --mirror"
+        )),
+        _ => None,
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if options.has(Key::DryRun) {
         return survey::run(options);
     }
-    run::run(options)
+    run::run(options, topology::Command::Replay)
 }
 
 /// Makes sure that the files can be read, here and by every successor of a role: their names no longer depend on where the

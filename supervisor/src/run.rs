@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 use anyhow::Context as _;
 use shm::{LockFile, Region};
 use topology::plan::{CaptureEngine, Clients};
-use topology::{Key, Options, Plan, Refusal, plan_from, planner, wiring};
+use topology::recording::plan_to_record;
+use topology::{Command, Key, Options, Plan, Refusal, plan_from, planner, wiring};
 
 use crate::adopt::{self, Found};
 use crate::control::Server;
@@ -20,7 +21,7 @@ use crate::sockets::{Kept, Sockets};
 use crate::supervise::{Ended, House, Setup, Supervisor};
 use crate::terminal::Terminal;
 use crate::upgrade::{self, Handover};
-use crate::{guarding, host, key, logging, metrics, replaying, summary};
+use crate::{guarding, host, key, logging, metrics, recording, replaying, summary};
 
 /// Removes the region's file at the end, whatever the end is. Sessions of a run before this one are not given up before
 /// this one works.
@@ -43,13 +44,15 @@ impl Drop for Tidy {
 ///
 /// # Errors
 /// A [`Refusal`] before the start; anything else is a failure while running.
-pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(options: &Options, of: Command) -> anyhow::Result<ExitCode> {
     let started_us = shm::monotonic_us();
     let (quiet, json) = (options.has(Key::Quiet), options.has(Key::Json));
     logging::start("supervisor", logging::level(quiet));
     let kept = Service::kept();
-    let facts = host::facts(key::of_options(options)?)?;
-    let mut plan = plan_from(options, &facts)?;
+    let mut plan = match of {
+        Command::Record => plan_to_record(options, &host::facts(None)?)?,
+        _ => plan_from(options, &host::facts(key::of_options(options)?)?)?,
+    };
     compile(&mut plan, options)?;
     replaying::settle(&mut plan)?;
     let metrics = planner::metrics_addr(options)?;
@@ -79,8 +82,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         tracing::info!("{note}");
     }
     if !quiet && !json {
-        for line in opening(&plan, &inject) {
-            terminal.line(line);
+        let lines = match &plan.record {
+            Some(record) if plan.records_only() => recording::opening(&plan, record, &engine(&plan.capture)),
+            _ => opening(&plan, &inject),
+        };
+        lines.into_iter().for_each(|line| terminal.line(line));
+        if let Some(record) = plan.record.as_ref().filter(|_| !plan.records_only()) {
+            terminal.line(recording::whereto(record));
         }
     }
     let program = std::env::current_exe().context("asking for the path of this program failed")?;

@@ -31,6 +31,9 @@ pub(crate) struct Stats {
     /// Datagrams, where some are mapped: a ledger of their own.
     #[serde(default)]
     pub(crate) udp: Option<Udp>,
+    /// The recording, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) record: Option<Record>,
     /// Sessions towards the targets.
     pub(crate) sessions: Sessions,
     /// Turns: requests, in protocols that have such.
@@ -204,6 +207,53 @@ pub(crate) struct UdpFlows {
     pub(crate) started: u64,
     /// Ended after their silence, or to make room.
     pub(crate) expired: u64,
+}
+
+/// Packets, and their bytes from the IP header on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Recorded {
+    /// Packets.
+    pub(crate) packets: u64,
+    /// Bytes of them that were to be kept.
+    pub(crate) bytes: u64,
+}
+
+/// A recording: `wanted = written + sum of dropped + waiting`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Where its files are.
+    pub(crate) directory: String,
+    /// Captured to be recorded, both directions.
+    pub(crate) wanted: Recorded,
+    /// In files.
+    pub(crate) written: Recorded,
+    /// By reason: `ring_full` (the disk was too slow), `disk` (it was full or failed), `capturer_lost` (on their way when a
+    /// capturer died).
+    pub(crate) dropped: BTreeMap<String, Recorded>,
+    /// On their way to a file.
+    pub(crate) waiting: Recorded,
+    /// Files begun.
+    pub(crate) files: u64,
+    /// Their bytes on the disk.
+    pub(crate) file_bytes: u64,
+    /// Oldest files removed by `--keep`.
+    pub(crate) removed_files: u64,
+    /// Their bytes on the disk.
+    pub(crate) removed_bytes: u64,
+    /// The disk takes nothing now.
+    pub(crate) failing: bool,
+    /// Nothing is replayed.
+    pub(crate) only: bool,
+}
+
+impl Record {
+    /// Dropped under all reasons.
+    pub(crate) fn dropped_in_all(&self) -> Recorded {
+        self.dropped.values().fold(Recorded::default(), |sum, one| Recorded {
+            packets: sum.packets + one.packets,
+            bytes: sum.bytes + one.bytes,
+        })
+    }
 }
 
 /// Sessions towards the targets.

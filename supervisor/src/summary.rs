@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::recording;
 use crate::stats::{Ledger, Quantiles, RoleStats, Stats, Udp};
 use crate::words::{self, bytes, counted, memory, thousands};
 
@@ -11,6 +12,25 @@ pub(crate) fn lines(stats: &Stats) -> Vec<String> {
     let time = words::elapsed(Duration::from_secs_f64(stats.uptime_s.max(0.0)));
     let mut add = |name: &str, text: String| out.push(format!("{name:<11}{text}"));
     add("instance", format!("{}, {} for {time}", stats.name, stats.state));
+    if let Some(record) = &stats.record {
+        for (i, line) in recording::lines(record).into_iter().enumerate() {
+            add(if i == 0 { "recording" } else { "" }, line);
+        }
+        if record.only {
+            add(
+                "packets",
+                format!(
+                    "{} captured ({} dropped by the kernel)",
+                    thousands(stats.capture.frames),
+                    thousands(stats.capture.kernel_drops)
+                ),
+            );
+            for (i, line) in roles(&stats.roles, stats.uptime_s).into_iter().enumerate() {
+                add(if i == 0 { "processes" } else { "" }, line);
+            }
+            return out;
+        }
+    }
     let turns = &stats.turns;
     add(
         "turns",

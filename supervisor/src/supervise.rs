@@ -40,7 +40,7 @@ use crate::sockets::Sockets;
 use crate::terminal::{self, Terminal};
 use crate::undertaker::Undertaker;
 use crate::upgrade::Handover;
-use crate::{drain, hang, words};
+use crate::{drain, hang, recording, words};
 use rolling::Rolling;
 
 /// What the loop works with.
@@ -408,6 +408,9 @@ impl Supervisor {
     fn show(&mut self, before: &Sample, elapsed: Duration, lines: &mut u32) -> Sample {
         let now = self.sample();
         let events = std::mem::take(&mut self.events);
+        if self.plan.records_only() {
+            return self.show_recording(before, now, &events, elapsed, lines);
+        }
         self.service.status(format!(
             "{}, {}, {} delivered",
             now.stats.state,
@@ -434,21 +437,53 @@ impl Supervisor {
         }
         *lines += 1;
         let columns = terminal::columns();
-        let event = match events.as_slice() {
-            [] => None,
-            [one] => Some(one.clone()),
-            [.., last] => Some(format!("{last} (and {} more before)", events.len() - 1)),
-        };
+        let event = in_one(&events);
         let live::Line { text, good, told } =
             live::line(before, &now, elapsed, event.as_deref(), self.told, columns);
         self.told = told;
         // Yellow where it asks for attention.
-        let paint = self.terminal.colour && !good;
         let text = match finale::progress(&now, elapsed) {
             Some(progress) => format!("{text}   {progress}"),
             None => text,
         };
-        self.terminal.line(if paint { format!("\x1b[33m{text}\x1b[0m") } else { text });
+        self.paint(text, good);
         now
+    }
+
+    /// The same where nothing is replayed.
+    fn show_recording(
+        &mut self,
+        before: &Sample,
+        now: Sample,
+        events: &[String],
+        elapsed: Duration,
+        lines: &mut u32,
+    ) -> Sample {
+        let written = now.stats.record.as_ref().map_or(0, |record| record.written.bytes);
+        self.service.status(format!("{}, {} recorded", now.stats.state, words::bytes(written)));
+        if !self.live {
+            return now;
+        }
+        if lines.is_multiple_of(LINES_A_HEADING) {
+            self.terminal.line(recording::heading());
+        }
+        *lines += 1;
+        let (text, good) = recording::line(&before.stats, &now.stats, elapsed, in_one(events).as_deref());
+        self.paint(text, good);
+        now
+    }
+
+    fn paint(&mut self, text: String, good: bool) {
+        let paint = self.terminal.colour && !good;
+        self.terminal.line(if paint { format!("\x1b[33m{text}\x1b[0m") } else { text });
+    }
+}
+
+/// What happened since the last line, in one.
+fn in_one(events: &[String]) -> Option<String> {
+    match events {
+        [] => None,
+        [one] => Some(one.clone()),
+        [.., last] => Some(format!("{last} (and {} more before)", events.len() - 1)),
     }
 }

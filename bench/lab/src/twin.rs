@@ -34,6 +34,8 @@ pub enum Kind {
     Run,
     /// `tcptwin replay`.
     Replay,
+    /// `tcptwin record`.
+    Record,
     /// `tcptwin intercept`.
     Intercept,
 }
@@ -94,6 +96,13 @@ impl Twin {
         Ok(run)
     }
 
+    /// Starts `tcptwin record ARGS --json --name ...` on a host and waits until it captures.
+    pub fn record(&self, host: &Host, args: &[&str]) -> anyhow::Result<Instance> {
+        let mut record = self.begin(Kind::Record, host, args)?;
+        record.wait_ready()?;
+        Ok(record)
+    }
+
     /// Starts `tcptwin intercept ARGS --plain --json --name ...` on a host and waits until it listens.
     pub fn intercept(&self, host: &Host, args: &[&str]) -> anyhow::Result<Instance> {
         let mut intercept = self.begin(Kind::Intercept, host, args)?;
@@ -121,11 +130,12 @@ impl Twin {
         let verb = match kind {
             Kind::Run => "run",
             Kind::Replay => "replay",
+            Kind::Record => "record",
             Kind::Intercept => "intercept",
         };
         let mut words: Vec<String> = vec![verb.to_owned()];
         words.extend(args.iter().map(|&a| a.to_owned()));
-        if !args.contains(&"--key") {
+        if !args.contains(&"--key") && kind != Kind::Record {
             words.push("--plain".to_owned());
         }
         words.push("--json".to_owned());
@@ -171,7 +181,9 @@ impl Instance {
         let ready = wait::until(&what, START, || {
             self.has_ended()
                 || match self.kind {
-                    Kind::Run | Kind::Replay => self.stats().is_ok_and(|s| s.state() == "running"),
+                    Kind::Run | Kind::Replay | Kind::Record => {
+                        self.stats().is_ok_and(|s| s.state() == "running")
+                    }
                     Kind::Intercept => self.listens(),
                 }
         });

@@ -131,7 +131,7 @@ fn sample(dice: &mut Dice) -> Sample {
 
 fn beside(bytes: &[u8]) -> Aside {
     let protocol = if bytes[0] >> 4 == 4 { libc::ETH_P_IP } else { libc::ETH_P_IPV6 };
-    Aside { protocol: protocol as u16, packet_type: 0 }
+    Aside { protocol: protocol as u16, packet_type: 0, interface: 2 }
 }
 
 fn samples(seed: u64) -> Vec<Sample> {
@@ -216,6 +216,7 @@ fn our_compiler_says_what_libpcap_says() {
                 inside: ranges(&inside),
                 outside: ranges(&outside),
                 promiscuous: false,
+                answers: false,
                 link_header: 0,
                 frames: Frames::All,
             };
@@ -297,6 +298,7 @@ fn joined_programs_take_what_both_take() {
         inside: vec![],
         outside: vec!["10.1.0.0/16".parse().unwrap()],
         promiscuous: false,
+        answers: false,
         link_header: 0,
         frames: Frames::All,
     };
@@ -314,7 +316,7 @@ fn joined_programs_take_what_both_take() {
             assert_eq!(run(&both, bytes, beside(bytes)), wanted, "{expression}: {bytes:02x?}");
             // A second tag in front: ours alone decides, and the dispatcher after it.
             let tagged = [&[0, 5][..], &beside(bytes).protocol.to_be_bytes(), bytes].concat();
-            let aside = Aside { protocol: 0x8100, packet_type: 0 };
+            let aside = Aside { protocol: 0x8100, packet_type: 0, interface: 2 };
             assert_eq!(run(&both, &tagged, aside), run(&ours, &tagged, aside), "{expression}, tagged");
         }
     }

@@ -7,6 +7,7 @@ use super::{Instruction, machine};
 pub(super) struct Aside {
     pub(super) protocol: u16,
     pub(super) packet_type: u8,
+    pub(super) interface: u32,
 }
 
 /// Checks a program like the kernel's `bpf_check_classic`: length, jumps within it, known codes, an end, scratch words in range.
@@ -71,6 +72,7 @@ pub(super) fn run(program: &[Instruction], packet: &[u8], aside: Aside) -> u32 {
     machine::run(program, packet, packet.len() as u32, |field| match field {
         libc::SKF_AD_PROTOCOL => Some(u32::from(aside.protocol)),
         libc::SKF_AD_PKTTYPE => Some(u32::from(aside.packet_type)),
+        libc::SKF_AD_IFINDEX => Some(aside.interface),
         _ => None,
     })
 }

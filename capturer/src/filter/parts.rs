@@ -11,6 +11,10 @@ use super::assembler::{Assembler, Label, To, code};
 pub(super) const ADDRESS: u32 = 0;
 pub(super) const SAVED: u32 = 5;
 pub(super) const SNAP: u32 = 6;
+const ANSWERS: u32 = 7;
+
+/// Index of the loopback interface, in every network namespace.
+pub(super) const LOOPBACK: u32 = 1;
 
 pub(super) const TCP: u32 = 6;
 pub(super) const UDP: u32 = 17;
@@ -33,7 +37,7 @@ pub(super) fn ancillary(asm: &mut Assembler, field: i32) {
 /// stop at a return: it takes the words missing on any way to a return for missing in what stands behind it.
 pub(super) fn scratch(asm: &mut Assembler) {
     asm.op(code::LD_IMM, 0);
-    for word in [ADDRESS, ADDRESS + 1, ADDRESS + 2, ADDRESS + 3, SAVED, SNAP] {
+    for word in [ADDRESS, ADDRESS + 1, ADDRESS + 2, ADDRESS + 3, SAVED, SNAP, ANSWERS] {
         asm.op(code::ST, word);
     }
 }
@@ -46,6 +50,35 @@ pub(super) fn direction(asm: &mut Assembler, promiscuous: bool) {
     } else {
         asm.branch(code::JEQ, u32::from(libc::PACKET_HOST), To::Next, To::Reject);
     }
+}
+
+/// Where both directions are wanted: requests come in and answers go out, so each frame is looked at for what it can be, and none is
+/// taken twice. On loopback every packet is seen going out and coming in, and coming in alone counts; a mirror port brings
+/// both directions in. What goes out is at `outgoing`, all else at `requests`.
+pub(super) fn directions(asm: &mut Assembler, promiscuous: bool, requests: Label, outgoing: Label) {
+    ancillary(asm, libc::SKF_AD_PKTTYPE);
+    let out = if promiscuous { To::Reject } else { To::Place(outgoing) };
+    asm.branch(code::JEQ, u32::from(libc::PACKET_OUTGOING), out, To::Next);
+    if !promiscuous {
+        asm.branch(code::JEQ, u32::from(libc::PACKET_HOST), To::Next, To::Reject);
+        ancillary(asm, libc::SKF_AD_IFINDEX);
+        asm.branch(code::JEQ, LOOPBACK, To::Next, To::Place(requests));
+    }
+    asm.op(code::LD_IMM, 1);
+    asm.op(code::ST, ANSWERS);
+}
+
+/// What goes out can be an answer, except on loopback; what came in and is no request goes on at `answers` only where
+/// [`directions`] said so.
+pub(super) fn outgoing(asm: &mut Assembler, outgoing: Label, answers: Label) {
+    asm.bind(outgoing);
+    ancillary(asm, libc::SKF_AD_IFINDEX);
+    asm.branch(code::JEQ, LOOPBACK, To::Reject, To::Next);
+    asm.op(code::LD_IMM, 1);
+    asm.op(code::ST, ANSWERS);
+    asm.bind(answers);
+    asm.op(code::LD_MEM, ANSWERS);
+    asm.branch(code::JEQ, 0, To::Reject, To::Next);
 }
 
 /// Finds the IP header behind `link` bytes of link header and goes on at `v4` or `v6` with its offset in X. The outer VLAN tag is
@@ -170,44 +203,44 @@ pub(super) struct Port {
     pub(super) except: Vec<IpAddr>,
 }
 
-/// With a port in A and an address kept: accepts what is meant, drops the rest. A search tree, because a filter that runs for every
+/// With a port in A and an address kept: accepts what is meant, sends the rest to `miss`. A search tree, because a filter that runs for every
 /// frame of the host should not try 256 ports one after the other. `ports` are sorted. Without `exact` addresses are not
 /// compared (the reader of the socket does so again anyway).
-pub(super) fn ports(asm: &mut Assembler, ports: &[Port], v4: bool, exact: bool) {
+pub(super) fn ports(asm: &mut Assembler, ports: &[Port], v4: bool, exact: bool, miss: To) {
     let middle = ports.len() / 2;
     match ports {
-        [] => asm.goto(To::Reject),
-        [port] => leaf(asm, port, v4, exact),
+        [] => asm.goto(miss),
+        [port] => leaf(asm, port, v4, exact, miss),
         _ => {
             let right = asm.label();
             asm.branch(code::JGE, u32::from(ports[middle].port), To::Place(right), To::Next);
-            self::ports(asm, &ports[..middle], v4, exact);
+            self::ports(asm, &ports[..middle], v4, exact, miss);
             asm.bind(right);
-            self::ports(asm, &ports[middle..], v4, exact);
+            self::ports(asm, &ports[middle..], v4, exact, miss);
         }
     }
     asm.island();
 }
 
-fn leaf(asm: &mut Assembler, port: &Port, v4: bool, exact: bool) {
+fn leaf(asm: &mut Assembler, port: &Port, v4: bool, exact: bool, miss: To) {
     let family = |ips: &[IpAddr]| ips.iter().copied().filter(|ip| ip.is_ipv4() == v4).collect::<Vec<_>>();
     let (only, except) = (family(&port.only), family(&port.except));
     let meant = u32::from(port.port);
     if !exact || (port.any && except.is_empty()) {
         let reachable = port.any || !only.is_empty();
-        asm.branch(code::JEQ, meant, if reachable { To::Accept } else { To::Reject }, To::Reject);
+        asm.branch(code::JEQ, meant, if reachable { To::Accept } else { miss }, miss);
         return;
     }
-    asm.branch(code::JEQ, meant, To::Next, To::Reject);
+    asm.branch(code::JEQ, meant, To::Next, miss);
     for ip in &only {
         address_is(asm, ip, To::Accept);
     }
     if port.any {
         for ip in &except {
-            address_is(asm, ip, To::Reject);
+            address_is(asm, ip, miss);
         }
     }
-    asm.goto(if port.any { To::Accept } else { To::Reject });
+    asm.goto(if port.any { To::Accept } else { miss });
 }
 
 /// Goes to `hit` when the kept address is this one, else falls through. Last word first: addresses differ there.

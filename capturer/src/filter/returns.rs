@@ -78,7 +78,7 @@ impl ReturnFilter {
         parts::step_over_v4(asm);
         self.answer(asm);
         asm.bind(ports);
-        parts::ports(asm, &of_targets(&self.targets, true), true, exact);
+        parts::ports(asm, &of_targets(&self.targets, true), true, exact, To::Reject);
         if let Some([udp, quoted, ports]) = udp {
             asm.bind(quoted);
             asm.branch(code::JEQ, UDP, To::Next, To::Reject);
@@ -89,7 +89,7 @@ impl ReturnFilter {
             parts::step_over_v4(asm);
             datagram(asm);
             asm.bind(ports);
-            parts::ports(asm, &of_targets(&self.datagrams, true), true, exact);
+            parts::ports(asm, &of_targets(&self.datagrams, true), true, exact, To::Reject);
         }
     }
 
@@ -143,7 +143,7 @@ impl ReturnFilter {
         asm.bind(tcp);
         self.answer(asm);
         asm.bind(ports);
-        parts::ports(asm, &of_targets(&self.targets, false), false, exact);
+        parts::ports(asm, &of_targets(&self.targets, false), false, exact, To::Reject);
         if let Some([udp, quoted, ports]) = udp {
             asm.bind(quoted);
             asm.branch(code::JEQ, UDP, To::Next, To::Reject);
@@ -152,7 +152,7 @@ impl ReturnFilter {
             asm.bind(udp);
             datagram(asm);
             asm.bind(ports);
-            parts::ports(asm, &of_targets(&self.datagrams, false), false, exact);
+            parts::ports(asm, &of_targets(&self.datagrams, false), false, exact, To::Reject);
         }
     }
 

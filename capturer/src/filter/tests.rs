@@ -29,6 +29,7 @@ fn filter() -> CaptureFilter {
         outside: vec![],
         udp: Services::default(),
         promiscuous: false,
+        answers: false,
         link_header: 0,
         frames: Frames::All,
     }
@@ -44,7 +45,7 @@ fn segment(src: &str, dst: &str, payload: usize) -> Vec<u8> {
 }
 
 fn aside(packet: &[u8]) -> Aside {
-    Aside { protocol: if packet[0] >> 4 == 4 { IPV4 } else { IPV6 }, packet_type: HOST }
+    Aside { protocol: if packet[0] >> 4 == 4 { IPV4 } else { IPV6 }, packet_type: HOST, interface: 2 }
 }
 
 fn verdict(filter: &CaptureFilter, packet: &[u8], aside: Aside) -> bool {
@@ -97,17 +98,39 @@ fn frames_of_others_and_our_own_sends_stay_down() {
 }
 
 #[test]
+fn where_answers_are_wanted_each_packet_comes_up_once() {
+    let (request, answer) =
+        (segment("10.0.0.1:40000", "10.0.0.2:80", 10), segment("10.0.0.2:80", "10.0.0.1:40000", 10));
+    let with = |packet: &[u8], packet_type, interface, promiscuous| {
+        let filter = CaptureFilter { promiscuous, answers: true, ..filter() };
+        verdict(&filter, packet, Aside { packet_type, interface, ..aside(packet) })
+    };
+    let (lo, eth) = (1, 2);
+    assert!(with(&request, HOST, eth, false) && !with(&request, OUTGOING, eth, false));
+    assert!(with(&answer, OUTGOING, eth, false) && !with(&answer, HOST, eth, false), "not another host's");
+    for packet in [&request, &answer] {
+        assert!(with(packet, HOST, lo, false) && !with(packet, OUTGOING, lo, false));
+        assert!(!with(packet, OTHER_HOST, eth, false), "a flood's");
+        assert!(with(packet, OTHER_HOST, eth, true) && !with(packet, OUTGOING, eth, true));
+    }
+    let own = segment("198.18.7.7:80", "10.0.3.2:8080", 10);
+    assert!(!with(&own, OUTGOING, eth, false), "a replayed client with the service's port");
+    let to_ours = segment("10.0.0.2:80", "198.18.7.7:40000", 10);
+    assert!(!with(&to_ours, OUTGOING, eth, false), "an answer to a replayed client");
+}
+
+#[test]
 fn a_second_vlan_tag_stands_in_front_of_ip() {
     for (src, dst) in [("10.0.0.1:1", "10.0.0.2:80"), ("[fd00::1]:1", "[fd00::2]:80")] {
         let packet = segment(src, dst, 10);
         let inner = aside(&packet).protocol.to_be_bytes();
         let tagged = [&[0x60, 5][..], &inner, &packet].concat();
         for protocol in [0x8100, 0x88a8] {
-            assert!(verdict(&filter(), &tagged, Aside { protocol, packet_type: HOST }));
+            assert!(verdict(&filter(), &tagged, Aside { protocol, packet_type: HOST, interface: 2 }));
         }
         let raw = CaptureFilter { link_header: 14, ..filter() };
         let framed = [&[9; 14][..], &tagged].concat();
-        assert!(verdict(&raw, &framed, Aside { protocol: 0x8100, packet_type: HOST }));
+        assert!(verdict(&raw, &framed, Aside { protocol: 0x8100, packet_type: HOST, interface: 2 }));
         let framed = [&[9; 14][..], &packet].concat();
         assert!(verdict(&raw, &framed, aside(&packet)));
     }
@@ -383,19 +406,35 @@ fn answers_in_datagrams_are_cut_behind_their_header() {
 }
 
 fn oracle(filter: &CaptureFilter, packet: &[u8], aside: Aside) -> Option<()> {
-    let u8_at = |at: usize| packet.get(at).copied();
-    let u16_at = |at: usize| Some(u16::from_be_bytes(packet.get(at..at + 2)?.try_into().ok()?));
     let len = packet.len() as u32;
     let length_fits = match filter.frames {
         Frames::All => true,
         Frames::UpTo(limit) => len <= limit,
         Frames::Above(limit) => len > limit,
     };
-    let direction_fits =
-        if filter.promiscuous { aside.packet_type != OUTGOING } else { aside.packet_type == HOST };
-    if !length_fits || !direction_fits {
+    if !length_fits {
         return None;
     }
+    let outgoing = aside.packet_type == OUTGOING;
+    let incoming = if filter.promiscuous { !outgoing } else { aside.packet_type == HOST };
+    let loopback = aside.interface == 1;
+    if !filter.answers {
+        return if incoming { one_way(filter, packet, aside, false)?.then_some(()) } else { None };
+    }
+    let answers = match (filter.promiscuous, outgoing) {
+        (true, _) => incoming,
+        (false, true) => !loopback,
+        (false, false) => incoming && loopback,
+    };
+    let request = incoming && one_way(filter, packet, aside, false)?;
+    (request || (answers && one_way(filter, packet, aside, true)?)).then_some(())
+}
+
+/// One direction of it.
+fn one_way(filter: &CaptureFilter, packet: &[u8], aside: Aside, answer: bool) -> Option<bool> {
+    let u8_at = |at: usize| packet.get(at).copied();
+    let u16_at = |at: usize| Some(u16::from_be_bytes(packet.get(at..at + 2)?.try_into().ok()?));
+    let turned = |(a, b): (IpAddr, IpAddr)| if answer { (b, a) } else { (a, b) };
     let mut ip = filter.link_header as usize;
     let mut protocol = aside.protocol;
     if matches!(protocol, 0x8100 | 0x88a8) {
@@ -406,46 +445,47 @@ fn oracle(filter: &CaptureFilter, packet: &[u8], aside: Aside) -> Option<()> {
     match protocol {
         IPV4 => {
             if u8_at(ip + 9)? != 6 || u16_at(ip + 6)? & 0x1fff != 0 {
-                return None;
+                return Some(false);
             }
             let address = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
-            (src, dst) = (address(ip + 12)?, address(ip + 16)?);
+            (src, dst) = turned((address(ip + 12)?, address(ip + 16)?));
             tcp = ip + usize::from(u8_at(ip)? & 0xf) * 4;
         }
         IPV6 => {
             let address =
                 |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));
-            (src, dst) = (address(ip + 8)?, address(ip + 24)?);
+            (src, dst) = turned((address(ip + 8)?, address(ip + 24)?));
             let among = |ranges: &[Range]| crate::online::among(ranges, src.into());
             let meant = filter.inside.is_empty() || among(&filter.inside);
-            if among(&filter.clients) || among(&filter.outside) || !meant {
-                return None;
+            let own = answer && crate::online::among(&filter.clients, dst.into());
+            if own || among(&filter.clients) || among(&filter.outside) || !meant {
+                return Some(false);
             }
             let (mut next, mut at, mut left) = (u8_at(ip + 6)?, ip + 40, 2);
             loop {
                 match next {
                     6 => break,
-                    51 => return Some(()),
-                    0 | 43 | 60 | 44 if left == 0 => return Some(()),
-                    44 if u16_at(at + 2)? & 0xfff8 != 0 => return None,
+                    51 => return Some(true),
+                    0 | 43 | 60 | 44 if left == 0 => return Some(true),
+                    44 if u16_at(at + 2)? & 0xfff8 != 0 => return Some(false),
                     44 => (next, at) = (u8_at(at)?, at + 8),
                     0 | 43 | 60 => (next, at) = (u8_at(at)?, at + 8 * (usize::from(u8_at(at + 1)?) + 1)),
-                    _ => return None,
+                    _ => return Some(false),
                 }
                 left -= 1;
             }
             tcp = at;
         }
-        _ => return None,
+        _ => return Some(false),
     }
-    let port = u16_at(tcp + 2)?;
+    let port = u16_at(tcp + if answer { 0 } else { 2 })?;
     let among = |ranges: &[Range]| crate::online::among(ranges, src.into());
-    let own = among(&filter.clients);
+    let own = among(&filter.clients) || (answer && crate::online::among(&filter.clients, dst.into()));
     let meant = (filter.inside.is_empty() || among(&filter.inside)) && !among(&filter.outside);
     let exact = filter.online.iter().any(|&(online, number)| online == Some(dst) && number == port);
     let any = filter.online.iter().any(|&(online, number)| online.is_none() && number == port);
     let target = filter.targets.contains(&SocketAddr::new(dst, port));
-    (!own && meant && (exact || (any && !target))).then_some(())
+    Some(!own && meant && (exact || (any && !target)))
 }
 
 /// The return filter's decision in plain Rust: how many bytes to keep.
@@ -540,7 +580,7 @@ proptest! {
     fn filter_and_oracle_agree_on_mutilated_packets(
         (src, dst) in pair(), ports in (0..4usize, 0..4usize),
         changes in prop::collection::vec((0..70usize, prop::sample::select(vec![0u8, 1, 6, 43, 44, 51, 60, 0x45, 0x46, 0x60, 255])), 0..5),
-        cut in 0..100usize, tag: bool, packet_type in 0..5u8, promiscuous: bool,
+        cut in 0..100usize, tag: bool, packet_type in 0..5u8, interface in 1..3u32, promiscuous: bool, answers: bool,
         frames in prop::sample::select(vec![Frames::All, Frames::UpTo(60), Frames::Above(60)]),
         link_header in prop::sample::select(vec![0u32, 14]), nets in (nets(), nets()),
     ) {
@@ -553,14 +593,14 @@ proptest! {
             }
         }
         packet.truncate(cut.max(1));
-        let mut aside = Aside { protocol, packet_type };
+        let mut aside = Aside { protocol, packet_type, interface };
         if tag {
             packet.splice(0..0, [0, 5, (protocol >> 8) as u8, protocol as u8]);
             aside.protocol = 0x8100;
         }
         packet.splice(0..0, vec![9; link_header as usize]);
         let (inside, outside) = nets;
-        verdict(&CaptureFilter { promiscuous, frames, link_header, inside, outside, ..filter() }, &packet, aside);
+        verdict(&CaptureFilter { promiscuous, answers, frames, link_header, inside, outside, ..filter() }, &packet, aside);
     }
 
     #[test]
@@ -586,7 +626,7 @@ proptest! {
             filter.clients.clear();
         }
         let program = filter.program();
-        let verdict = run(&program, &packet, Aside { protocol, packet_type: HOST });
+        let verdict = run(&program, &packet, Aside { protocol, packet_type: HOST, interface: 2 });
         prop_assert_eq!(verdict, return_oracle(&filter, &packet, protocol).unwrap_or(0), "{:02x?}", packet);
     }
 
@@ -600,8 +640,8 @@ proptest! {
         let returns = ReturnFilter { targets, ..returns() };
         for program in [filter.program(), returns.program()] {
             check(&program);
-            run(&program, &packet, Aside { protocol: IPV4, packet_type: HOST });
-            run(&program, &packet, Aside { protocol: IPV6, packet_type: HOST });
+            run(&program, &packet, Aside { protocol: IPV4, packet_type: HOST, interface: 2 });
+            run(&program, &packet, Aside { protocol: IPV6, packet_type: HOST, interface: 2 });
         }
     }
 }

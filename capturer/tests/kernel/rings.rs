@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use capturer::filter::{CaptureFilter, Frames, ReturnFilter, Services};
-use capturer::packet_ring::{PacketRing, RingSpec, Start, open_socket};
+use capturer::packet_ring::{Hearing, PacketRing, RingSpec, Start, open_socket};
 use capturer::sys::{Begin, PacketSocket};
 use lab::{Namespace, netlink};
 
@@ -25,7 +25,7 @@ fn intercepts_ring_holds_headers_of_answers_and_icmp_errors() {
     let spec = RingSpec::with_slots(256, 1 << 20);
     let opening = filter.program();
     let ring = ns.enter(move || {
-        let socket = open_socket(&spec, &opening, netlink::index("lo").unwrap(), false).unwrap();
+        let socket = open_socket(&spec, &opening, netlink::index("lo").unwrap(), Hearing::default()).unwrap();
         PacketRing::map(socket, spec, Start::Fresh).unwrap()
     });
     let mut ring = ring;
@@ -78,6 +78,7 @@ fn the_kernel_accepts_the_largest_filters() {
             outside: vec![],
             udp: Services::default(),
             promiscuous: false,
+            answers: false,
             link_header: 0,
             frames,
         }
@@ -139,14 +140,16 @@ fn a_ring_is_taken_over_in_whatever_state_it_was_left() {
         outside: vec![],
         udp: Services::default(),
         promiscuous: false,
+        answers: false,
         link_header: 0,
         frames: Frames::All,
     };
     let spec = RingSpec::with_slots(2_048, 128 << 10);
     let slots = spec.slots();
     let program = filter.program();
-    let socket =
-        ns.enter(move || open_socket(&spec, &program, netlink::index("lo").unwrap(), false).unwrap());
+    let socket = ns.enter(move || {
+        open_socket(&spec, &program, netlink::index("lo").unwrap(), Hearing::default()).unwrap()
+    });
     let map = |start| PacketRing::map(socket.duplicate().unwrap(), spec, start).unwrap();
 
     number(&ns, 0..10);

@@ -56,7 +56,7 @@ const CONTROL_IN_HEADER: u64 = 2048;
 /// What a region is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spec {
-    /// Shard workers, 1 to [`MAX_SHARDS`].
+    /// Shard workers, up to [`MAX_SHARDS`]; none where nothing is replayed.
     pub shards: u16,
     /// Bytes of each ring capturer → shard, a power of two.
     pub capture_ring: u32,
@@ -115,8 +115,8 @@ pub enum Part {
 impl Spec {
     /// Why no region can have these sizes, if so.
     fn check(&self) -> Result<(), String> {
-        if self.shards == 0 || self.shards > MAX_SHARDS {
-            return Err(format!("{} shards; there can be 1 to {MAX_SHARDS} (--shards)", self.shards));
+        if self.shards > MAX_SHARDS {
+            return Err(format!("{} shards; there can be {MAX_SHARDS} at most (--shards)", self.shards));
         }
         for (what, bytes) in
             [("capture", self.capture_ring), ("inject", self.inject_ring), ("return", self.return_ring)]
@@ -417,7 +417,6 @@ mod tests {
     #[test]
     fn impossible_sizes_are_named() {
         for (bad, word) in [
-            (Spec { shards: 0, ..spec() }, "--shards"),
             (Spec { shards: MAX_SHARDS + 1, ..spec() }, "--shards"),
             (Spec { capture_ring: 1000, ..spec() }, "capture"),
             (Spec { inject_ring: 64, ..spec() }, "inject"),

@@ -254,7 +254,7 @@ fn names_and_plans_are_checked() {
     let name = Name::new("plan");
     let error = Region::create(&name.0, &SPEC, &vec![0; PLAN_BYTES + 1], 1).unwrap_err();
     assert!(matches!(error, RegionError::PlanTooLarge { .. }), "{error}");
-    let error = Region::create(&name.0, &Spec { shards: 0, ..SPEC }, &[], 1).unwrap_err();
+    let error = Region::create(&name.0, &Spec { shards: shm::MAX_SHARDS + 1, ..SPEC }, &[], 1).unwrap_err();
     assert!(matches!(error, RegionError::BadSpec { .. }), "{error}");
     assert!(!path(&name.0).exists());
 }

@@ -31,7 +31,10 @@ impl Supervisor {
             // The last look at their memory: the summary comes when they are gone.
             let _ = self.sample();
             self.phase = Phase::Draining(drain::Drain::begin(now, self.plan.replay.drain_ms));
-            let text = "draining: capture ended, open requests may finish; Ctrl-C stops at once";
+            let text = match self.plan.records_only() {
+                true => "capture ended; what came is being written; Ctrl-C stops at once",
+                false => "draining: capture ended, open requests may finish; Ctrl-C stops at once",
+            };
             if self.live {
                 self.terminal.line(format!("  {text}"));
             } else {

@@ -28,6 +28,9 @@ impl Supervisor {
         if !matches!(self.phase, Phase::Running) {
             return Reply::Error(format!("the instance {} is ending already", self.plan.name));
         }
+        if self.plan.records_only() && !matches!(order, Order::Stop | Order::Upgrade) {
+            return Reply::Error("this instance records and replays nothing: it can be stopped (`tcptwin ctl stop`) or upgraded".to_owned());
+        }
         match order {
             Order::Pause => {
                 control.set_paused(true);

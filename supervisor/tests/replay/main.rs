@@ -20,6 +20,7 @@
 //! | `surviving` | the supervisor dies, is upgraded, or gives up |
 //! | `poison` | a defect that one kind of answer hits |
 //! | `udp` | datagrams beside connections |
+//! | `recording` | what `record` and `run --record` write; mirror ports |
 //! | `ending` | names, drain, and what is left behind |
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ mod joining;
 mod modes;
 mod offline;
 mod poison;
+mod recording;
 mod stage;
 mod surviving;
 mod udp;
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         inject::STORIES,
         faults::STORIES,
         surviving::STORIES,
+        recording::STORIES,
         poison::STORIES,
         ending::STORIES,
         udp::STORIES,

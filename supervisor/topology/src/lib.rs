@@ -10,6 +10,7 @@
 //! | `clients` | `-c`, `--keep-clients`, the default ranges and their parts |
 //! | `sizes` | how the memory is shared out |
 //! | `trace` | the files of `replay`: which, and when their packets are due |
+//! | `recording` | `record`, and `--record` of `run` |
 //! | `planner` | options → plan |
 //! | `plan` | what a run is: everything the roles need to know, written once into the region |
 //! | `listening` | options → what `intercept` does |
@@ -26,6 +27,7 @@ pub mod mapping;
 pub mod options;
 pub mod plan;
 pub mod planner;
+pub mod recording;
 pub mod refusal;
 pub mod sizes;
 pub mod trace;

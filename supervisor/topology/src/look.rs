@@ -22,6 +22,8 @@ pub enum Command {
     Run,
     /// `tcptwin replay`.
     Replay,
+    /// `tcptwin record`.
+    Record,
     /// `tcptwin intercept`.
     Intercept,
 }
@@ -32,6 +34,7 @@ impl Command {
         match self {
             Command::Run => "run",
             Command::Replay => "replay",
+            Command::Record => "record",
             Command::Intercept => "intercept",
         }
     }
@@ -50,6 +53,8 @@ pub struct Look {
     pub run: Option<&'static str>,
     /// Help of `replay`; likewise.
     pub replay: Option<&'static str>,
+    /// Help of `record`; likewise.
+    pub record: Option<&'static str>,
     /// Help of `intercept`; likewise.
     pub intercept: Option<&'static str>,
 }
@@ -60,6 +65,7 @@ impl Look {
         match command {
             Command::Run => self.run,
             Command::Replay => self.replay,
+            Command::Record => self.record,
             Command::Intercept => self.intercept,
         }
     }
@@ -68,6 +74,7 @@ impl Look {
 const TRAFFIC: &str = "Traffic";
 const REPLAY: &str = "Replay";
 const FILES: &str = "Files";
+const RECORDING: &str = "Recording";
 const RESOURCES: &str = "Resources";
 const RETURN: &str = "Return channel";
 const OUTPUT: &str = "Output";
@@ -120,11 +127,59 @@ impl Key {
                 Some("Interfaces to capture on, or `any` [default: any]"),
                 Some("Interfaces the answers arrive on, or `any` [default: any]"),
             ),
-            Key::Promiscuous => (
+            Key::Mirror => (
                 None,
                 Flag,
                 TRAFFIC,
-                Some("Capture frames addressed to other hosts too (a mirror port)"),
+                Some(
+                    "The interface is a mirror port, and the online service on another host: -i names the one, -x the other's address",
+                ),
+                None,
+            ),
+            Key::Record => (
+                None,
+                One("DIR"),
+                RECORDING,
+                Some("Record what is captured there too, requests and answers, as pcapng files"),
+                None,
+            ),
+            Key::Output => (Some('o'), One("DIR"), RECORDING, None, None),
+            Key::Rotate => (
+                None,
+                One("SIZE"),
+                RECORDING,
+                Some(
+                    "End a file before it is longer than this [default: 1GiB, and a quarter of --keep at most]",
+                ),
+                None,
+            ),
+            Key::RotateEvery => {
+                (None, One("TIME"), RECORDING, Some("End a file when it is so old [default: 1h]"), None)
+            }
+            Key::Keep => (
+                None,
+                One("SIZE|all"),
+                RECORDING,
+                Some(
+                    "Remove the oldest files of this instance so that all of them stay within this [default: 10GiB]",
+                ),
+                None,
+            ),
+            Key::Snap => (
+                None,
+                One("BYTES"),
+                RECORDING,
+                Some("Keep so many bytes of a packet, from its IP header on; 0 keeps all [default: 0]"),
+                None,
+            ),
+            Key::Zstd => (None, Flag, RECORDING, Some("Compress the files"), None),
+            Key::RecordBuffer => (
+                None,
+                One("SIZE"),
+                RECORDING,
+                Some(
+                    "Memory between capture and disk, for moments in which the disk stands still [default: 64MiB]",
+                ),
                 None,
             ),
             Key::Copies => (
@@ -354,7 +409,7 @@ impl Key {
                 Some("Print the summary as one JSON object on stdout, and no live view"),
             ),
         };
-        Look { short, takes, group, run, replay: self.in_replay(run), intercept }
+        Look { short, takes, group, run, replay: self.in_replay(run), record: self.in_record(run), intercept }
     }
 
     /// The help of `replay`: that of `run`, where a packet file is no other than an interface.
@@ -400,10 +455,52 @@ impl Key {
             Key::OnGap => {
                 "Where the files have a hole: skip the request (and reconnect if part of it was sent), skip it on the same connection, end the session [default: skip]"
             }
-            Key::Interface | Key::Promiscuous | Key::Capture | Key::CaptureBuffer | Key::XdpForce => {
-                return None;
-            }
+            Key::Interface
+            | Key::Mirror
+            | Key::Capture
+            | Key::CaptureBuffer
+            | Key::XdpForce
+            | Key::Record
+            | Key::Rotate
+            | Key::RotateEvery
+            | Key::Keep
+            | Key::Snap
+            | Key::Zstd
+            | Key::RecordBuffer => return None,
             _ => return run,
         })
+    }
+
+    /// The help of `record`: that of `run`, where a replay makes no difference.
+    const fn in_record(self, run: Option<&'static str>) -> Option<&'static str> {
+        match self {
+            Key::Map => Some(
+                "The services to record: [ONLINE-IP:]PORT, for example 80; repeatable, comma separated, IPv6 in brackets",
+            ),
+            Key::Output => Some("Directory of the files; made where it does not exist"),
+            Key::Cores => Some(
+                "Core of the capturer; the thread that writes is not pinned [default: the last core; none with one or two cores]",
+            ),
+            Key::Capture => Some(
+                "Capture engine: memory-mapped ring, or `simple`, where the ring does not work [default: ring]",
+            ),
+            Key::Interface
+            | Key::Mirror
+            | Key::Filter
+            | Key::Net
+            | Key::NotNet
+            | Key::CaptureBuffer
+            | Key::Rotate
+            | Key::RotateEvery
+            | Key::Keep
+            | Key::Snap
+            | Key::Zstd
+            | Key::RecordBuffer
+            | Key::Name
+            | Key::Metrics
+            | Key::Quiet
+            | Key::Json => run,
+            _ => None,
+        }
     }
 }

@@ -172,7 +172,7 @@ pub fn parse(text: &str) -> Result<Parsed, Why> {
     Ok(Parsed { online_ip, online_port, target, protocol })
 }
 
-fn online_side(text: &str) -> Result<(Option<IpAddr>, u16), Why> {
+pub(crate) fn online_side(text: &str) -> Result<(Option<IpAddr>, u16), Why> {
     if text.is_empty() {
         return Err("the online port is missing before the `-`".to_owned());
     }

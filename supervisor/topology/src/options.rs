@@ -1,4 +1,4 @@
-//! Every option of `run`, `replay` and `intercept`, once: the supervisor builds its command line from this list and the
+//! Every option of `run`, `replay`, `record` and `intercept`, once: the supervisor builds its command line from this list and the
 //! configuration file accepts the same names, so an option exists in both or in neither.
 //!
 //! Values stay the text a person wrote, with the place where it was written, until the planner reads them: an error
@@ -50,8 +50,24 @@ named_enum! {
         XdpForce => "xdp-force",
         /// Kernel capture buffer of one interface.
         CaptureBuffer => "capture-buffer",
-        /// Frames addressed to others too.
-        Promiscuous => "promiscuous",
+        /// Frames addressed to others: the interface is a mirror port.
+        Mirror => "mirror",
+        /// Record what is captured, beside the replay.
+        Record => "record",
+        /// `-o`: where `record` puts its files.
+        Output => "output",
+        /// Longest file of a recording.
+        Rotate => "rotate",
+        /// Oldest age at which a file ends.
+        RotateEvery => "rotate-every",
+        /// All files of a recording together.
+        Keep => "keep",
+        /// Bytes recorded of a packet.
+        Snap => "snap",
+        /// Compressed files.
+        Zstd => "zstd",
+        /// Room between capture and disk.
+        RecordBuffer => "record-buffer",
         /// Whose distance replayed clients keep.
         Rtt => "rtt",
         /// Turns do not wait for answers.
@@ -346,7 +362,8 @@ mod tests {
         let mut letters = Vec::new();
         for key in Key::ALL {
             let look = key.look();
-            assert!([look.run, look.replay, look.intercept].iter().any(Option::is_some), "{}", key.name());
+            let commands = [look.run, look.replay, look.record, look.intercept];
+            assert!(commands.iter().any(Option::is_some), "{}", key.name());
             letters.extend(look.short);
         }
         let count = letters.len();

@@ -34,6 +34,9 @@ pub struct Plan {
     /// Packet files instead of live capture.
     #[serde(default)]
     pub trace: Option<TracePlan>,
+    /// Where captured packets are recorded, if they are.
+    #[serde(default)]
+    pub record: Option<RecordPlan>,
     /// How packets leave.
     #[serde(default)]
     pub inject: InjectEngine,
@@ -41,7 +44,7 @@ pub struct Plan {
     pub copies_milli: u32,
     /// `-r` in parts per million: 1,000,000 is all flows.
     pub percent_ppm: u32,
-    /// Number of shard workers.
+    /// Number of shard workers; none where captured packets are recorded only.
     pub shards: u16,
     /// Core of each role: capturer, injector, then the shards; empty means no pinning.
     pub cores: Vec<u16>,
@@ -96,7 +99,7 @@ pub struct Mapping {
     pub online_ip: Option<IpAddr>,
     /// Online port.
     pub online_port: u16,
-    /// Index into [`Plan::targets`].
+    /// Index into [`Plan::targets`]; [`NOWHERE`] where nothing is replayed.
     pub target: u16,
     /// Segments or datagrams; the target's is the same.
     pub protocol: Protocol,
@@ -236,6 +239,27 @@ pub enum TraceTime {
     After(u64),
 }
 
+/// Where captured packets of both directions are recorded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordPlan {
+    /// The directory, as an absolute path once the preflight saw it.
+    pub directory: PathBuf,
+    /// A number of the host, which tells its files from those of others.
+    pub host: u32,
+    /// A file ends before it is longer, bytes.
+    pub rotate_bytes: u64,
+    /// A file ends when it is so old, milliseconds.
+    pub rotate_ms: u64,
+    /// All files together stay below, bytes; none: no bound.
+    pub keep_bytes: Option<u64>,
+    /// Bytes kept of a packet; 0: all.
+    pub snap: u32,
+    /// Compressed.
+    pub zstd: bool,
+    /// Room between capture and disk, bytes.
+    pub buffer_bytes: u64,
+}
+
 /// Bounds; reaching one closes or refuses a session under a named reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
@@ -317,6 +341,8 @@ pub const MAX_MAPPINGS: usize = 256;
 pub const MAX_EXPRESSION: usize = 2_000;
 /// Ranges of `--net` and of `--not-net` at most: the program that looks for them runs for every frame.
 pub const MAX_NETS: usize = 64;
+/// The target of a mapping that is recorded only.
+pub const NOWHERE: u16 = u16::MAX;
 /// Targets at most.
 pub const MAX_TARGETS: usize = 256;
 
@@ -360,6 +386,7 @@ impl Plan {
                 xdp_force: false,
             },
             trace: None,
+            record: None,
             inject: InjectEngine::Auto,
             copies_milli: 1_000,
             percent_ppm: 1_000_000,
@@ -376,6 +403,11 @@ impl Plan {
                 drain_ms: 10_000,
             },
         }
+    }
+
+    /// Whether nothing is replayed: the capturer alone works, and records.
+    pub const fn records_only(&self) -> bool {
+        self.shards == 0
     }
 
     /// As the bytes that stand in the region.

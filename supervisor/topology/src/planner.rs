@@ -12,6 +12,7 @@ use crate::plan::{
     CaptureEngine, CapturePlan, FilterPlan, InjectEngine, Join, MAX_NETS, MAX_TARGETS, Mapping, OnGap,
     ReplayPlan, Rtt, Seeds, Target,
 };
+use crate::recording;
 use crate::sizes::{self, share_out};
 use crate::{Plan, Refusal};
 use crate::{trace, value};
@@ -71,6 +72,7 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
         None => default_shards(facts.cores.len()),
     };
     let sizes = sizes_of(options, shards, facts)?;
+    let record = recording::beside_replay(options, facts.host_id)?;
     let [instance, shard, sample, endpoint, isn, table] = facts.random;
     let trace = trace::trace(options)?;
     let seeds = Seeds { shard, sample, endpoint, isn, table };
@@ -79,7 +81,7 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
     if trace.as_ref().is_some_and(|trace| trace.speed_milli.is_none()) && !options.has(Key::Rtt) {
         replay.rtt = Rtt::None;
     }
-    Ok(Plan {
+    let plan = Plan {
         name,
         instance,
         format: facts.format,
@@ -91,6 +93,7 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
         key,
         capture: capture(options)?,
         trace,
+        record,
         inject: options.one(Key::Inject).map_or(Ok(InjectEngine::Auto), inject)?,
         copies_milli: options.one(Key::Copies).map_or(Ok(1_000), |given| read(given, copies_milli))?,
         percent_ppm: options.one(Key::Percent).map_or(Ok(1_000_000), |given| read(given, percent_ppm))?,
@@ -99,7 +102,9 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
         limits: sizes.limits,
         rings: sizes.rings,
         replay,
-    })
+    };
+    recording::fits(options, &plan)?;
+    Ok(plan)
 }
 
 /// `-n` in thousandths; also what `ctl copies` takes.
@@ -181,7 +186,10 @@ pub fn interfaces(options: &Options) -> Result<Vec<String>, Refusal> {
     Ok(if any { Vec::new() } else { names })
 }
 
-fn read<T>(given: &Given, parse: impl FnOnce(&str) -> Result<T, value::Why>) -> Result<T, Refusal> {
+pub(crate) fn read<T>(
+    given: &Given,
+    parse: impl FnOnce(&str) -> Result<T, value::Why>,
+) -> Result<T, Refusal> {
     parse(&given.text).map_err(|why| given.refuse(why))
 }
 
@@ -300,7 +308,7 @@ fn sizes_of(options: &Options, shards: u16, facts: &Facts) -> Result<sizes::Size
     }
 }
 
-fn capture(options: &Options) -> Result<CapturePlan, Refusal> {
+pub(crate) fn capture(options: &Options) -> Result<CapturePlan, Refusal> {
     let engine = match options.one(Key::Capture) {
         None => CaptureEngine::Ring,
         Some(given) => match given.text.as_str() {
@@ -340,7 +348,7 @@ fn capture(options: &Options) -> Result<CapturePlan, Refusal> {
         engine,
         interfaces,
         buffer_bytes: buffer,
-        promiscuous: options.has(Key::Promiscuous),
+        promiscuous: options.has(Key::Mirror),
         filter: filter(options)?,
         xdp_force,
     })
@@ -394,7 +402,7 @@ const MIN_CAPTURE_BUFFER: u64 = 1 << 20;
 /// Largest: the kernel counts a ring's blocks in 32 bits.
 const MAX_CAPTURE_BUFFER: u64 = 4 << 30;
 
-fn replay(options: &Options) -> Result<ReplayPlan, Refusal> {
+pub(crate) fn replay(options: &Options) -> Result<ReplayPlan, Refusal> {
     let rtt = match options.one(Key::Rtt) {
         None => Rtt::Measured,
         Some(given) => match given.text.as_str() {
@@ -450,7 +458,7 @@ fn replay(options: &Options) -> Result<ReplayPlan, Refusal> {
 const MAX_RTT_US: u64 = 10_000_000;
 
 /// Core of each role: capturer, injector, shards.
-fn cores(options: &Options, shards: u16, usable: &[u16]) -> Result<Vec<u16>, Refusal> {
+pub(crate) fn cores(options: &Options, shards: u16, usable: &[u16]) -> Result<Vec<u16>, Refusal> {
     let roles = usize::from(shards) + 2;
     let Some(given) = options.one(Key::Cores) else { return Ok(default_cores(roles, usable)) };
     if given.text == "none" {

@@ -73,6 +73,9 @@ pub struct Wire {
 
 /// Every process, in the order of their start: consumers before the producer that would fill their rings.
 pub fn processes(plan: &Plan) -> Vec<Process> {
+    if plan.records_only() {
+        return vec![Process::Capturer];
+    }
     let shards = (0..plan.shards).map(Process::Shard);
     [Process::Injector].into_iter().chain(shards).chain([Process::Capturer]).collect()
 }

@@ -1,0 +1,342 @@
+//! Recordings, read again by the reader of packet files: every request and every answer is there, once, and nothing else; and
+//! mirror ports, whose machine is not the online host.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::impair::{ALL, Impairment, mirror};
+use lab::real::{self, Nginx};
+use lab::scratch::Scratch;
+use lab::story::{Story, step};
+use lab::twin::Kind;
+use lab::{HttpOptions, HttpService, Instance, Load, Network, Stats, netlink};
+
+use crate::stage::{ONLINE_PORT, SETTLE, Stage, answered, end, twin};
+
+pub(crate) const STORIES: &[Story] = &[
+    ("a_recording_holds_every_request_and_answer_of_nginx", 60, a_recording_of_nginx),
+    ("a_compressed_recording_of_all_interfaces_with_loopback", 60, a_recording_of_all_interfaces),
+    ("a_run_replays_and_records_at_once", 60, a_run_replays_and_records_at_once),
+    ("a_recording_goes_on_when_its_capturer_is_killed", 60, a_recording_goes_on_when_its_capturer_is_killed),
+    ("a_recording_stays_within_its_total", 60, a_recording_stays_within_its_total),
+    ("a_disk_that_cannot_keep_up_costs_packets_by_name", 60, a_disk_that_cannot_keep_up),
+    ("a_mirror_port_is_replayed_by_another_machine", 60, a_mirror_port_is_replayed_by_another_machine),
+    ("a_mirror_port_is_recorded_by_another_machine", 60, a_mirror_port_is_recorded_by_another_machine),
+    ("without_mirror_frames_of_others_stay_out", 60, without_mirror_frames_of_others_stay_out),
+];
+
+/// What files hold, judged without any code of the recorder's or the capturer's.
+#[derive(Debug, Default)]
+struct Found {
+    /// Packets that begin a request with this id.
+    requests: BTreeMap<u64, u64>,
+    /// Packets that begin an answer.
+    answers: u64,
+    packets: u64,
+    /// Packets between other ends than the service and its clients.
+    strange: u64,
+}
+
+impl Found {
+    /// Reads all files of a directory. A packet is told twice when both its headers say so: retransmissions are counted by
+    /// what they carry.
+    fn of(directory: &Path, service: &[SocketAddr]) -> Result<Self> {
+        let files = files(directory)?;
+        let mut reader = trace::Reader::open(&files, trace::Options::default())?;
+        let mut found = Self::default();
+        while let Some(packet) = reader.next() {
+            found.packets += 1;
+            let segment = flow::segment::parse(packet.ip, packet.wire_len)
+                .map_err(|why| anyhow::anyhow!("a recorded packet is none: {}", why.name()))?;
+            let (to, from) = (
+                service.iter().any(|at| segment.dst == (*at).into()),
+                service.iter().any(|at| segment.src == (*at).into()),
+            );
+            if to == from {
+                found.strange += 1;
+            }
+            let text = String::from_utf8_lossy(segment.payload);
+            let mut heads = text.split(" /id/").skip(1);
+            if to && let Some(id) = heads.next().and_then(|rest| rest.split(' ').next()?.parse().ok()) {
+                *found.requests.entry(id).or_default() += 1;
+            }
+            found.answers += u64::from(from && text.starts_with("HTTP/1.1 200 "));
+        }
+        let report = reader.report();
+        ensure!(report.notes().is_empty(), "the reader found fault: {:?}", report.notes());
+        Ok(found)
+    }
+
+    /// Ids from 0 on, each once, with as many answers, and nothing else.
+    fn is_whole(&self, requests: u64) -> Result<()> {
+        let missing = (0..requests).filter(|id| !self.requests.contains_key(id)).count();
+        let twice = self.requests.values().filter(|times| **times > 1).count();
+        ensure!(
+            missing == 0 && twice == 0 && self.answers == requests && self.strange == 0,
+            "{missing} requests missing, {twice} twice, {} answers, {} strange packets of {}",
+            self.answers,
+            self.strange,
+            self.packets
+        );
+        Ok(())
+    }
+}
+
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = vec![];
+    for entry in fs::read_dir(directory)? {
+        files.push(entry?.path());
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Ends a recording as Ctrl-C does. Its ledger is exact, and nothing was on its way when it ended.
+fn finished(record: Instance) -> Result<Stats> {
+    step("the recording ends");
+    let stats = record.stop_run()?;
+    balanced(&stats)?;
+    ensure!(stats.number("/record/waiting/packets")? == 0, "packets were not written: {}", shown(&stats));
+    Ok(stats)
+}
+
+fn balanced(stats: &Stats) -> Result<()> {
+    for unit in ["packets", "bytes"] {
+        let of = |path: &str| stats.number(&format!("/record/{path}/{unit}"));
+        let dropped = of("dropped/ring_full")? + of("dropped/disk")? + of("dropped/capturer_lost")?;
+        let sum = of("written")? + of("waiting")? + dropped;
+        ensure!(of("wanted")? == sum, "the recording's {unit} do not add up: {}", shown(stats));
+    }
+    Ok(())
+}
+
+fn shown(stats: &Stats) -> String {
+    stats.value()["record"].to_string()
+}
+
+fn dropped(stats: &Stats, reason: &str) -> Result<u64> {
+    stats.number(&format!("/record/dropped/{reason}/packets"))
+}
+
+fn as_text(path: &Path) -> Result<&str> {
+    path.to_str().context("a path of plain text")
+}
+
+fn a_recording_of_nginx() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let net = Network::standard()?;
+    let online = Nginx::start(&net.online, ONLINE_PORT)?;
+    let scratch = Scratch::new("recording")?;
+    let directory = scratch.file("web");
+    let record = twin()?.record(&net.online, &["-x", "80", "-i", "eth0", "-o", as_text(&directory)?])?;
+    let to = SocketAddr::new(net.online.v4(), ONLINE_PORT);
+    let load = Load { connections: 20, rate: Some(2_000.0), ..Load::new(to, 4_000) };
+    answered(load.run(&net.client.ns)?)?;
+    step("and one by curl");
+    let url = format!("http://{to}/id/4000");
+    real::run(&net.client.ns, "curl", &["-s", "-o", "/dev/null", &url], Duration::from_secs(10))?;
+    ensure!(online.answered()? == 4_001, "{} requests online", online.answered()?);
+    let part = files(&directory)?;
+    ensure!(part.len() == 1 && as_text(&part[0])?.ends_with(".pcapng.part"), "{part:?} while it is written");
+    let stats = finished(record)?;
+    let found = Found::of(&directory, &[to])?;
+    println!("    {} packets, {} answers; {}", found.packets, found.answers, shown(&stats));
+    found.is_whole(4_001)?;
+    ensure!(stats.number("/record/written/packets")? == found.packets, "{}", shown(&stats));
+    let file = &files(&directory)?[0];
+    ensure!(as_text(file)?.ends_with(".pcapng"), "{} when it is whole", file.display());
+    ensure!(fs::metadata(&directory)?.permissions().mode() & 0o777 == 0o700);
+    ensure!(fs::metadata(file)?.permissions().mode() & 0o777 == 0o600);
+    Ok(())
+}
+
+/// On loopback each packet is seen going out and coming in; it is recorded once.
+fn a_recording_of_all_interfaces() -> Result<()> {
+    let stage = Stage::new()?;
+    let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), ONLINE_PORT);
+    let witness = std::sync::Arc::clone(&stage.online);
+    let _service = HttpService::start(&stage.net.online.ns, local, HttpOptions::default(), witness)?;
+    let scratch = Scratch::new("recording")?;
+    let directory = as_text(scratch.path())?;
+    let record = stage.twin.record(&stage.net.online, &["-x", "80", "-o", directory, "--zstd"])?;
+    stage.send(Load { rate: Some(1_000.0), ..stage.load(1_000) })?;
+    step("clients on the online host itself");
+    let load = Load { to: local, rate: Some(1_000.0), first_id: 1_000, ..stage.load(1_000) };
+    answered(load.run(&stage.net.online.ns)?)?;
+    step("and over IPv6");
+    let to = SocketAddr::new(stage.net.online.v6(), ONLINE_PORT);
+    stage.send(Load { to, first_id: 2_000, ..stage.load(500) })?;
+    finished(record)?;
+    ensure!(as_text(&files(scratch.path())?[0])?.ends_with(".pcapng.zst"));
+    Found::of(scratch.path(), &[stage.at_online(), local, to])?.is_whole(2_500)
+}
+
+fn a_run_replays_and_records_at_once() -> Result<()> {
+    let stage = Stage::new()?;
+    let scratch = Scratch::new("recording")?;
+    let _intercept = stage.intercept()?;
+    let run = stage.run(&["--record", as_text(scratch.path())?, "--shards", "2"])?;
+    let report = stage.send(Load { connections: 50, rate: Some(1_000.0), ..stage.load(3_000) })?;
+    let stats = stage.all_replayed(run, &report, 1)?;
+    balanced(&stats)?;
+    step("the recording has real clients' packets, and none of ours");
+    let found = Found::of(scratch.path(), &[stage.at_online()])?;
+    found.is_whole(3_000)?;
+    ensure!(stats.number("/record/written/packets")? == found.packets, "{}", shown(&stats));
+    Ok(())
+}
+
+fn a_recording_goes_on_when_its_capturer_is_killed() -> Result<()> {
+    let stage = Stage::new()?;
+    let scratch = Scratch::new("recording")?;
+    let record =
+        stage.twin.record(&stage.net.online, &["-x", "80", "-i", "eth0", "-o", as_text(scratch.path())?])?;
+    let load = stage.start(Load { connections: 20, rate: Some(1_000.0), ..stage.load(4_000) })?;
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(700));
+        step("its capturer is killed");
+        let old = record.kill_role("capturer", 0)?;
+        record.wait_restarted("capturer", 0, old, SETTLE)?;
+    }
+    answered(load.wait()?)?;
+    let stats = finished(record)?;
+    let found = Found::of(scratch.path(), &[stage.at_online()])?;
+    let there = found.requests.len() as u64;
+    println!("    {there} of 4000 requests recorded; {}", shown(&stats));
+    let names = files(scratch.path())?;
+    ensure!(
+        names.len() == 4 && names.iter().all(|name| name.extension().is_some_and(|end| end == "pcapng")),
+        "{names:?}"
+    );
+    // What a dead one had in hand, a batch and what had gathered in 10 ms, is lost by name.
+    let lost = dropped(&stats, "capturer_lost")?;
+    ensure!(
+        4_000 - there <= lost && there >= 3_800,
+        "{there} requests recorded, {lost} packets lost by name"
+    );
+    ensure!(found.packets + lost >= stats.number("/record/wanted/packets")?);
+    ensure!(found.strange == 0);
+    Ok(())
+}
+
+fn a_recording_stays_within_its_total() -> Result<()> {
+    let stage = Stage::new()?;
+    let scratch = Scratch::new("recording")?;
+    let directory = as_text(scratch.path())?;
+    fs::write(scratch.file("notes.txt"), vec![0; 1 << 20])?;
+    let args = ["-x", "80", "-i", "eth0", "-o", directory, "--keep", "4MiB", "--rotate", "1MiB"];
+    let record = stage.twin.record(&stage.net.online, &args)?;
+    let report = stage.send(Load { rate: Some(400.0), body_bytes: 20_000, ..stage.load(1_000) })?;
+    let stats = finished(record)?;
+    let found: Vec<PathBuf> = files(scratch.path())?
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|end| end == "pcapng"))
+        .collect();
+    let total: u64 = found.iter().map(|path| fs::metadata(path).map_or(0, |meta| meta.len())).sum();
+    println!("    {} files with {total} bytes; {}", found.len(), shown(&stats));
+    ensure!(
+        report.request_bytes > 16 << 20 && stats.number("/record/removed_files")? > 10,
+        "{}",
+        shown(&stats)
+    );
+    ensure!(total <= 4 << 20 && found.len() >= 3, "{total} bytes in {} files", found.len());
+    ensure!(scratch.file("notes.txt").exists());
+    Ok(())
+}
+
+/// A buffer of 1 MiB, and bursts over loopback that fill it while the writer sleeps: as a disk that stands still for a while.
+fn a_disk_that_cannot_keep_up() -> Result<()> {
+    let stage = Stage::new()?;
+    let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), ONLINE_PORT);
+    let witness = std::sync::Arc::clone(&stage.online);
+    let _service = HttpService::start(&stage.net.online.ns, local, HttpOptions::default(), witness)?;
+    let scratch = Scratch::new("recording")?;
+    let args = ["-x", "80", "-i", "lo", "-o", as_text(scratch.path())?, "--record-buffer", "1MiB"];
+    let record = stage.twin.record(&stage.net.online, &args)?;
+    let load = Load { to: local, connections: 8, body_bytes: 4 << 20, ..stage.load(60) };
+    answered(load.run(&stage.net.online.ns)?)?;
+    let stats = finished(record)?;
+    println!("    {}", shown(&stats));
+    ensure!(dropped(&stats, "ring_full")? > 0 && dropped(&stats, "disk")? == 0, "{}", shown(&stats));
+    let restarts: u64 = stats.roles()?.iter().map(|role| role.restarts).sum();
+    ensure!(restarts == 0, "a process was replaced");
+    let found = Found::of(scratch.path(), &[local])?;
+    ensure!(found.packets == stats.number("/record/written/packets")?, "{} packets in files", found.packets);
+    Ok(())
+}
+
+/// A device `mirror0` on a host, to which the switch copies what client and online host send each other.
+fn mirror_port<'a>(net: &'a Network, host: &lab::Host) -> Result<[Impairment<'a>; 2]> {
+    step("a mirror port on a machine that is not the online host");
+    let peer = host.ns.fd().as_raw_fd();
+    net.switch.enter(move || {
+        netlink::add_veth("to-mirror", "mirror0", peer)?;
+        netlink::set_up("to-mirror", true)
+    })?;
+    host.ns.enter(|| netlink::set_up("mirror0", true))?;
+    let nothing = "tcp dport 1";
+    Ok([
+        mirror(net, &net.client, "ip daddr 10.88.0.3 tcp dport 80", "to-mirror", nothing, ALL)?,
+        mirror(net, &net.online, "ip daddr 10.88.0.2 tcp sport 80", "to-mirror", nothing, ALL)?,
+    ])
+}
+
+fn a_mirror_port_is_replayed_by_another_machine() -> Result<()> {
+    let stage = Stage::new()?;
+    let net = &stage.net;
+    let _mirror = mirror_port(net, &net.online2)?;
+    let _intercept = stage.intercept()?;
+    let scratch = Scratch::new("recording")?;
+    let map = format!("{}-{}", stage.at_online(), stage.at_target());
+    let assistant = net.assistant.v4().to_string();
+    let args =
+        ["-x", &map, "-s", &assistant, "-i", "mirror0", "--mirror", "--record", as_text(scratch.path())?];
+    let run = stage.twin.run(&net.online2, &args)?;
+    let report = stage.send(Load { connections: 50, rate: Some(1_000.0), ..stage.load(3_000) })?;
+    let stats = stage.all_replayed(run, &report, 1)?;
+    ensure!(stats.captured() >= report.request_bytes);
+    Found::of(scratch.path(), &[stage.at_online()])?.is_whole(3_000)
+}
+
+fn a_mirror_port_is_recorded_by_another_machine() -> Result<()> {
+    let stage = Stage::new()?;
+    let _mirror = mirror_port(&stage.net, &stage.net.online2)?;
+    let scratch = Scratch::new("recording")?;
+    let service = stage.at_online().to_string();
+    let args = ["-x", &service, "-i", "mirror0", "--mirror", "-o", as_text(scratch.path())?];
+    let record = stage.twin.record(&stage.net.online2, &args)?;
+    stage.send(Load { rate: Some(1_000.0), ..stage.load(2_000) })?;
+    finished(record)?;
+    Found::of(scratch.path(), &[stage.at_online()])?.is_whole(2_000)
+}
+
+fn without_mirror_frames_of_others_stay_out() -> Result<()> {
+    let stage = Stage::new()?;
+    let net = &stage.net;
+    let _mirror = mirror_port(net, &net.online2)?;
+    let _intercept = stage.intercept()?;
+    let (assistant, target) = (net.assistant.v4().to_string(), stage.at_target());
+    step("a mapping without an address is refused with --mirror");
+    let map = lab::twin::map(ONLINE_PORT, target);
+    let args = ["-x", &map, "-s", &assistant, "-i", "mirror0", "--mirror"];
+    let refused = stage.twin.begin(Kind::Run, &net.online2, &args)?.wait(SETTLE)?;
+    ensure!(
+        refused.status.code() == Some(2) && refused.stderr.contains("Name the online address"),
+        "{}",
+        refused.stderr
+    );
+    step("and without --mirror nothing of another host is taken, which is said");
+    let map = format!("{}-{target}", stage.at_online());
+    let run = stage.twin.run(&net.online2, &["-x", &map, "-s", &assistant, "-i", "any"])?;
+    stage.send(Load { rate: Some(1_000.0), ..stage.load(500) })?;
+    ensure!(run.stderr().contains("add --mirror"), "{}", run.stderr());
+    let stats = end(run)?;
+    ensure!(stats.number("/capture/frames")? == 0, "{} frames were taken", stats.number("/capture/frames")?);
+    ensure!(stage.target.answered() == 0, "{} requests at the target", stage.target.answered());
+    Ok(())
+}
