@@ -275,7 +275,7 @@ mod tests {
     fn every_slip_has_a_sentence() {
         for (given, part) in [
             (vec![WHERE], "nothing to record"),
-            (vec![(Key::Map, "80")], "there is no -o"),
+            (vec![(Key::Map, "80")], "There is no -o"),
             (vec![(Key::Map, "80"), (Key::Output, "")], "this is no directory"),
             (vec![(Key::Map, "80-10.0.3.2:8080"), WHERE], "a recording has no target. Write -x 80, or"),
             (vec![(Key::Map, "http"), WHERE], "is not a port number"),
