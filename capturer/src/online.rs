@@ -186,7 +186,8 @@ mod tests {
     fn answers_are_told_from_our_own_packets() {
         let plan = plan(&["80-10.0.3.2:80"]);
         let parse = |text: &str| text.parse::<std::net::SocketAddr>().unwrap().into();
-        let answer = |src: &str, dst: &str| Online::new(&plan, Protocol::Tcp).answer(&parse(src), &parse(dst));
+        let answer =
+            |src: &str, dst: &str| Online::new(&plan, Protocol::Tcp).answer(&parse(src), &parse(dst));
         assert_eq!(answer("10.0.0.9:80", "10.0.0.1:5"), Meaning::Mapping(0));
         assert_eq!(answer("10.0.0.9:81", "10.0.0.1:5"), Meaning::Other);
         assert_eq!(answer("10.0.0.9:80", "198.18.3.3:5"), Meaning::Own);

@@ -132,22 +132,21 @@ impl Part {
     }
 
     /// Ends it with `last`, and gives it its final name. Says how many bytes it grew by, and which packets came in.
-    pub(crate) fn finish(mut self, last: &[u8]) -> Result<(u64, Gathered), (io::Error, Self)> {
-        let ended = self.block(last).and_then(|()| {
-            if let Sink::Zstd(encoder) = &mut self.sink {
-                encoder.do_finish()?;
-            }
-            let out = match &mut self.sink {
-                Sink::Plain(buffer) => buffer,
-                Sink::Zstd(encoder) => encoder.get_mut(),
-            };
-            self.file.write_all(out)?;
-            Ok(out.len() as u64)
-        });
-        match ended.and_then(|grown| fs::rename(&self.part, &self.whole).map(|()| grown)) {
-            Ok(grown) => Ok((grown, self.packets)),
-            Err(error) => Err((error, self)),
+    ///
+    /// # Errors
+    /// Not all of it went out: then it is to be given up.
+    pub(crate) fn finish(&mut self, last: &[u8]) -> io::Result<(u64, Gathered)> {
+        self.block(last)?;
+        if let Sink::Zstd(encoder) = &mut self.sink {
+            encoder.do_finish()?;
         }
+        let out = match &mut self.sink {
+            Sink::Plain(buffer) => buffer,
+            Sink::Zstd(encoder) => encoder.get_mut(),
+        };
+        self.file.write_all(out)?;
+        fs::rename(&self.part, &self.whole)?;
+        Ok((out.len() as u64, self.packets))
     }
 
     /// Ends it where it was good last: what has gathered is given up. Without a packet it goes.

@@ -209,14 +209,14 @@ impl Writer {
 
     /// Ends the file that there is, with what was counted so far.
     fn end_file(&mut self, now_ms: u64) {
-        let Some(part) = self.part.take() else { return };
+        let Some(mut part) = self.part.take() else { return };
         let (kernel, ours) = (self.tally.get(Figure::KernelDrops), self.tally.dropped());
         let seen = self.tally.get(Figure::WrittenPackets) + part.gathered().packets + ours;
         let mut last = vec![];
         pcapng::statistics(&mut last, self.last_ns, seen + kernel, ours + kernel);
         match part.finish(&last) {
             Ok((grown, gathered)) => self.written(grown, gathered),
-            Err((error, part)) => {
+            Err(error) => {
                 self.part = Some(part);
                 self.failed(&error, now_ms);
             }
