@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Each part is run in this program under callgrind, with n items and with 2 n; the difference is theirs alone. Needs valgrind.
-//! A part that takes more than 3 % above the baseline fails the check, and so does one that takes as much less: the baseline
-//! is then to be written anew, so that the gain is kept.
+//! A part that takes more than 5 % above the baseline fails the check; of one that takes as much less it is said that the
+//! baseline should be written anew, so that the gain is kept.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -28,8 +28,8 @@ use shm::{Link, Region, Spec, ring};
 use topology::Plan;
 use topology::plan::Rings;
 
-/// Share of the baseline that a part may differ by: compilers and libraries of one version differ by less.
-const TOLERANCE: f64 = 0.03;
+/// Share of the baseline that a part may differ by: compilers and libraries of neighbouring versions differ by less.
+const TOLERANCE: f64 = 0.05;
 /// Records of one batch.
 const BATCH: usize = 32;
 
@@ -118,13 +118,18 @@ fn table(baseline: &Figures, measured: &Figures) {
 }
 
 fn check(baseline: &Figures, measured: &Figures) -> Result<()> {
-    let differs = |name: &String, now: u64| {
-        let before = *baseline.get(name).unwrap_or(&0) as f64;
-        (now as f64 - before).abs() > before * TOLERANCE
+    let beyond = |sign: f64| -> Vec<_> {
+        let share = |name: &String, now: u64| {
+            let before = *baseline.get(name).unwrap_or(&0) as f64;
+            sign * (now as f64 - before) > before * TOLERANCE
+        };
+        measured.iter().filter(|(name, now)| share(name, **now)).map(|(name, _)| name).collect()
     };
-    let wrong: Vec<_> =
-        measured.iter().filter(|(name, now)| differs(name, **now)).map(|(name, _)| name).collect();
-    ensure!(wrong.is_empty(), "not within {} % of the baseline: {wrong:?}", TOLERANCE * 100.0);
+    let (dearer, cheaper) = (beyond(1.0), beyond(-1.0));
+    if !cheaper.is_empty() {
+        println!("cheaper by more than {} %, so write the baseline anew: {cheaper:?}", TOLERANCE * 100.0);
+    }
+    ensure!(dearer.is_empty(), "dearer by more than {} %: {dearer:?}", TOLERANCE * 100.0);
     let gone: Vec<_> = baseline.keys().filter(|name| !measured.contains_key(*name)).collect();
     ensure!(gone.is_empty(), "in the baseline, but not measured: {gone:?}");
     Ok(())
