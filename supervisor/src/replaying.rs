@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::process::ExitCode;
 
 use topology::plan::TracePlan;
-use topology::{Key, Options, Plan, Refusal};
+use topology::{Command, Key, Options, Plan, Refusal};
 use trace::Reader;
 
 use crate::{run, survey, words};
@@ -30,7 +30,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if options.has(Key::DryRun) {
         return survey::run(options);
     }
-    run::run(options, topology::Command::Replay)
+    run::run(options, Command::Replay)
 }
 
 /// Makes sure that the files can be read, here and by every successor of a role: their names no longer depend on where the

@@ -14,14 +14,15 @@ use lab::real::{self, Nginx};
 use lab::scratch::Scratch;
 use lab::story::{Story, step};
 use lab::twin::Kind;
-use lab::{HttpOptions, HttpService, Instance, Load, Network, Stats, netlink};
+use lab::{Fidelity, HttpOptions, HttpService, Instance, Load, Network, Stats, netlink};
 
-use crate::stage::{ONLINE_PORT, SETTLE, Stage, answered, end, twin};
+use crate::stage::{ONLINE_PORT, SETTLE, Stage, answered, clean, end, twin};
 
 pub(crate) const STORIES: &[Story] = &[
     ("a_recording_holds_every_request_and_answer_of_nginx", 60, a_recording_of_nginx),
     ("a_compressed_recording_of_all_interfaces_with_loopback", 60, a_recording_of_all_interfaces),
     ("a_run_replays_and_records_at_once", 60, a_run_replays_and_records_at_once),
+    ("what_was_recorded_is_replayed", 90, what_was_recorded_is_replayed),
     ("a_recording_goes_on_when_its_capturer_is_killed", 60, a_recording_goes_on_when_its_capturer_is_killed),
     ("a_recording_stays_within_its_total", 60, a_recording_stays_within_its_total),
     ("a_disk_that_cannot_keep_up_costs_packets_by_name", 60, a_disk_that_cannot_keep_up),
@@ -189,6 +190,34 @@ fn a_run_replays_and_records_at_once() -> Result<()> {
     found.is_whole(3_000)?;
     ensure!(stats.number("/record/written/packets")? == found.packets, "{}", shown(&stats));
     Ok(())
+}
+
+/// Several compressed files of one recording, super-frames among them, are what a live replay of the same traffic is.
+fn what_was_recorded_is_replayed() -> Result<()> {
+    let stage = Stage::new()?;
+    let scratch = Scratch::new("recording")?;
+    let args = ["-x", "80", "-i", "eth0", "-o", as_text(scratch.path())?, "--zstd", "--rotate-every", "1s"];
+    let record = stage.twin.record(&stage.net.online, &args)?;
+    let mut report = stage.send(Load { connections: 50, rate: Some(1_000.0), ..stage.load(2_000) })?;
+    let bodies = Load { body_bytes: 100_000, rate: Some(50.0), first_id: 2_000, ..stage.load(50) };
+    report.request_bytes += stage.send(bodies)?.request_bytes;
+    finished(record)?;
+    let files = files(scratch.path())?;
+    ensure!(files.len() >= 3, "{files:?}");
+    let _intercept = stage.intercept()?;
+    step("the files are replayed");
+    let map = lab::twin::map(ONLINE_PORT, stage.at_target());
+    let assistant = stage.net.assistant.v4().to_string();
+    let mut args = files.iter().map(|file| as_text(file)).collect::<Result<Vec<_>>>()?;
+    args.extend(["-x", &map, "-s", &assistant, "--speed", "max"]);
+    let replay = stage.twin.begin(Kind::Replay, &stage.net.online, &args)?;
+    let ended = replay.wait(Duration::from_secs(45))?;
+    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    let stats = ended.stats()?;
+    stats.check_ledger()?;
+    let fidelity = Fidelity::of(&stage.online, &stage.target, 1);
+    ensure!(fidelity.is_exact(), "{fidelity}; {}", stats.ledger());
+    clean(&stats, report.request_bytes)
 }
 
 fn a_recording_goes_on_when_its_capturer_is_killed() -> Result<()> {

@@ -114,7 +114,7 @@ pub fn services(options: &Options) -> Result<Services, Refusal> {
 }
 
 /// The protocol that a mapping or service begins with, and what stands behind it.
-fn protocol(text: &str) -> Result<(Protocol, &str), Why> {
+pub(crate) fn protocol(text: &str) -> Result<(Protocol, &str), Why> {
     // No port and no address consists of letters alone: IPv6 stands in brackets.
     let word = text.split_once(':').filter(|(word, _)| {
         !word.is_empty() && word.len() <= 5 && word.bytes().all(|byte| byte.is_ascii_alphabetic())

@@ -68,9 +68,9 @@ pub fn plan_to_record(options: &Options, facts: &Facts) -> Result<Plan, Refusal>
         clients: Clients::Keep,
         intercepts: Vec::new(),
         key: None,
-        trace: None,
         capture: planner::capture(options)?,
         record: Some(record),
+        trace: None,
         inject: InjectEngine::Auto,
         copies_milli: 1_000,
         percent_ppm: 1_000_000,
@@ -99,6 +99,11 @@ pub fn fits(options: &Options, plan: &Plan) -> Result<(), Refusal> {
     {
         return Err(given.refuse(
             "this engine sees requests alone, and a recording has the answers too. Leave it out, or give `simple`",
+        ));
+    }
+    if let (Some(given), true) = (options.one(Key::Record), plan.replays(Protocol::Udp)) {
+        return Err(given.refuse(
+            "-x maps datagrams, which are replayed and not recorded. Leave them to a run of their own (--name), or record without them",
         ));
     }
     let Some(mirror) = options.one(Key::Mirror) else { return Ok(()) };
@@ -190,8 +195,12 @@ fn services(options: &Options) -> Result<Vec<Mapping>, Refusal> {
                 "a recording has no target. Write -x {online}, or add --record DIR to `tcptwin run`"
             )));
         }
+        let (protocol, text) = mapping::protocol(&given.text).map_err(|why| given.refuse(why))?;
+        if protocol == Protocol::Udp {
+            return Err(given.refuse("datagrams are replayed and not recorded. Leave this one out"));
+        }
         let service =
-            mapping::online_side(&given.text).map_err(|why| given.refuse(format_args!("{why}. {form}")))?;
+            mapping::online_side(text).map_err(|why| given.refuse(format_args!("{why}. {form}")))?;
         if found.contains(&service) {
             return Err(given.refuse("this service is given twice. Leave one out"));
         }
@@ -280,6 +289,7 @@ mod tests {
             (vec![(Key::Map, "80-10.0.3.2:8080"), WHERE], "a recording has no target. Write -x 80, or"),
             (vec![(Key::Map, "http"), WHERE], "is not a port number"),
             (vec![(Key::Map, "80,80"), WHERE], "given twice"),
+            (vec![(Key::Map, "udp:53"), WHERE], "datagrams are replayed and not recorded"),
             (vec![(Key::Map, "80"), WHERE, (Key::Rotate, "1KiB")], "at least 1MiB"),
             (vec![(Key::Map, "80"), WHERE, (Key::RotateEvery, "0")], "a time is a number"),
             (vec![(Key::Map, "80"), WHERE, (Key::Keep, "1MiB")], "at least 4MiB"),
@@ -306,6 +316,8 @@ mod tests {
         let record =
             run(&[(Key::Record, "rec"), (Key::Zstd, ""), (Key::Snap, "96")]).unwrap().record.unwrap();
         assert_eq!((record.directory, record.zstd, record.snap), (PathBuf::from("rec"), true, 96));
+        let said = run(&[(Key::Record, "rec"), (Key::Map, "udp:53-10.0.3.2:53")]).unwrap_err().sentence;
+        assert!(said.contains("-x maps datagrams"), "{said}");
         let said = run(&[(Key::Zstd, "")]).unwrap_err().sentence;
         assert!(said.contains("--zstd: it goes with --record"), "{said}");
     }
