@@ -101,7 +101,10 @@ fn the_capture_misses_one_packet_in_a_hundred() -> Result<()> {
     // What opens and ends a connection is always seen: then every missing byte lies between two that tell of it.
     let between = "tcp flags & (syn | fin | rst) == 0";
     let leak = mirror(net, &net.client, "ip daddr 10.88.0.3 tcp dport 80", "to-mirror", between, 10_000)?;
-    let run = stage.run(&["-i", "mirror0", "--mirror", "--shards", "2"])?;
+    let (map, assistant) =
+        (format!("{}-{}", stage.at_online(), stage.at_target()), net.assistant.v4().to_string());
+    let args = ["-x", &map, "-s", &assistant, "-i", "mirror0", "--mirror", "--shards", "2"];
+    let run = stage.twin.run(&net.online, &args)?;
     let report = stage.send(Load { connections: 50, rate: Some(1_000.0), ..stage.load(4_000) })?;
     let stats = end(run)?;
     let missed = leak.end()?;

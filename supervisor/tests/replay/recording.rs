@@ -68,8 +68,11 @@ impl Found {
             }
             found.answers += u64::from(from && text.starts_with("HTTP/1.1 200 "));
         }
-        let report = reader.report();
-        ensure!(report.notes().is_empty(), "the reader found fault: {:?}", report.notes());
+        // The kernel takes the time before it takes a slot: packets that two cores receive at once may be microseconds apart
+        // the other way round, in any capture.
+        let is_fault = |note: &&trace::Note| note.trouble != trace::Trouble::TimeBackwards;
+        let faults: Vec<_> = reader.report().notes().iter().filter(is_fault).collect();
+        ensure!(faults.is_empty(), "the reader found fault: {faults:?}");
         Ok(found)
     }
 
