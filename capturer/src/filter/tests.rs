@@ -435,6 +435,12 @@ fn one_way(filter: &CaptureFilter, packet: &[u8], aside: Aside, answer: bool) ->
     let u8_at = |at: usize| packet.get(at).copied();
     let u16_at = |at: usize| Some(u16::from_be_bytes(packet.get(at..at + 2)?.try_into().ok()?));
     let turned = |(a, b): (IpAddr, IpAddr)| if answer { (b, a) } else { (a, b) };
+    // Before the ports are looked at, which may be missing.
+    let passed_over = |client: IpAddr, service: IpAddr| {
+        let among = |ranges: &[Range]| crate::online::among(ranges, client.into());
+        let own = among(&filter.clients) || (answer && crate::online::among(&filter.clients, service.into()));
+        own || among(&filter.outside) || !(filter.inside.is_empty() || among(&filter.inside))
+    };
     let mut ip = filter.link_header as usize;
     let mut protocol = aside.protocol;
     if matches!(protocol, 0x8100 | 0x88a8) {
@@ -449,16 +455,16 @@ fn one_way(filter: &CaptureFilter, packet: &[u8], aside: Aside, answer: bool) ->
             }
             let address = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?));
             (src, dst) = turned((address(ip + 12)?, address(ip + 16)?));
+            if passed_over(src, dst) {
+                return Some(false);
+            }
             tcp = ip + usize::from(u8_at(ip)? & 0xf) * 4;
         }
         IPV6 => {
             let address =
                 |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?));
             (src, dst) = turned((address(ip + 8)?, address(ip + 24)?));
-            let among = |ranges: &[Range]| crate::online::among(ranges, src.into());
-            let meant = filter.inside.is_empty() || among(&filter.inside);
-            let own = answer && crate::online::among(&filter.clients, dst.into());
-            if own || among(&filter.clients) || among(&filter.outside) || !meant {
+            if passed_over(src, dst) {
                 return Some(false);
             }
             let (mut next, mut at, mut left) = (u8_at(ip + 6)?, ip + 40, 2);
@@ -479,13 +485,10 @@ fn one_way(filter: &CaptureFilter, packet: &[u8], aside: Aside, answer: bool) ->
         _ => return Some(false),
     }
     let port = u16_at(tcp + if answer { 0 } else { 2 })?;
-    let among = |ranges: &[Range]| crate::online::among(ranges, src.into());
-    let own = among(&filter.clients) || (answer && crate::online::among(&filter.clients, dst.into()));
-    let meant = (filter.inside.is_empty() || among(&filter.inside)) && !among(&filter.outside);
     let exact = filter.online.iter().any(|&(online, number)| online == Some(dst) && number == port);
     let any = filter.online.iter().any(|&(online, number)| online.is_none() && number == port);
     let target = filter.targets.contains(&SocketAddr::new(dst, port));
-    Some(!own && meant && (exact || (any && !target)))
+    Some(exact || (any && !target))
 }
 
 /// The return filter's decision in plain Rust: how many bytes to keep.
