@@ -21,7 +21,6 @@ use capturer::sys::{Begin, PacketSocket};
 use flow::emit::{MAX_HEADERS, emit};
 use flow::record::flag;
 use flow::{Addr, Endpoint, Seq, TcpFields};
-use lab::user::become_root_in_user_namespace;
 use lab::{Host, Namespace, Stats, Twin, netlink, wait};
 use serde_json::json;
 
@@ -31,17 +30,7 @@ const SETTLE: Duration = Duration::from_secs(20);
 const MAX_SECONDS: u64 = 30;
 
 fn main() -> ExitCode {
-    if let Err(error) = become_root_in_user_namespace() {
-        eprintln!("error: {error}");
-        return ExitCode::from(3);
-    }
-    match measure() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::in_namespaces(measure)
 }
 
 struct Asked {

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::real::{Redis, RedisLoad};
-use lab::user::become_root_in_user_namespace;
 use lab::{Network, Twin, wait};
 
 const COMMANDS: u64 = 100_000;
@@ -23,17 +22,7 @@ const PORT: u16 = 6_379;
 const SETTLE: Duration = Duration::from_secs(250);
 
 fn main() -> ExitCode {
-    if let Err(error) = become_root_in_user_namespace() {
-        eprintln!("error: {error}");
-        return ExitCode::from(3);
-    }
-    match measure() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::in_namespaces(measure)
 }
 
 fn measure() -> Result<()> {

@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use lab::impair::{Way, lose};
-use lab::user::become_root_in_user_namespace;
 use lab::witness::lag;
 use lab::{Fidelity, HttpOptions, HttpService, Instance, Load, Mode, Network, Stats, Twin, Witness, wait};
 use serde_json::{Value, json};
@@ -108,17 +107,7 @@ struct Finding {
 }
 
 fn main() -> ExitCode {
-    if let Err(error) = become_root_in_user_namespace() {
-        eprintln!("error: {error}");
-        return ExitCode::from(3);
-    }
-    match measure() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::in_namespaces(measure)
 }
 
 fn measure() -> Result<()> {

@@ -29,13 +29,7 @@ const MIB: u64 = 1 << 20;
 const CONNECTIONS: u32 = 20_000;
 
 fn main() -> ExitCode {
-    match measure() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    bench::ended(measure())
 }
 
 fn measure() -> Result<()> {
