@@ -51,6 +51,10 @@ if ((${#packages[@]})); then
     fi
 fi
 
+echo "== what is built in: licences, sources, crates that are not wanted"
+scripts/tool.sh cargo-deny 0.20.2
+PATH="$PWD/target/tools/bin:$PATH" cargo deny --offline --log-level error check bans licenses sources
+
 echo "== unit and property tests"
 cargo test --locked --workspace --exclude tcptwin --quiet
 

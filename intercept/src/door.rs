@@ -157,6 +157,7 @@ impl Door {
                 }
             }
             self.look_after(now_ms);
+            self.stats.count_door(Count::Turns);
         }
     }
 

@@ -79,6 +79,8 @@ named_enum! {
         Forgotten => "forgotten",
         /// Errors of accept, such as too many open files.
         AcceptErrors => "accept_errors",
+        /// Turns of the loop that serves the connections.
+        Turns => "turns",
     }
 }
 

@@ -9,6 +9,7 @@ use topology::look::Takes;
 use topology::{Command, Key, Options, Place, Refusal, file, planner, value};
 
 use crate::demo::DemoArgs;
+use crate::generate::What;
 use crate::role::RoleArgs;
 
 /// What the person asked for.
@@ -52,6 +53,13 @@ pub(crate) enum Action {
     Keygen {
         /// Where.
         file: String,
+    },
+    /// Write manual pages or completions.
+    Generate {
+        /// Which.
+        what: What,
+        /// Where.
+        directory: String,
     },
     /// Show the whole on this machine alone.
     Demo(DemoArgs),
@@ -112,6 +120,10 @@ fn read_from(
         "ctl" => Ok(Action::Ctl { name: name(matches)?, order: order(matches)? }),
         "autopsy" => Ok(Action::Autopsy { file: text(matches, "file"), inside: matches.get_flag("inside") }),
         "keygen" => Ok(Action::Keygen { file: text(matches, "file") }),
+        "generate" => Ok(Action::Generate {
+            what: *matches.get_one("what").expect("clap demands it"),
+            directory: text(matches, "directory"),
+        }),
         "demo" => Ok(Action::Demo(DemoArgs::from_arg_matches(matches).map_err(|error| sentence(&error))?)),
         "handover" => Ok(Action::Handover { name: name(matches)? }),
         "role" => Ok(Action::Role(RoleArgs::from_matches(matches)?)),
@@ -119,7 +131,7 @@ fn read_from(
     }
 }
 
-fn command() -> clap::Command {
+pub(crate) fn command() -> clap::Command {
     let name = Arg::new("name")
         .long("name")
         .value_name("NAME")
@@ -187,6 +199,13 @@ fn command() -> clap::Command {
         .subcommand(
             DemoArgs::augment_args(clap::Command::new("demo"))
                 .about("Show the whole on this machine alone, in network namespaces of its own"),
+        )
+        .subcommand(
+            clap::Command::new("generate")
+                .hide(true)
+                .about("Write manual pages or shell completions, as a package needs them")
+                .arg(Arg::new("what").value_parser(clap::value_parser!(What)).required(true))
+                .arg(Arg::new("directory").value_name("DIR").required(true)),
         )
         .subcommand(named(clap::Command::new("handover").hide(true)))
         .subcommand(RoleArgs::command())

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use intercept::{Intercept, Stats, TunOptions};
+use intercept::{Count, Door, Intercept, Stats, TunOptions};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 use shm::LockFile;
@@ -16,6 +16,7 @@ use topology::guard::{self, Place, Taken};
 use topology::{Key, Options, Refusal, listening_from, planner};
 
 use crate::control::{Reply, Request, Server};
+use crate::service::Service;
 use crate::{key, logging, metrics, place, preflight, procfs, words};
 
 /// Works until it is asked to end.
@@ -86,7 +87,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     .context("listening for Ctrl-C failed")?;
     let server = Server::bind(&directory, &wanted.name)
         .with_context(|| format!("opening the control socket in {} failed", directory.display()))?;
-    let desk = Desk { name: wanted.name, stats: Arc::clone(&stats), stop: Arc::clone(&stop), started };
+    let desk = Desk {
+        name: wanted.name,
+        stats: Arc::clone(&stats),
+        stop: Arc::clone(&stop),
+        started,
+        service: Service::of_environment(),
+        turns: (0, 0),
+    };
     let over = Arc::new(AtomicBool::new(false));
     let thread = {
         let over = Arc::clone(&over);
@@ -136,14 +144,18 @@ struct Desk {
     stats: Arc<Stats>,
     stop: Arc<AtomicBool>,
     started: Instant,
+    service: Service,
+    /// Turns of the capture loop and of the loop of connections at the last sign of life.
+    turns: (u64, u64),
 }
 
 /// Between looks whether it is over.
 const TICK: Duration = Duration::from_millis(200);
 
 impl Desk {
-    fn serve(&self, mut server: Server, over: &AtomicBool) {
+    fn serve(mut self, mut server: Server, over: &AtomicBool) {
         while !over.load(Relaxed) {
+            self.tell_manager(Instant::now());
             let mut fds: Vec<PollFd<'_>> = server
                 .waits_for()
                 .map(|(fd, writing)| {
@@ -155,6 +167,23 @@ impl Desk {
             drop(fds);
             server.serve(Instant::now(), |request| self.reply(request));
         }
+        self.service.stopping();
+    }
+
+    /// Tells the service manager what is new. A loop that stands still gets no sign of life, and the manager restarts us.
+    fn tell_manager(&mut self, now: Instant) {
+        if !self.service.is_there() || !self.stats.is_ready() {
+            return;
+        }
+        self.service.ready();
+        let turns = (self.stats.get(Count::Drains), self.stats.door(Door::Turns));
+        let both_went_on = turns.0 != self.turns.0 && turns.1 != self.turns.1;
+        self.service.alive(now, || both_went_on);
+        if both_went_on {
+            self.turns = turns;
+        }
+        let sent = self.stats.get(Count::Sent);
+        self.service.status(format!("{} headers returned", words::thousands(sent)));
     }
 
     fn reply(&self, request: Request) -> Reply {

@@ -4,7 +4,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use topology::{Key, Options, Refusal};
@@ -14,7 +14,8 @@ use crate::words;
 /// Where a key is found without `--key`.
 pub(crate) const USUAL_PLACE: &str = "/etc/tcptwin/key";
 
-/// The key that `--key` names, or the one in the usual place; none with `--plain` or where there is none.
+/// The key that `--key` names, or the one that a service manager hands down, or the one in the usual place; none with
+/// `--plain` or where there is none.
 ///
 /// # Errors
 /// One sentence, exit code 2: the file cannot be read, is open to others, or holds no key.
@@ -24,14 +25,22 @@ pub(crate) fn of_options(options: &Options) -> Result<Option<[u8; 32]>, Refusal>
     }
     match options.one(Key::KeyFile) {
         Some(given) => read(Path::new(&given.text)).map(Some).map_err(|why| given.refuse(why)),
-        None => match Path::new(USUAL_PLACE) {
+        None => {
+            let found =
+                credential().into_iter().chain([PathBuf::from(USUAL_PLACE)]).find(|place| place.exists());
             // A key that stands there but cannot be used is said, not passed over: it was meant.
-            place if place.exists() => read(place).map(Some).map_err(|why| {
-                Refusal::usage(format!("{USUAL_PLACE}: {why}, or give --plain to do without a key"))
-            }),
-            _ => Ok(None),
-        },
+            found.map(|place| read(&place).map_err(|why| unusable(&place, &why))).transpose()
+        }
     }
+}
+
+/// The key among the credentials of this service (systemd.exec(5), LoadCredential=key:FILE).
+fn credential() -> Option<PathBuf> {
+    Some(Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join("key"))
+}
+
+fn unusable(place: &Path, why: &str) -> Refusal {
+    Refusal::usage(format!("{}: {why}, or give --plain to do without a key", place.display()))
 }
 
 /// Writes a new key to a file that must not exist.
@@ -89,7 +98,8 @@ fn read(path: &Path) -> Result<[u8; 32], String> {
         return Err("this is no file. Make a key with `tcptwin keygen FILE`".to_owned());
     }
     let mode = about.permissions().mode();
-    if mode & 0o077 != 0 {
+    // Who may open a credential is the service manager's word: it may be an access list, which shows as the group's bits.
+    if mode & 0o077 != 0 && credential().as_deref() != Some(path) {
         return Err(format!(
             "others may open this key (mode {:04o}). Run: chmod 600 {}",
             mode & 0o7777,

@@ -20,6 +20,7 @@
 //! | `intercepting` | `intercept` |
 //! | `survey` | `replay --dry-run` |
 //! | `demo` | `demo` |
+//! | `generate` | manual pages and completions for a package |
 //! | `format` | what a region's bytes mean to this program |
 //! | `key`, `logging`, `procfs`, `signals` | keys, log lines, /proc, Ctrl-C |
 
@@ -33,6 +34,7 @@ mod ctl;
 mod demo;
 mod drain;
 mod format;
+mod generate;
 mod guarding;
 mod hang;
 mod host;
@@ -90,6 +92,7 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         Ok(Action::Autopsy { file, inside }) => quarantine::autopsy(&file, inside),
+        Ok(Action::Generate { what, directory }) => generate::run(cli::command(), what, &directory),
         Ok(Action::Keygen { file }) => key::make(&file).map(|()| ExitCode::SUCCESS),
         Err(refusal) => Err(refusal.into()),
     };

@@ -134,6 +134,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_packaged_examples_hold_and_so_does_each_line_that_they_leave_out() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/examples");
+        for (name, command) in [("web.toml", Command::Run), ("intercept.toml", Command::Intercept)] {
+            let text = std::fs::read_to_string(format!("{folder}/{name}")).unwrap();
+            read(name, &text, command).unwrap();
+            let left_out = |line: &&str| line.strip_prefix('#').is_some_and(|rest| !rest.starts_with(' '));
+            let lines: Vec<&str> = text.lines().filter(left_out).collect();
+            assert!(!lines.is_empty(), "{name} shows nothing more");
+            for line in lines {
+                read(name, &line[1..], command).unwrap_or_else(|refusal| panic!("{name}: {refusal}"));
+            }
+        }
+    }
+
+    #[test]
     fn texts_numbers_lists_and_flags_are_read_with_their_lines() {
         let text = "# production\nmap = [\"80-10.0.3.2:8080\", \"81-10.0.3.2:8081\"]\ncopies = 1.10\nshards = 2\nkeep-clients = true\nno-wait = false\n";
         let options = read("live.toml", text, Command::Run).unwrap();
