@@ -5,8 +5,12 @@ use std::collections::{HashMap, VecDeque};
 
 use flow::record::flag;
 use flow::{Endpoint, Malformed, Segment, ip, segment};
+use topology::Plan;
+use topology::plan::Protocol;
 use trace::Packet;
 
+use crate::expression;
+use crate::filter::{Instruction, Machine};
 use crate::online::{Meaning, Online};
 
 mod stream;
@@ -69,6 +73,8 @@ pub struct Service {
 /// The survey.
 pub struct Survey {
     online: Online,
+    /// `-F`.
+    expression: Option<Machine>,
     bounds: Bounds,
     flows: HashMap<(Endpoint, Endpoint), Flow>,
     /// Flows that have ended, oldest first: they make room when the table is full.
@@ -87,8 +93,10 @@ pub struct Counts {
     pub other_tcp: u64,
     /// What a replay itself had sent: from the replayed clients' range, or to a target.
     pub own: u64,
-    /// Packets of clients that are left out by their address.
+    /// Packets of mapped services that are left out by the client's address.
     pub left_out: u64,
+    /// Packets of mapped services that the expression does not take.
+    pub not_taken: u64,
     /// UDP.
     pub udp: u64,
     /// Neither TCP nor UDP.
@@ -112,6 +120,7 @@ impl Survey {
     pub fn new(online: Online, mappings: usize, bounds: Bounds) -> Self {
         Self {
             online,
+            expression: None,
             bounds,
             flows: HashMap::new(),
             ended: VecDeque::new(),
@@ -121,6 +130,19 @@ impl Survey {
             first_ns: None,
             last_ns: 0,
         }
+    }
+
+    /// Of what a plan wants.
+    pub fn of_plan(plan: &Plan, bounds: Bounds) -> Self {
+        let survey = Self::new(Online::new(plan, Protocol::Tcp), plan.mappings.len(), bounds);
+        Self { expression: expression::machine(plan), ..survey }
+    }
+
+    /// Only packets that this program takes too: what [`crate::expression::compile`] made.
+    #[must_use]
+    pub fn taking(mut self, program: Vec<Instruction>) -> Self {
+        self.expression = Some(Machine::new(program).expect("it was checked when it was compiled"));
+        self
     }
 
     /// Takes the next packet.
@@ -134,7 +156,11 @@ impl Survey {
             }
         };
         self.service(&segment);
+        let takes = |survey: &Self| {
+            survey.expression.as_ref().is_none_or(|machine| machine.matches(packet.ip, packet.wire_len))
+        };
         match self.online.meaning(&segment.src, &segment.dst) {
+            Meaning::Mapping(_) if !takes(self) => self.counts.not_taken += 1,
             Meaning::Mapping(mapping) => {
                 self.first_ns.get_or_insert(packet.time_ns);
                 self.last_ns = packet.time_ns;
@@ -143,6 +169,7 @@ impl Survey {
             Meaning::Own => self.counts.own += 1,
             Meaning::LeftOut => self.counts.left_out += 1,
             Meaning::Other => match self.online.meaning(&segment.dst, &segment.src) {
+                Meaning::Mapping(_) if !takes(self) => self.counts.not_taken += 1,
                 Meaning::Mapping(mapping) => {
                     self.last_ns = packet.time_ns;
                     self.by_mapping[usize::from(mapping)].answers += 1;
