@@ -31,7 +31,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     };
     let mappings = if options.has(Key::Map) { mapping::mappings(options)? } else { vec![] };
     let filter = planner::filter(options)?;
-    let mut survey = Survey::new(online(&mappings).narrowed(&filter), mappings.len(), Bounds::default());
+    let online = |protocol| online(&mappings, protocol).narrowed(&filter);
+    let mut survey = Survey::new(online(Protocol::Tcp), mappings.len(), Bounds::default());
+    if mappings.iter().any(|one| one.protocol == Protocol::Udp) {
+        survey = survey.with_datagrams(online(Protocol::Udp));
+    }
     if let Some(given) = options.one(Key::Filter) {
         survey = survey
             .taking(expression::compile(&given.text).map_err(|error| crate::run::refused(given, error))?);
@@ -62,12 +66,11 @@ fn look(
     Ok(if nothing { ExitCode::from(3) } else { ExitCode::SUCCESS })
 }
 
-/// What the mappings want. Packets of the default client ranges are those of another replay.
-fn online(mappings: &[Parsed]) -> Online {
-    // Of TCP alone: sessions and turns are what is counted.
-    let services = mappings.iter().zip(0..).filter(|(one, _)| one.protocol == Protocol::Tcp);
-    let services = services.map(|(one, index)| (one.online_ip, one.online_port, index));
-    let targets = mappings.iter().map(|one| one.target.into()).collect();
+/// What the mappings of a protocol want. Packets of the default client ranges are those of another replay.
+fn online(mappings: &[Parsed], protocol: Protocol) -> Online {
+    let of_it = || mappings.iter().zip(0..).filter(|(one, _)| one.protocol == protocol);
+    let services = of_it().map(|(one, index)| (one.online_ip, one.online_port, index));
+    let targets = of_it().map(|(one, _)| one.target.into()).collect();
     Online::of(services, targets, vec![clients::default_v4(), clients::default_v6()])
 }
 
@@ -98,7 +101,11 @@ impl Found<'_> {
         }
         for (mapping, sums) in self.mappings.iter().zip(self.survey.by_mapping()) {
             add("map", text_of(mapping));
-            for text in replayed(&sums) {
+            let texts = match mapping.protocol {
+                Protocol::Tcp => replayed(&sums),
+                Protocol::Udp => vec![datagrams(&sums)],
+            };
+            for text in texts {
                 add("", text);
             }
         }
@@ -158,7 +165,7 @@ impl Found<'_> {
             Malformed::ALL.iter().zip(counts.malformed).filter(|(kind, _)| **kind != Malformed::Fragment);
         [
             (counts.other_tcp, "TCP of other services"),
-            (counts.udp, "UDP"),
+            (counts.udp, "UDP of other services"),
             (counts.other_ip, "other protocols"),
             (counts.own, "sent by a replay"),
             (counts.left_out, "left out by the client's address (--net, --not-net)"),
@@ -321,19 +328,28 @@ fn replayed(sums: &Sums) -> Vec<String> {
     lines
 }
 
+fn datagrams(sums: &Sums) -> String {
+    let (sent, of) = (counted(sums.datagrams, "datagram"), bytes(sums.datagram_bytes));
+    format!("{sent} of clients with {of}, {} back", thousands(sums.datagram_answers))
+}
+
 fn sums_json(sums: &Sums) -> Value {
     json!({
         "sessions": sums.begun + sums.midstream, "midstream": sums.midstream, "turns": sums.turns,
         "packets": sums.packets, "answer_packets": sums.answers,
         "request_bytes": sums.request_bytes, "answer_bytes": sums.answer_bytes,
         "repeated_bytes": sums.repeated_bytes, "missing_bytes": sums.missing_bytes,
+        "datagrams": sums.datagrams, "datagram_bytes": sums.datagram_bytes, "datagram_answers": sums.datagram_answers,
     })
 }
 
 fn text_of(mapping: &Parsed) -> String {
+    let prefix = mapping.protocol.prefix();
     match mapping.online_ip {
-        Some(ip) => format!("{}-{}", std::net::SocketAddr::new(ip, mapping.online_port), mapping.target),
-        None => format!("{}-{}", mapping.online_port, mapping.target),
+        Some(ip) => {
+            format!("{prefix}{}-{}", std::net::SocketAddr::new(ip, mapping.online_port), mapping.target)
+        }
+        None => format!("{prefix}{}-{}", mapping.online_port, mapping.target),
     }
 }
 

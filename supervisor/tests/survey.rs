@@ -96,6 +96,35 @@ fn it_counts_what_would_be_replayed() {
 }
 
 #[test]
+fn datagrams_of_a_mapping_are_counted_beside_connections() {
+    let room = Room::new();
+    let mut file = connection();
+    // From 10.9.0.1 to 10.9.0.2; the other port is 50,000.
+    for (port, n) in [(53, 10), (53, 10), (54, 10)] {
+        let frame = dump::ethernet(0x0800, &dump::udp(port, &vec![b'q'; n]));
+        file.extend(dump::record(Order::Little, 9, 0, &frame, frame.len() as u32));
+    }
+    room.file("x.pcap", &file);
+    let (output, said) = room.run("replay x.pcap -x 80-10.0.3.2:80,udp:53-10.0.3.2:53 --dry-run");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    for part in [
+        "1 UDP of other services\n",
+        "map        udp:53-10.0.3.2:53\n           2 datagrams of clients with 20 B, 0 back\n",
+        "2 turns, 20 B of requests",
+        "8.000 s from the first mapped packet to the last\n",
+    ] {
+        assert!(said.contains(part), "{part} is not in:\n{said}");
+    }
+    let (output, said) = room.run("replay x.pcap -x udp:50000-10.0.3.2:53 --dry-run --json");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let found: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(
+        (&found["traffic"]["datagrams"], &found["traffic"]["datagram_answers"]),
+        (&0.into(), &3.into())
+    );
+}
+
+#[test]
 fn json_says_the_same_and_names_troubles() {
     let room = Room::new();
     let whole = connection();
