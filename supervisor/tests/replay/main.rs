@@ -14,6 +14,7 @@
 //! | `amount` | copies and percent |
 //! | `modes` | `any`, loopback, `--tun`, kept clients, the simple engine, a key |
 //! | `offline` | packet files instead of live traffic |
+//! | `files` | packet files of every shape, and what happens to a replay on the way |
 //! | `capture` | the same traffic through each capture engine; expressions and ranges |
 //! | `inject` | by link and by raw IP, and what changes on the way |
 //! | `faults` | what dies and comes back under load |
@@ -31,6 +32,7 @@ mod capture;
 mod databases;
 mod ending;
 mod faults;
+mod files;
 mod hosts;
 mod http;
 mod inject;
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         amount::STORIES,
         modes::STORIES,
         offline::STORIES,
+        files::STORIES,
         capture::STORIES,
         inject::STORIES,
         faults::STORIES,
