@@ -15,6 +15,7 @@
 //! | `modes` | `any`, loopback, `--tun`, kept clients, the simple engine, a key |
 //! | `offline` | packet files instead of live traffic |
 //! | `files` | packet files of every shape, and what happens to a replay on the way |
+//! | `tools` | packet files that tcpdump, editcap and mergecap have written |
 //! | `capture` | the same traffic through each capture engine; expressions and ranges |
 //! | `inject` | by link and by raw IP, and what changes on the way |
 //! | `faults` | what dies and comes back under load |
@@ -43,6 +44,7 @@ mod poison;
 mod recording;
 mod stage;
 mod surviving;
+mod tools;
 mod udp;
 
 fn main() -> ExitCode {
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         modes::STORIES,
         offline::STORIES,
         files::STORIES,
+        tools::STORIES,
         capture::STORIES,
         inject::STORIES,
         faults::STORIES,
