@@ -61,7 +61,7 @@ RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --locked -p shm -
 
 echo "== the binary: command line$($quick || echo ', replay of real traffic')"
 if $quick; then
-    cargo test --locked -p tcptwin --quiet --bins --test wrong_use
+    cargo test --locked -p tcptwin --quiet --bins --test wrong_use --test survey
 else
     cargo test --locked -p tcptwin --quiet
 fi

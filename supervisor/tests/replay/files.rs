@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{PipeReader, Write as _};
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use lab::twin::Kind;
 use lab::{Instance, Load, Mode, Stats, network, wait};
 
 use crate::offline::{self, ETHERNET, LIMIT, Recorded};
-use crate::stage::{ONLINE_PORT, SETTLE, clean};
+use crate::stage::{ONLINE_PORT, SETTLE, Stage, clean};
 use crate::surviving::name;
 
 pub(crate) const STORIES: &[Story] = &[
@@ -35,6 +36,8 @@ pub(crate) const STORIES: &[Story] = &[
     ("a_file_goes_on_when_the_supervisor_is_killed", 90, a_file_goes_on_when_the_supervisor_is_killed),
     ("a_file_waits_for_memory_and_sessions", 120, a_file_waits_for_memory_and_sessions),
     ("kept_clients_in_copies_and_loops_do_not_meet", 90, kept_clients_in_copies_and_loops_do_not_meet),
+    ("a_replay_of_nothing_says_why", 60, a_replay_of_nothing_says_why),
+    ("a_file_of_datagrams_alone", 60, a_file_of_datagrams_alone),
 ];
 
 /// Ids of requests stay below it.
@@ -517,6 +520,8 @@ fn a_file_waits_for_memory_and_sessions() -> Result<()> {
     replayed.heard_exactly(&ids, 1)?;
     clean(&replayed.stats, sent)?;
     ensure!(waits > 0, "{sent} bytes and {memory} of memory: nothing was short");
+    // Sessions that are over hold nobody up: with half a second each it would be nineteen.
+    ensure!(replayed.took < Duration::from_secs(10), "600 connections took {:?}", replayed.took);
     Ok(())
 }
 
@@ -553,5 +558,50 @@ fn kept_clients_in_copies_and_loops_do_not_meet() -> Result<()> {
     ends.sort_unstable();
     ends.dedup();
     ensure!((all, ends.len()) == (1_800, 1_800), "{all} connections from {} ends", ends.len());
+    Ok(())
+}
+
+fn a_replay_of_nothing_says_why() -> Result<()> {
+    let bench = Bench::new(|load| Load { requests: 20, ..load })?;
+    let file = &bench.recorded.file;
+    let packets = bench.parts.iter().filter(|part| part.is_ip()).count();
+    for (options, part) in [
+        (["--net", "10.99.0.0/16"], "-x: all packets of its services are left out, ".to_owned()),
+        (["--from", "1h"], format!("no packet between --from and --until; {packets} packets lie before")),
+    ] {
+        let ended = bench.begin(&[file], &[&FAST[..], &options].concat(), None)?.wait(LIMIT)?;
+        ensure!(ended.status.code() == Some(1), "it ended with {}: {}", ended.status, ended.stderr);
+        ensure!(ended.stderr.contains(&part), "{part} is not in: {}", ended.stderr);
+    }
+    Ok(())
+}
+
+fn a_file_of_datagrams_alone() -> Result<()> {
+    let stage = Stage::new()?;
+    let dir = Scratch::new("datagrams")?;
+    let file = dir.file("udp.pcap");
+    let mut bytes = dump::pcap(Order::Little, true, 101);
+    for n in 0..100_u32 {
+        let packet = dump::udp(53, &n.to_be_bytes());
+        bytes.extend(dump::record(Order::Little, 1, n * 1_000_000, &packet, packet.len() as u32));
+    }
+    fs::write(&file, bytes)?;
+    let at = SocketAddr::new(stage.net.target.v4(), 5_353);
+    let socket = stage.net.target.ns.enter(move || UdpSocket::bind(at))?;
+    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let intercept = format!("udp:{at}");
+    let _intercept = stage.twin.intercept(&stage.net.assistant, &["-x", &intercept, "-i", "eth0"])?;
+    step("a file of one hundred datagrams");
+    let (map, assistant) = (format!("udp:53-{at}"), stage.net.assistant.v4().to_string());
+    let args = [file.to_str().context("a path of plain text")?, "-x", &map, "-s", &assistant];
+    let ended = stage.twin.begin(Kind::Replay, &stage.net.online, &args)?.wait(LIMIT)?;
+    ensure!(ended.status.success(), "it ended with {}: {}", ended.status, ended.stderr);
+    let sent = ended.stats()?.number("/udp/sent/datagrams")?;
+    let mut buffer = [0; 64];
+    let mut heard = Vec::new();
+    while let Ok(len) = socket.recv(&mut buffer) {
+        heard.push(u32::from_be_bytes(buffer[..len].try_into()?));
+    }
+    ensure!(sent == 100 && heard == (0..100).collect::<Vec<_>>(), "{sent} sent, heard {heard:?}");
     Ok(())
 }
