@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Passes all tests: unit and property tests, the model-checked orderings of the shared-memory ring, the tests on real
-# traffic between network namespaces (nginx, redis, curl, wrk, redis-benchmark), and three minutes of faults.
+# traffic between network namespaces (nginx, redis, curl, wrk, redis-benchmark, tcpdump), and three minutes of faults.
 #
 #   scripts/check.sh            everything
 #   scripts/check.sh --quick    without the tests on real traffic
@@ -33,6 +33,8 @@ if ! $quick; then
     need nft nftables
     need ip iproute2
     need valgrind valgrind
+    need tcpdump tcpdump
+    need capinfos wireshark-common
 fi
 if ((${#packages[@]})); then
     if [[ $(id -u) -ne 0 ]] || ! command -v apt-get >/dev/null 2>&1; then
@@ -63,7 +65,7 @@ RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --locked -p shm -
 
 echo "== the binary: command line$($quick || echo ', replay of real traffic')"
 if $quick; then
-    cargo test --locked -p tcptwin --quiet --bins --test wrong_use
+    cargo test --locked -p tcptwin --quiet --bins --test wrong_use --test survey
 else
     cargo test --locked -p tcptwin --quiet
 fi

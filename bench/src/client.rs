@@ -43,7 +43,7 @@ impl Client {
     pub fn request_packet(&mut self, server: Endpoint) -> Vec<u8> {
         let head = self.segment(server, 0, flag::ACK | flag::PSH, REQUEST);
         self.has_read(ANSWER);
-        packet(&head, &[b'r'; REQUEST as usize])
+        packet(head.client, head.server, &head.tcp, &[b'r'; REQUEST as usize])
     }
 
     /// The two packets that open its connection.
@@ -51,14 +51,14 @@ impl Client {
         let syn = self.segment(server, 0, flag::SYN, 0);
         self.has_read(1);
         let ack = self.segment(server, 0, flag::ACK, 0);
-        [packet(&syn, &[]), packet(&ack, &[])]
+        [&syn, &ack].map(|head| packet(head.client, head.server, &head.tcp, &[]))
     }
 }
 
 /// A segment as a packet from its IP header on.
-fn packet(head: &Captured, payload: &[u8]) -> Vec<u8> {
+pub fn packet(src: Endpoint, dst: Endpoint, tcp: &TcpFields, payload: &[u8]) -> Vec<u8> {
     let mut headers = [0; MAX_HEADERS];
-    let len = emit(&mut headers, head.client, head.server, &head.tcp, &[payload], 0);
+    let len = emit(&mut headers, src, dst, tcp, &[payload], 0);
     [&headers[..len], payload].concat()
 }
 

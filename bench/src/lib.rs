@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use lab::user::become_root_in_user_namespace;
 use nix::time::{ClockId, clock_gettime};
 
-pub use client::{ANSWER, Client, REQUEST, answer};
+pub use client::{ANSWER, Client, REQUEST, answer, packet};
 
 /// CPU time of this thread, nanoseconds: the wall clock says little on a machine that is shared.
 pub fn cpu_ns() -> i64 {

@@ -10,7 +10,6 @@
 //! | `pcap` | the live source on libpcap |
 //! | `xdp` | the live source on AF_XDP (feature `xdp`) |
 //! | `expression` | `-F`: compiled, carried, decided |
-//! | `link` | link header → IP header |
 //! | `offline` | packet files instead: reading, waiting, loops |
 //! | `due` | when a file's packets are due |
 //! | `recording` | the recorder seen from the capturer |
@@ -36,7 +35,6 @@ pub mod expression;
 pub mod filter;
 mod fragments;
 pub mod interfaces;
-mod link;
 pub mod live;
 pub mod offline;
 pub mod online;

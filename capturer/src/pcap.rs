@@ -16,11 +16,11 @@ use flow::Range;
 use libpcap::{Direction, Live, Options, link};
 use topology::Plan;
 use topology::plan::FilterPlan;
+use trace::link::is_known;
 
 use crate::error::OpenError;
 use crate::filter::{CaptureFilter, Frames};
 use crate::interfaces;
-use crate::link::Link;
 use crate::online::filter;
 use crate::open::interface_names;
 use crate::source::{Frame, Links, Source};
@@ -58,7 +58,8 @@ struct Device {
 #[derive(Debug)]
 struct Open {
     live: Live,
-    link: Link,
+    /// What frames begin with.
+    link: u16,
     /// The kernel's count of drops when it was told last.
     told: u32,
 }
@@ -166,7 +167,7 @@ impl Device {
         let failed = |source| OpenError::Pcap { interface: self.name.clone(), source };
         let mut live = Live::open(&self.name, self.options).map_err(failed)?;
         let number = live.link_type();
-        let Some(link) = Link::of(number) else {
+        let Some(link) = u16::try_from(number).ok().filter(|link| is_known(*link)) else {
             return Err(OpenError::LinkType { interface: self.name.clone(), link: live.link_name() });
         };
         let mac = interfaces::find(&self.name).and_then(|interface| interface.mac);
@@ -181,14 +182,8 @@ impl Device {
             Ok(None) => false,
             Ok(Some(read)) if read.time_ns > until_ns => false,
             Ok(Some(read)) => {
-                if let Some(packet) = link.packet(read.bytes) {
-                    let before = (read.bytes.len() - packet.len()) as u32;
-                    sink(&Frame {
-                        packet,
-                        wire_len: read.wire_len.saturating_sub(before),
-                        time_ns: read.time_ns,
-                        checksum_unfilled: false,
-                    });
+                if let Some(frame) = Frame::behind(*link, read.bytes, read.wire_len, read.time_ns) {
+                    sink(&frame);
                 }
                 true
             }

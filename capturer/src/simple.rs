@@ -10,10 +10,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pnet_datalink::{Channel, Config, DataLinkReceiver, NetworkInterface};
 use topology::Plan;
+use trace::link::kind;
 
 use crate::error::RoleError;
 use crate::filter::NOTHING;
-use crate::link::Link;
 use crate::open::{CaptureSocket, ETHERNET_HEADER, link_header};
 use crate::source::{Frame, Links, Source};
 use crate::sys::{Bound, PacketSocket};
@@ -33,7 +33,8 @@ struct Interface {
     receiver: Box<dyn DataLinkReceiver>,
     /// The same socket, for what the channel does not offer.
     socket: PacketSocket,
-    link: Link,
+    /// What frames begin with.
+    link: u16,
     down: bool,
     gone: bool,
 }
@@ -87,7 +88,7 @@ fn open_channel(
         name: interface.name.clone(),
         receiver,
         socket: kept,
-        link: if link_header(&interface.name)? == ETHERNET_HEADER { Link::Ethernet } else { Link::Network },
+        link: if link_header(&interface.name)? == ETHERNET_HEADER { kind::ETHERNET } else { kind::RAW },
         down: false,
         gone: false,
     })
@@ -162,14 +163,9 @@ impl Interface {
     fn take(&mut self, sink: &mut dyn FnMut(&Frame<'_>)) -> bool {
         // No frame (a time-out) and a pending error end the batch alike; the error is taken by `attend`.
         let Ok(bytes) = self.receiver.next() else { return false };
-        if let Some(packet) = self.link.packet(bytes) {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            sink(&Frame {
-                packet,
-                wire_len: packet.len() as u32,
-                time_ns: now.as_nanos() as u64,
-                checksum_unfilled: false,
-            });
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        if let Some(frame) = Frame::behind(self.link, bytes, bytes.len() as u32, now.as_nanos() as u64) {
+            sink(&frame);
         }
         true
     }

@@ -3,6 +3,8 @@
 
 use std::os::fd::BorrowedFd;
 
+use trace::link::ip_offset;
+
 /// A captured packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
@@ -14,6 +16,15 @@ pub struct Frame<'a> {
     pub time_ns: u64,
     /// Its transport checksum is not filled in yet.
     pub checksum_unfilled: bool,
+}
+
+impl<'a> Frame<'a> {
+    /// The packet behind a link header; none where the frame carries no IP. `link` is a number of [`kind`](trace::link::kind).
+    pub(crate) fn behind(link: u16, frame: &'a [u8], wire_len: u32, time_ns: u64) -> Option<Self> {
+        let at = ip_offset(link, frame).ok()?;
+        let wire_len = wire_len.saturating_sub(at as u32);
+        Some(Self { packet: &frame[at..], wire_len, time_ns, checksum_unfilled: false })
+    }
 }
 
 /// How the interfaces are.

@@ -3,10 +3,15 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use flow::datagram::{self, Seen};
 use flow::record::flag;
 use flow::{Endpoint, Malformed, Segment, ip, segment};
+use topology::Plan;
+use topology::plan::Protocol;
 use trace::Packet;
 
+use crate::expression;
+use crate::filter::{Instruction, Machine};
 use crate::online::{Meaning, Online};
 
 mod stream;
@@ -49,6 +54,12 @@ pub struct Sums {
     pub repeated_bytes: u64,
     /// Bytes that clients sent and that are not in the file.
     pub missing_bytes: u64,
+    /// Clients' datagrams that are whole in one packet.
+    pub datagrams: u64,
+    /// Their payload.
+    pub datagram_bytes: u64,
+    /// The services' datagrams back.
+    pub datagram_answers: u64,
 }
 
 /// Traffic of a service: one end of connections, mapped or not.
@@ -69,6 +80,10 @@ pub struct Service {
 /// The survey.
 pub struct Survey {
     online: Online,
+    /// The services that speak UDP.
+    udp: Option<Online>,
+    /// `-F`.
+    expression: Option<Machine>,
     bounds: Bounds,
     flows: HashMap<(Endpoint, Endpoint), Flow>,
     /// Flows that have ended, oldest first: they make room when the table is full.
@@ -87,9 +102,11 @@ pub struct Counts {
     pub other_tcp: u64,
     /// What a replay itself had sent: from the replayed clients' range, or to a target.
     pub own: u64,
-    /// Packets of clients that are left out by their address.
+    /// Packets of mapped services that are left out by the client's address.
     pub left_out: u64,
-    /// UDP.
+    /// Packets of mapped services that the expression does not take.
+    pub not_taken: u64,
+    /// UDP that no mapping wants.
     pub udp: u64,
     /// Neither TCP nor UDP.
     pub other_ip: u64,
@@ -112,6 +129,8 @@ impl Survey {
     pub fn new(online: Online, mappings: usize, bounds: Bounds) -> Self {
         Self {
             online,
+            udp: None,
+            expression: None,
             bounds,
             flows: HashMap::new(),
             ended: VecDeque::new(),
@@ -121,6 +140,26 @@ impl Survey {
             first_ns: None,
             last_ns: 0,
         }
+    }
+
+    /// Of what a plan wants.
+    pub fn of_plan(plan: &Plan, bounds: Bounds) -> Self {
+        let survey = Self::new(Online::new(plan, Protocol::Tcp), plan.mappings.len(), bounds);
+        let udp = plan.replays(Protocol::Udp).then(|| Online::new(plan, Protocol::Udp));
+        Self { udp, expression: expression::machine(plan), ..survey }
+    }
+
+    /// Of these services' datagrams too; their mappings are among those of [`Survey::new`].
+    #[must_use]
+    pub fn with_datagrams(self, online: Online) -> Self {
+        Self { udp: Some(online), ..self }
+    }
+
+    /// Only packets that this program takes too: what [`crate::expression::compile`] made.
+    #[must_use]
+    pub fn taking(mut self, program: Vec<Instruction>) -> Self {
+        self.expression = Some(Machine::new(program).expect("it was checked when it was compiled"));
+        self
     }
 
     /// Takes the next packet.
@@ -135,14 +174,15 @@ impl Survey {
         };
         self.service(&segment);
         match self.online.meaning(&segment.src, &segment.dst) {
+            Meaning::Mapping(_) if !self.takes(packet) => self.counts.not_taken += 1,
             Meaning::Mapping(mapping) => {
-                self.first_ns.get_or_insert(packet.time_ns);
-                self.last_ns = packet.time_ns;
+                self.seen(packet);
                 self.request(mapping, &segment);
             }
             Meaning::Own => self.counts.own += 1,
             Meaning::LeftOut => self.counts.left_out += 1,
             Meaning::Other => match self.online.meaning(&segment.dst, &segment.src) {
+                Meaning::Mapping(_) if !self.takes(packet) => self.counts.not_taken += 1,
                 Meaning::Mapping(mapping) => {
                     self.last_ns = packet.time_ns;
                     self.by_mapping[usize::from(mapping)].answers += 1;
@@ -176,6 +216,9 @@ impl Survey {
             all.answer_bytes += sums.answer_bytes;
             all.repeated_bytes += sums.repeated_bytes;
             all.missing_bytes += sums.missing_bytes;
+            all.datagrams += sums.datagrams;
+            all.datagram_bytes += sums.datagram_bytes;
+            all.datagram_answers += sums.datagram_answers;
         }
         all
     }
@@ -205,11 +248,49 @@ impl Survey {
         matches!(self.online.meaning(&nobody, service), Meaning::Mapping(_))
     }
 
+    /// Whether the expression takes a packet, if there is one.
+    fn takes(&self, packet: &Packet<'_>) -> bool {
+        self.expression.as_ref().is_none_or(|machine| machine.matches(packet.ip, packet.wire_len))
+    }
+
+    /// A client's packet of a mapping.
+    fn seen(&mut self, packet: &Packet<'_>) {
+        self.first_ns.get_or_insert(packet.time_ns);
+        self.last_ns = packet.time_ns;
+    }
+
     fn not_tcp(&mut self, packet: &Packet<'_>) {
         const UDP: u8 = 17;
         match ip::parse(packet.ip, packet.wire_len) {
-            Ok(packet) if packet.protocol == UDP => self.counts.udp += 1,
+            Ok(found) if found.protocol == UDP => self.datagram(packet),
             _ => self.counts.other_ip += 1,
+        }
+    }
+
+    fn datagram(&mut self, packet: &Packet<'_>) {
+        let (Some(online), Ok(Seen::Whole(datagram))) =
+            (&self.udp, datagram::parse(packet.ip, packet.wire_len))
+        else {
+            self.counts.udp += 1;
+            return;
+        };
+        let request = online.meaning(&datagram.src, &datagram.dst);
+        let answer = online.meaning(&datagram.dst, &datagram.src);
+        match (request, answer) {
+            (Meaning::Own, _) | (Meaning::Other, Meaning::Own) => self.counts.own += 1,
+            (Meaning::LeftOut, _) | (Meaning::Other, Meaning::LeftOut) => self.counts.left_out += 1,
+            (Meaning::Other, Meaning::Other) => self.counts.udp += 1,
+            _ if !self.takes(packet) => self.counts.not_taken += 1,
+            (Meaning::Mapping(mapping), _) => {
+                self.seen(packet);
+                let sums = &mut self.by_mapping[usize::from(mapping)];
+                sums.datagrams += 1;
+                sums.datagram_bytes += u64::from(datagram.wire_payload_len);
+            }
+            (Meaning::Other, Meaning::Mapping(mapping)) => {
+                self.last_ns = packet.time_ns;
+                self.by_mapping[usize::from(mapping)].datagram_answers += 1;
+            }
         }
     }
 

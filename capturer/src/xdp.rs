@@ -47,9 +47,10 @@ mod there {
     use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
     use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+    use trace::link::kind;
+
     use super::{CaptureSocket, Interface, KEPT, OpenError, Plan, RoleError, Source};
     use crate::interfaces;
-    use crate::link::Link;
     use crate::source::{Frame, Links};
     use crate::sys::xdp::{Program, Queue, XskMap};
     use crate::sys::{Begin, PacketSocket};
@@ -204,9 +205,10 @@ mod there {
             for i in 0..count {
                 for queue in &mut self.interfaces[(self.turn + i) % count].queues {
                     taken += queue.read(max - taken, |frame| {
-                        let Some(packet) = Link::Ethernet.packet(frame) else { return };
-                        let wire_len = packet.len() as u32;
-                        sink(&Frame { packet, wire_len, time_ns, checksum_unfilled: false });
+                        let len = frame.len() as u32;
+                        if let Some(frame) = Frame::behind(kind::ETHERNET, frame, len, time_ns) {
+                            sink(&frame);
+                        }
                     });
                 }
             }

@@ -166,7 +166,7 @@ impl Shard {
             }
             if let Some((segment, payload)) = &segment
                 && self.patient
-                && self.table.should_wait(segment, payload.len())
+                && self.table.should_wait(segment, payload.len(), ordered.percent_ppm, ordered.copies_milli)
             {
                 break;
             }

@@ -1,20 +1,12 @@
 //! `tcptwin replay`: the files are looked at first, then it is a run like any other. What was mapped is asked at its end.
 
-use std::collections::HashMap;
 use std::process::ExitCode;
 
 use topology::plan::TracePlan;
 use topology::{Command, Key, Options, Plan, Refusal};
 use trace::Reader;
 
-use crate::{run, survey, words};
-
-/// Packets of the files that are looked at for services, when nothing was mapped.
-const LOOKED_AT: u64 = 1_000_000;
-/// Services told apart at most.
-const SERVICES: usize = 65_536;
-/// Services named.
-const NAMED: usize = 5;
+use crate::{run, survey};
 
 /// Replays until the files end.
 ///
@@ -58,44 +50,4 @@ pub(crate) fn settle(plan: &mut Plan) -> Result<(), Refusal> {
 /// Whether standard input is among the files.
 pub(crate) fn is_stdin(trace: &TracePlan) -> bool {
     trace.files.iter().any(|file| file.as_os_str() == topology::trace::STDIN)
-}
-
-/// Why a replay of these files replayed nothing: what they hold instead, and which `-x` would take it.
-pub(crate) fn nothing_mapped(plan: &Plan, trace: &TracePlan) -> String {
-    let wanted: Vec<String> =
-        plan.mappings.iter().take(NAMED).map(|one| one.online_port.to_string()).collect();
-    let head = format!("the files hold no packet from a client to port {}", wanted.join(" or "));
-    if is_stdin(trace) {
-        return format!("{head}. Look at what was piped in: tcpdump -nr FILE tcp");
-    }
-    let mut services = services(trace);
-    services.sort_unstable_by_key(|(service, packets)| (std::cmp::Reverse(*packets), *service));
-    let Some((first, _)) = services.first() else {
-        return format!("{head}, and no other TCP either. Was the capture made where this traffic passes?");
-    };
-    let named: Vec<String> = services
-        .iter()
-        .take(NAMED)
-        .map(|(service, packets)| {
-            format!("\n  {:<28} {}", service.to_string(), words::counted(*packets, "packet"))
-        })
-        .collect();
-    let target = plan.targets.first().map_or_else(String::new, |target| target.addr.to_string());
-    format!("{head}. They do hold{}\nTry: -x {}-{target}", named.concat(), first.port)
-}
-
-/// Where the packets of the files go to: the ends that SYNs went to, else the lower ports.
-fn services(trace: &TracePlan) -> Vec<(flow::Endpoint, u64)> {
-    let options = trace::Options { decap: trace.decap, limit: Some(LOOKED_AT), ..trace::Options::default() };
-    let Ok(mut reader) = Reader::open(&trace.files, options) else { return Vec::new() };
-    let mut packets: HashMap<flow::Endpoint, u64> = HashMap::new();
-    while let Some(packet) = reader.next() {
-        let Ok(segment) = flow::segment::parse(packet.ip, packet.wire_len) else { continue };
-        let to_server = segment.dst.port < segment.src.port;
-        let service = if to_server { segment.dst } else { segment.src };
-        if packets.len() < SERVICES || packets.contains_key(&service) {
-            *packets.entry(service).or_default() += 1;
-        }
-    }
-    packets.into_iter().collect()
 }

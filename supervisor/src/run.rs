@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
+use capturer::expression::ExpressionError;
 use shm::{LockFile, Region};
 use topology::plan::{CaptureEngine, Clients};
 use topology::recording::plan_to_record;
-use topology::{Command, Key, Options, Plan, Refusal, plan_from, planner, wiring};
+use topology::{Command, Given, Key, Options, Plan, Refusal, plan_from, planner, wiring};
 
 use crate::adopt::{self, Found};
 use crate::control::Server;
@@ -18,10 +19,11 @@ use crate::preflight::{self, Ready};
 use crate::service::Service;
 use crate::signals::Signals;
 use crate::sockets::{Kept, Sockets};
+use crate::stats::Stats;
 use crate::supervise::{Ended, House, Setup, Supervisor};
 use crate::terminal::Terminal;
 use crate::upgrade::{self, Handover};
-use crate::{guarding, host, key, logging, metrics, recording, replaying, summary};
+use crate::{guarding, host, key, logging, metrics, recording, replaying, summary, survey};
 
 /// Removes the region's file at the end, whatever the end is. Sessions of a run before this one are not given up before
 /// this one works.
@@ -116,10 +118,15 @@ pub(crate) fn run(options: &Options, of: Command) -> anyhow::Result<ExitCode> {
 /// Puts the program of `-F` into the plan.
 fn compile(plan: &mut Plan, options: &Options) -> Result<(), Refusal> {
     let Some(given) = options.one(Key::Filter) else { return Ok(()) };
-    capturer::expression::put_in(plan).map_err(|error| match error.is_of_the_text() {
+    capturer::expression::put_in(plan).map_err(|error| refused(given, error))
+}
+
+/// An expression that cannot be used, as a sentence.
+pub(crate) fn refused(given: &Given, error: ExpressionError) -> Refusal {
+    match error.is_of_the_text() {
         true => given.refuse(error),
         false => Refusal::preflight(format!("{given}: {error}")),
-    })
+    }
 }
 
 /// Goes on where the image before this one stopped.
@@ -210,12 +217,17 @@ fn finish(setup: Setup, mut made: Made) -> anyhow::Result<ExitCode> {
         );
     }
     match (failure, &plan.trace) {
-        (None, Some(trace)) if sample.stats.ledger.captured.segments == 0 => {
-            anyhow::bail!("{}", replaying::nothing_mapped(&plan, trace))
+        (None, Some(trace)) if has_captured_nothing(&sample.stats) => {
+            anyhow::bail!("{}", survey::nothing_replayed(&plan, trace))
         }
         (None, _) => Ok(ExitCode::SUCCESS),
         (Some(why), _) => anyhow::bail!("the run {} was stopped: {why}", plan.name),
     }
+}
+
+/// Neither a segment nor a datagram.
+fn has_captured_nothing(stats: &Stats) -> bool {
+    stats.ledger.captured.segments == 0 && stats.udp.as_ref().is_none_or(|udp| udp.captured.datagrams == 0)
 }
 
 /// Sockets that were opened now.

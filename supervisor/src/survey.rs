@@ -5,15 +5,17 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use capturer::expression;
 use capturer::online::Online;
 use capturer::survey::{Bounds, Service, Sums, Survey};
 use flow::Malformed;
 use serde_json::{Map, Value, json};
 use topology::mapping::{self, Parsed};
-use topology::plan::Protocol;
-use topology::{Key, Options, Refusal, clients, planner};
+use topology::plan::{Protocol, TracePlan};
+use topology::{Key, Options, Plan, Refusal, clients, planner};
 use trace::{Reader, Report, Trouble};
 
+use crate::replaying;
 use crate::words::{self, bytes, counted, thousands};
 
 /// Services listed at most.
@@ -27,29 +29,32 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let Some(trace) = topology::trace::trace(options)? else {
         return Err(Refusal::usage("which file? Name one that `tcpdump -w` or Wireshark has written").into());
     };
-    if let Some(given) = options.one(Key::Filter) {
-        return Err(given
-            .refuse("a dry run knows no expressions. Leave -F out; --net and --not-net work")
-            .into());
-    }
     let mappings = if options.has(Key::Map) { mapping::mappings(options)? } else { vec![] };
-    let online = online(&mappings).narrowed(&planner::filter(options)?);
-    survey(&trace.files, capturer::offline::options(&trace), &mappings, online, options.has(Key::Json))
+    let filter = planner::filter(options)?;
+    let online = |protocol| online(&mappings, protocol).narrowed(&filter);
+    let mut survey = Survey::new(online(Protocol::Tcp), mappings.len(), Bounds::default());
+    if mappings.iter().any(|one| one.protocol == Protocol::Udp) {
+        survey = survey.with_datagrams(online(Protocol::Udp));
+    }
+    if let Some(given) = options.one(Key::Filter) {
+        survey = survey
+            .taking(expression::compile(&given.text).map_err(|error| crate::run::refused(given, error))?);
+    }
+    look(&trace.files, capturer::offline::options(&trace), &mappings, survey, options.has(Key::Json))
 }
 
 /// Reads the files and says what they hold, and what of it `mappings` want. Without any the services are listed.
 ///
 /// # Errors
 /// None of the files can be read.
-fn survey(
+fn look(
     files: &[PathBuf],
     options: trace::Options,
     mappings: &[Parsed],
-    online: Online,
+    mut survey: Survey,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     let mut reader = Reader::open(files, options).map_err(|error| Refusal::preflight(error.to_string()))?;
-    let mut survey = Survey::new(online, mappings.len(), Bounds::default());
     while let Some(packet) = reader.next() {
         survey.packet(&packet);
     }
@@ -61,12 +66,11 @@ fn survey(
     Ok(if nothing { ExitCode::from(3) } else { ExitCode::SUCCESS })
 }
 
-/// What the mappings want. Packets of the default client ranges are those of another replay.
-fn online(mappings: &[Parsed]) -> Online {
-    // Of TCP alone: sessions and turns are what is counted.
-    let services = mappings.iter().zip(0..).filter(|(one, _)| one.protocol == Protocol::Tcp);
-    let services = services.map(|(one, index)| (one.online_ip, one.online_port, index));
-    let targets = mappings.iter().map(|one| one.target.into()).collect();
+/// What the mappings of a protocol want. Packets of the default client ranges are those of another replay.
+fn online(mappings: &[Parsed], protocol: Protocol) -> Online {
+    let of_it = || mappings.iter().zip(0..).filter(|(one, _)| one.protocol == protocol);
+    let services = of_it().map(|(one, index)| (one.online_ip, one.online_port, index));
+    let targets = of_it().map(|(one, _)| one.target.into()).collect();
     Online::of(services, targets, vec![clients::default_v4(), clients::default_v6()])
 }
 
@@ -97,7 +101,11 @@ impl Found<'_> {
         }
         for (mapping, sums) in self.mappings.iter().zip(self.survey.by_mapping()) {
             add("map", text_of(mapping));
-            for text in replayed(&sums) {
+            let texts = match mapping.protocol {
+                Protocol::Tcp => replayed(&sums),
+                Protocol::Udp => vec![datagrams(&sums)],
+            };
+            for text in texts {
                 add("", text);
             }
         }
@@ -114,7 +122,7 @@ impl Found<'_> {
         }
         let top = self.survey.top(LISTED);
         for (i, service) in top.iter().enumerate() {
-            add(if i == 0 { "services" } else { "" }, self.service(service));
+            add(if i == 0 { "services" } else { "" }, line_of(self.survey, service));
         }
         for (i, note) in report.notes().iter().enumerate() {
             add(if i == 0 { "troubles" } else { "" }, note.to_string());
@@ -135,17 +143,19 @@ impl Found<'_> {
         if self.survey.sums() != Sums::default() {
             return vec![];
         }
-        let Some(service) = top.iter().find(|service| !self.survey.is_mapped(&service.at)) else {
-            return vec!["The files hold no TCP packet at all. Was the right interface captured?".to_owned()];
-        };
+        if let Some(why) = narrowed_to_nothing(self.survey) {
+            return vec![why];
+        }
         let target =
             self.mappings.first().map_or("TARGET:PORT".to_owned(), |mapping| mapping.target.to_string());
-        let suggested = format!("  -x {}-{target}", service.at.port);
+        let Some(suggested) = suggestion(self.survey, top, &target) else {
+            return vec!["The files hold no TCP packet at all. Was the right interface captured?".to_owned()];
+        };
         let why = match self.mappings {
             [] => "No -x is given. For the busiest service:".to_owned(),
             _ => "The files hold no packet to any service of -x. For the busiest one they hold:".to_owned(),
         };
-        vec![why, suggested]
+        vec![why, format!("  {suggested}")]
     }
 
     /// Packets that are no TCP of a mapped service, and what the reader left out.
@@ -155,31 +165,22 @@ impl Found<'_> {
             Malformed::ALL.iter().zip(counts.malformed).filter(|(kind, _)| **kind != Malformed::Fragment);
         [
             (counts.other_tcp, "TCP of other services"),
-            (counts.udp, "UDP"),
+            (counts.udp, "UDP of other services"),
             (counts.other_ip, "other protocols"),
             (counts.own, "sent by a replay"),
+            (counts.left_out, "left out by the client's address (--net, --not-net)"),
+            (counts.not_taken, "left out by the expression (-F), answers among them"),
             (report.fragments, "fragments, which are not put together"),
             (malformed.map(|(_, count)| count).sum(), "malformed"),
             (report.cut_packets, "cut by the snap length; what is missing becomes holes"),
             (report.decapsulated, "out of tunnels"),
             (report.not_ip, "frames without IP, left out"),
+            (report.before, "before --from, left out"),
         ]
         .into_iter()
         .filter(|(count, _)| *count > 0)
         .map(|(count, what)| format!("{:>9} {what}", thousands(count)))
         .collect()
-    }
-
-    fn service(&self, service: &Service) -> String {
-        let mapped = if self.survey.is_mapped(&service.at) { ", mapped" } else { "" };
-        let guess = if service.certain { "" } else { " (by its lower port)" };
-        format!(
-            "{:<22} {}, {}, {}{mapped}{guess}",
-            service.at.to_string(),
-            counted(service.packets, "packet"),
-            bytes(service.bytes),
-            counted(service.syns, "SYN")
-        )
     }
 
     fn json(&self) -> Value {
@@ -215,6 +216,8 @@ impl Found<'_> {
             "services": services,
             "other": {
                 "tcp": counts.other_tcp, "udp": counts.udp, "ip": counts.other_ip, "own": counts.own,
+                "left_out_by_address": counts.left_out, "left_out_by_expression": counts.not_taken,
+                "before_from": report.before,
                 "malformed": by_name(Malformed::ALL.iter().map(|kind| kind.name()).zip(counts.malformed).collect()),
                 "not_ip": report.not_ip, "fragments": report.fragments, "cut": report.cut_packets,
                 "decapsulated": report.decapsulated,
@@ -224,6 +227,81 @@ impl Found<'_> {
             "notes": report.notes().iter().map(ToString::to_string).collect::<Vec<_>>(),
         })
     }
+}
+
+/// Why a replay of these files replayed nothing: what they hold instead, and which `-x` would take it. Asked at the replay's end,
+/// so at most so many packets are looked at.
+pub(crate) fn nothing_replayed(plan: &Plan, trace: &TracePlan) -> String {
+    const LOOKED_AT: u64 = 1_000_000;
+    const NAMED: usize = 5;
+    let wanted: Vec<String> =
+        plan.mappings.iter().take(NAMED).map(|one| one.online_port.to_string()).collect();
+    let head = format!("the files hold no packet from a client to port {}", wanted.join(" or "));
+    if replaying::is_stdin(trace) {
+        return format!("{head}. Look at what was piped in: tcpdump -nr FILE tcp");
+    }
+    let options = capturer::offline::options(trace);
+    let limit = Some(options.limit.map_or(LOOKED_AT, |limit| limit.min(LOOKED_AT)));
+    let Ok(mut reader) = Reader::open(&trace.files, trace::Options { limit, ..options }) else {
+        return head;
+    };
+    let mut survey = Survey::of_plan(plan, Bounds::default());
+    while let Some(packet) = reader.next() {
+        survey.packet(&packet);
+    }
+    let report = reader.report();
+    if report.packets == 0 && report.before > 0 {
+        let before = counted(report.before, "packet");
+        return format!(
+            "the files hold no packet between --from and --until; {before} lie before. Give an earlier --from, or leave it out"
+        );
+    }
+    if let Some(why) = narrowed_to_nothing(&survey) {
+        return why;
+    }
+    let top = survey.top(NAMED);
+    let target = plan.targets.first().map_or_else(String::new, |target| target.addr.to_string());
+    let Some(suggested) = suggestion(&survey, &top, &target) else {
+        return format!("{head}, and no other TCP either. Was the capture made where this traffic passes?");
+    };
+    let named: Vec<String> = top.iter().map(|service| format!("\n  {}", line_of(&survey, service))).collect();
+    format!("{head}. They do hold{}\nTry: {suggested}", named.concat())
+}
+
+/// One service that files hold.
+fn line_of(survey: &Survey, service: &Service) -> String {
+    let mapped = if survey.is_mapped(&service.at) { ", mapped" } else { "" };
+    let guess = if service.certain { "" } else { " (by its lower port)" };
+    format!(
+        "{:<22} {}, {}, {}{mapped}{guess}",
+        service.at.to_string(),
+        counted(service.packets, "packet"),
+        bytes(service.bytes),
+        counted(service.syns, "SYN")
+    )
+}
+
+/// What to type for the busiest service that nothing is mapped to.
+fn suggestion(survey: &Survey, top: &[Service], target: &str) -> Option<String> {
+    let service = top.iter().find(|service| !survey.is_mapped(&service.at))?;
+    Some(format!("-x {}-{target}", service.at.port))
+}
+
+/// The sentence for files that hold packets to services of `-x`, all of which other options leave out.
+fn narrowed_to_nothing(survey: &Survey) -> Option<String> {
+    let counts = survey.counts();
+    let left_out = [
+        (counts.left_out, "by the client's address (--net, --not-net)"),
+        (counts.not_taken, "by the expression (-F)"),
+    ];
+    let by: Vec<String> = left_out
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, how)| format!("{} {how}", counted(count, "packet")))
+        .collect();
+    (!by.is_empty()).then(|| {
+        format!("-x: all packets of its services are left out, {}. Widen these options", by.join(", "))
+    })
 }
 
 fn replayed(sums: &Sums) -> Vec<String> {
@@ -250,19 +328,28 @@ fn replayed(sums: &Sums) -> Vec<String> {
     lines
 }
 
+fn datagrams(sums: &Sums) -> String {
+    let (sent, of) = (counted(sums.datagrams, "datagram"), bytes(sums.datagram_bytes));
+    format!("{sent} of clients with {of}, {} back", thousands(sums.datagram_answers))
+}
+
 fn sums_json(sums: &Sums) -> Value {
     json!({
         "sessions": sums.begun + sums.midstream, "midstream": sums.midstream, "turns": sums.turns,
         "packets": sums.packets, "answer_packets": sums.answers,
         "request_bytes": sums.request_bytes, "answer_bytes": sums.answer_bytes,
         "repeated_bytes": sums.repeated_bytes, "missing_bytes": sums.missing_bytes,
+        "datagrams": sums.datagrams, "datagram_bytes": sums.datagram_bytes, "datagram_answers": sums.datagram_answers,
     })
 }
 
 fn text_of(mapping: &Parsed) -> String {
+    let prefix = mapping.protocol.prefix();
     match mapping.online_ip {
-        Some(ip) => format!("{}-{}", std::net::SocketAddr::new(ip, mapping.online_port), mapping.target),
-        None => format!("{}-{}", mapping.online_port, mapping.target),
+        Some(ip) => {
+            format!("{prefix}{}-{}", std::net::SocketAddr::new(ip, mapping.online_port), mapping.target)
+        }
+        None => format!("{prefix}{}-{}", mapping.online_port, mapping.target),
     }
 }
 

@@ -127,13 +127,33 @@ pub fn ethernet(ethertype: u16, body: &[u8]) -> Vec<u8> {
 
 /// An IPv4 datagram of UDP from 10.9.0.1 to 10.9.0.2.
 pub fn udp(port: u16, body: &[u8]) -> Vec<u8> {
-    let udp_len = 8 + body.len() as u16;
+    let udp = udp_alone(port, body);
     let mut bytes = vec![0x45, 0];
-    bytes.extend((20 + udp_len).to_be_bytes());
+    bytes.extend((20 + udp.len() as u16).to_be_bytes());
     bytes.extend([0, 0, 0x40, 0, 64, 17, 0, 0, 10, 9, 0, 1, 10, 9, 0, 2]);
-    bytes.extend(50_000_u16.to_be_bytes());
+    bytes.extend(udp);
+    bytes
+}
+
+/// An IPv6 datagram of UDP from fd09::1 to fd09::2, behind an empty destination header as tunnels may have one.
+pub fn udp_v6(port: u16, body: &[u8]) -> Vec<u8> {
+    const DESTINATION: u8 = 60;
+    let udp = udp_alone(port, body);
+    let end = |last: u8| [&[0xfd, 9][..], &[0; 13], &[last]].concat();
+    let mut bytes = vec![0x60, 0, 0, 0];
+    bytes.extend((8 + udp.len() as u16).to_be_bytes());
+    bytes.extend([DESTINATION, 64]);
+    bytes.extend([end(1), end(2)].concat());
+    // Next header, length; six bytes of padding.
+    bytes.extend([17, 0, 1, 4, 0, 0, 0, 0]);
+    bytes.extend(udp);
+    bytes
+}
+
+fn udp_alone(port: u16, body: &[u8]) -> Vec<u8> {
+    let mut bytes = 50_000_u16.to_be_bytes().to_vec();
     bytes.extend(port.to_be_bytes());
-    bytes.extend(udp_len.to_be_bytes());
+    bytes.extend((8 + body.len() as u16).to_be_bytes());
     bytes.extend([0, 0]);
     bytes.extend_from_slice(body);
     bytes

@@ -8,6 +8,7 @@
 //! Instances get names of their own, and control sockets in a directory of their own, so that labs do not meet.
 
 use std::fs::{self, File};
+use std::io::PipeReader;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -115,7 +116,21 @@ impl Twin {
         self.begin_with(kind, host, args, |command| command)
     }
 
-    /// The same with the command changed by `dress`; standard streams are the lab's.
+    /// The same with standard input from a pipe.
+    pub fn begin_fed(
+        &self,
+        kind: Kind,
+        host: &Host,
+        args: &[&str],
+        input: PipeReader,
+    ) -> anyhow::Result<Instance> {
+        self.begin_with(kind, host, args, |mut command| {
+            command.stdin(input);
+            command
+        })
+    }
+
+    /// The same with the command changed by `dress`; its output is the lab's.
     pub(crate) fn begin_with(
         &self,
         kind: Kind,
@@ -150,11 +165,9 @@ impl Twin {
         let files = Scratch::new("tcptwin")?;
         let mut command = Command::new(&self.binary);
         command.args(&words).env("XDG_RUNTIME_DIR", self.runtime.path()).env("NO_COLOR", "1");
+        command.stdin(Stdio::null());
         let mut command = dress(command);
-        command
-            .stdin(Stdio::null())
-            .stdout(File::create(files.file("out"))?)
-            .stderr(File::create(files.file("err"))?);
+        command.stdout(File::create(files.file("out"))?).stderr(File::create(files.file("err"))?);
         let child = host.ns.spawn(command).with_context(|| format!("starting {}", self.binary.display()))?;
         Ok(Instance {
             name,

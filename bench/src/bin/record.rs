@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use capturer::sys::{Begin, PacketSocket};
-use flow::emit::{MAX_HEADERS, emit};
 use flow::record::flag;
 use flow::{Addr, Endpoint, Seq, TcpFields};
+use lab::dump;
 use lab::{Host, Namespace, Stats, Twin, netlink, wait};
 use serde_json::json;
 
@@ -193,13 +193,11 @@ fn send(gbit: f64, time: Duration) -> Result<(u64, f64)> {
     socket.bind(netlink::index("out0")?)?;
     let server = Endpoint::new(Addr::v4([10, 9, 0, 9]), 80);
     let client = Endpoint::new(Addr::v4([10, 9, 0, 1]), 40_000);
-    let payload = noise(PACKET_BYTES - 40);
-    let mut headers = [0; MAX_HEADERS];
     let tcp = TcpFields { seq: Seq(1), flags: flag::ACK, ..TcpFields::default() };
-    let len = emit(&mut headers, client, server, &tcp, &[&payload], 0);
+    let packet = bench::packet(client, server, &tcp, &noise(PACKET_BYTES - 40));
+    ensure!(packet.len() == PACKET_BYTES, "the packet has {} bytes", packet.len());
     // To a station that is not this one, as at a mirror port.
-    let frame = [&[2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 8, 0][..], &headers[..len], &payload].concat();
-    ensure!(len + payload.len() == PACKET_BYTES, "the packet has {} bytes", len + payload.len());
+    let frame = dump::ethernet(0x0800, &packet);
     let a_second = gbit * 1e9 / 8.0 / PACKET_BYTES as f64;
     let begin = Instant::now();
     let mut sent = 0;

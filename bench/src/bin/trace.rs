@@ -18,7 +18,6 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use capturer::online::Online;
 use capturer::survey::{Bounds, Survey};
-use flow::emit::{MAX_HEADERS, emit};
 use flow::record::flag;
 use flow::{Addr, Endpoint, Seq, TcpFields};
 use lab::dump::{self, Order};
@@ -98,9 +97,7 @@ fn make(path: &Path, bytes: u64) -> Result<u64> {
         *(if request { sent } else { answered }) += len as u32;
         let tcp =
             TcpFields { seq: Seq(seq), ack: Seq(ack), flags: flag::ACK | flag::PSH, ..TcpFields::default() };
-        let mut head = [0; MAX_HEADERS];
-        let head_len = emit(&mut head, src, dst, &tcp, &[&payload[..len]], 0);
-        let frame = dump::ethernet(0x0800, &[&head[..head_len], &payload[..len]].concat());
+        let frame = dump::ethernet(0x0800, &bench::packet(src, dst, &tcp, &payload[..len]));
         let (s, ns) = (packets / 1_000_000, packets % 1_000_000 * 1_000);
         let record = dump::record(Order::Little, s as u32, ns as u32, &frame, frame.len() as u32);
         file.write_all(&record)?;

@@ -20,14 +20,10 @@ pub use sys::version;
 
 /// Link types as libpcap numbers them on Linux (`pcap/dlt.h`).
 pub mod link {
-    /// BSD loopback: the address family in four bytes of the host's order.
-    pub const NULL: i32 = 0;
     /// Ethernet.
     pub const ETHERNET: i32 = 1;
     /// The IP header comes first.
     pub const RAW: i32 = 12;
-    /// BSD loopback: the address family in four bytes of network order.
-    pub const LOOP: i32 = 108;
     /// Linux cooked, 16 bytes.
     pub const LINUX_SLL: i32 = 113;
     /// Linux cooked of version 2, 20 bytes.

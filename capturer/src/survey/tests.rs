@@ -1,6 +1,5 @@
 use flow::emit::{MAX_HEADERS, emit};
 use flow::{Seq, TcpFields};
-use topology::plan::Protocol;
 use trace::Place;
 
 use super::*;
@@ -16,11 +15,7 @@ struct File {
 
 impl File {
     fn new(bounds: Bounds) -> Self {
-        let plan = plan(&["80-10.0.3.2:8080"]);
-        Self {
-            survey: Survey::new(Online::new(&plan, Protocol::Tcp), plan.mappings.len(), bounds),
-            now_ns: 1_000,
-        }
+        Self { survey: Survey::of_plan(&plan(&["80-10.0.3.2:8080"]), bounds), now_ns: 1_000 }
     }
 
     /// A packet of which `cut` bytes at the end were not captured.
@@ -50,7 +45,11 @@ impl File {
 
 /// A connection from its SYN on, up to the first request.
 fn opened() -> File {
-    let mut file = File::new(Bounds::default());
+    opened_by(File::new(Bounds::default()).survey)
+}
+
+fn opened_by(survey: Survey) -> File {
+    let mut file = File { survey, now_ns: 1_000 };
     file.client(flag::SYN, 99, 0, &[]);
     file.data(100, 500, &[]);
     file
@@ -180,4 +179,24 @@ fn what_a_replay_sent_is_not_replayed_again() {
     file.cut("198.18.0.7:4000", SERVER, flag::SYN, (0, 0), &[], 0);
     file.cut(SERVER, "198.18.0.7:4000", flag::SYN | flag::ACK, (0, 1), &[], 0);
     assert_eq!((file.survey.counts().own, file.survey.sums()), (2, Sums::default()));
+}
+
+#[test]
+fn what_an_option_leaves_out_is_counted_by_which_one() {
+    let mut plan = plan(&["80-10.0.3.2:8080"]);
+    plan.capture.filter.outside = vec!["10.0.0.1/32".parse().unwrap()];
+    let mut file = opened_by(Survey::of_plan(&plan, Bounds::default()));
+    file.server(500, 120, &[2; 300]);
+    assert_eq!((file.survey.counts().left_out, file.survey.sums()), (3, Sums::default()));
+    // Takes what is shorter than 60 bytes from the IP header on: BPF_LD|BPF_LEN, BPF_JGT, BPF_RET.
+    let program = [(0x80, 0, 0, 0), (0x25, 1, 0, 60), (0x06, 0, 0, 1), (0x06, 0, 0, 0)]
+        .map(|(code, jt, jf, k)| Instruction { code, jt, jf, k });
+    plan.capture.filter.outside.clear();
+    let mut file = opened_by(Survey::of_plan(&plan, Bounds::default()).taking(program.to_vec()));
+    file.data(100, 500, &[1; 100]);
+    file.server(500, 200, &[2; 300]);
+    file.data(200, 800, &[]);
+    let sums = file.survey.sums();
+    assert_eq!((file.survey.counts().not_taken, sums.packets, sums.answers), (2, 3, 0));
+    assert_eq!((sums.request_bytes, sums.answer_bytes), (0, 300));
 }

@@ -10,7 +10,7 @@
 //! | `reader` | all files merged by time, bounds, rewinding |
 //! | `file` | one file: records → IP packets in its own order |
 //! | `pcap`, `pcapng` | the two formats, record by record |
-//! | `link` | link-layer headers |
+//! | `link` | link-layer headers; the live engines use it too |
 //! | `decap` | VXLAN and GENEVE |
 //! | `input` | opening, compression, how much was read |
 //! | `window` | the buffer |
@@ -19,7 +19,7 @@
 mod decap;
 mod file;
 mod input;
-mod link;
+pub mod link;
 mod pcap;
 mod pcapng;
 mod reader;

@@ -1,24 +1,36 @@
-//! Link-layer headers: where the IP packet begins in a frame. Numbers of link types: tcpdump.org/linktypes.html.
+//! Link-layer headers: where the IP packet begins in a frame, of a file or of a live capture. Pure. Numbers of link types: tcpdump.org/linktypes.html.
 
-/// Link types that are understood.
-pub(crate) mod kind {
-    pub(crate) const NULL: u16 = 0;
-    pub(crate) const ETHERNET: u16 = 1;
-    pub(crate) const PPP: u16 = 9;
-    pub(crate) const RAW_BSD: u16 = 12;
-    pub(crate) const RAW_OPENBSD: u16 = 14;
-    pub(crate) const PPP_HDLC: u16 = 50;
-    pub(crate) const RAW: u16 = 101;
-    pub(crate) const LOOP: u16 = 108;
-    pub(crate) const COOKED: u16 = 113;
-    pub(crate) const IPV4: u16 = 228;
-    pub(crate) const IPV6: u16 = 229;
-    pub(crate) const COOKED_2: u16 = 276;
+/// Link types that are understood. libpcap's own numbers (`pcap/dlt.h`) of these are the same, but for raw IP, of which it has more.
+pub mod kind {
+    /// BSD loopback: the address family in four bytes of whatever order.
+    pub const NULL: u16 = 0;
+    /// Ethernet.
+    pub const ETHERNET: u16 = 1;
+    /// Point to point.
+    pub const PPP: u16 = 9;
+    /// Raw IP: libpcap's number on most systems.
+    pub const RAW_BSD: u16 = 12;
+    /// Raw IP: its number on OpenBSD.
+    pub const RAW_OPENBSD: u16 = 14;
+    /// Point to point with HDLC framing.
+    pub const PPP_HDLC: u16 = 50;
+    /// Raw IP: its number in files.
+    pub const RAW: u16 = 101;
+    /// OpenBSD loopback.
+    pub const LOOP: u16 = 108;
+    /// Linux cooked, 16 bytes.
+    pub const COOKED: u16 = 113;
+    /// Raw IPv4.
+    pub const IPV4: u16 = 228;
+    /// Raw IPv6.
+    pub const IPV6: u16 = 229;
+    /// Linux cooked of version 2, 20 bytes.
+    pub const COOKED_2: u16 = 276;
 }
 
 /// Why a frame gives no IP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Without {
+pub enum Without {
     /// It carries something else.
     NotIp,
     /// More than two VLAN tags.
@@ -35,8 +47,16 @@ const IPV6: u16 = 0x86dd;
 const TAGS: [u16; 3] = [0x8100, 0x88a8, 0x9100];
 const MOST_TAGS: usize = 2;
 
-/// Where the IP header begins.
-pub(crate) fn ip_offset(link: u16, frame: &[u8]) -> Result<usize, Without> {
+/// Whether packets can be found in frames of this type.
+pub fn is_known(link: u16) -> bool {
+    ip_offset(link, &[]) != Err(Without::Unknown)
+}
+
+/// Where the IP header begins, by up to two VLAN tags.
+///
+/// # Errors
+/// The frame carries none that is understood.
+pub fn ip_offset(link: u16, frame: &[u8]) -> Result<usize, Without> {
     let at = match link {
         kind::ETHERNET => by_ethertype(frame, 12, 14)?,
         kind::COOKED => by_ethertype(frame, 14, 16)?,

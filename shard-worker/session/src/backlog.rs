@@ -38,12 +38,18 @@ impl Table {
     }
 
     /// Whether a captured segment had better wait, because what it needs will be free without any more input: room in a session
-    /// that holds as much as it may and has something to send, or a slot while a session is at its end. Where no
+    /// that holds as much as it may and has something to send, or slots while sessions are at their end. Where no
     /// session can end by itself, waiting would last for ever, and the flow is refused and counted.
-    pub fn should_wait(&self, segment: &Captured, payload_bytes: usize) -> bool {
+    pub fn should_wait(
+        &self,
+        segment: &Captured,
+        payload_bytes: usize,
+        percent_ppm: u32,
+        copies_milli: u32,
+    ) -> bool {
         let mut id = match self.find_flow(self.hash_of(segment), segment) {
             Some(first) => first,
-            None => return self.free.is_empty() && self.is_one_ending(),
+            None => return self.lacks_slots(self.copies_wanted(segment, percent_ppm, copies_milli) as usize),
         };
         while id != NONE {
             let slot = self.slots.get(id);
@@ -54,6 +60,12 @@ impl Table {
             id = slot.next_copy;
         }
         false
+    }
+
+    /// Whether fewer slots than these can be had now, and a session is about to leave its own.
+    fn lacks_slots(&self, wanted: usize) -> bool {
+        let lacking = wanted.saturating_sub(self.free.len());
+        lacking > 0 && !self.lingering.are(lacking, &self.slots) && self.is_one_ending()
     }
 
     fn is_one_ending(&self) -> bool {

@@ -10,6 +10,7 @@ use crate::numbering;
 use crate::slot::{NONE, Phase, Recovery, Timer, is, try_bit};
 use crate::table::Table;
 use crate::tally::Count;
+use crate::undo::SESSION_IMAGES;
 
 /// Ports tried for one further copy with real client addresses, times the number of shards.
 const PORTS_TRIED: u32 = 64;
@@ -79,7 +80,7 @@ impl Table {
         joined: bool,
     ) -> Result<u32, Drop> {
         let target = self.config.mappings[usize::from(segment.mapping)];
-        if self.free.is_empty() {
+        if self.free.is_empty() && !self.end_a_lingering_one(now_us, copies - copy) {
             return Err(Drop::TableFull);
         }
         let choice = self.choose(now_us, segment, target, copy)?;
@@ -125,6 +126,18 @@ impl Table {
             }
         }
         Ok(id)
+    }
+
+    /// Frees the slot of the session that lingers longest: it is over, and waits only in case its last acknowledgement was lost.
+    /// False when there is none, or the transaction has no room for it and as many more as are still to be made.
+    fn end_a_lingering_one(&mut self, now_us: u64, to_make: u16) -> bool {
+        if !self.slots.has_room(u32::from(to_make) + SESSION_IMAGES) {
+            return false;
+        }
+        let Some(id) = self.lingering.pop(&self.slots) else { return false };
+        self.finish(now_us, id, Drop::TargetClosed);
+        self.tally.one(Count::LingeredLess);
+        true
     }
 
     /// An endpoint for a copy of a flow.

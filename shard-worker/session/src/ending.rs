@@ -251,6 +251,7 @@ impl Table {
         slot.deadlines = Slot::empty().deadlines;
         slot.arm(Timer::End, now_us + linger_us);
         self.rearm(id);
+        self.lingering.push(&self.slots, id);
     }
 
     /// Ends a session before its time, under a reason.

@@ -23,7 +23,7 @@
 //! | `sender` | what leaves |
 //! | `numbering` | our sequence numbers, time stamps, segment sizes |
 //! | `timers`, `wheel` | deadlines |
-//! | `ending` | FIN, RST, reconnect, the end |
+//! | `ending`, `lingering` | FIN, RST, reconnect, the end; who leaves when a slot is needed |
 //! | `specimen` | what is kept of an arena when a worker died of a record |
 //! | `check` | the invariants, for tests |
 //! | `endpoints` | the walk over the client range |
@@ -48,6 +48,7 @@ mod foresight;
 mod held;
 pub mod histogram;
 pub mod index;
+mod lingering;
 mod nearest;
 mod numbering;
 mod online;

@@ -32,6 +32,7 @@ use crate::endpoints::Pool;
 use crate::file_clock::FileClock;
 use crate::foresight::Foresight;
 use crate::index::{Batch, Index};
+use crate::lingering::Lingering;
 use crate::nearest::Nearest;
 use crate::ready::Ready;
 use crate::slot::{NEVER, NONE, Phase, Slot, is};
@@ -90,6 +91,7 @@ pub struct Table {
     pub(crate) by_replayed: Index,
     pub(crate) wheel: Wheel,
     pub(crate) ready: Ready,
+    pub(crate) lingering: Lingering,
     /// Free slots, last freed first: what is in cache is used again.
     pub(crate) free: Vec<u32>,
     pub(crate) due: Vec<u32>,
@@ -155,6 +157,7 @@ impl Table {
             by_flow: Index::new(sessions),
             by_replayed: Index::new(sessions),
             ready: Ready::new(sessions),
+            lingering: Lingering::new(sessions),
             free: (0..sessions).rev().collect(),
             due: Vec::with_capacity(DUE),
             strangers: Strangers::new(sessions),
@@ -389,7 +392,8 @@ impl Table {
     /// changed by anybody but a transaction, is emptied. Whoever knows what was in flight before can tell what went with it.
     fn rebuild(&mut self, condemned: impl Fn(&Held<'_>) -> bool) {
         let mut used = vec![false; self.chunks.len()];
-        let (mut flows, mut replayed, mut linked) = (Batch::default(), Batch::default(), Vec::new());
+        let (mut flows, mut replayed) = (Batch::default(), Batch::default());
+        let (mut linked, mut lingering) = (Vec::new(), Vec::new());
         self.free.clear();
         let fresh = self.header.fresh.min(self.slots.len());
         // The lowest are taken first.
@@ -422,6 +426,9 @@ impl Table {
             if slot.next_copy != NONE || slot.waiter != NONE {
                 linked.push(id);
             }
+            if slot.phase() == Phase::Lingering {
+                lingering.push(id);
+            }
             let in_flight = u64::from(slot.in_flight);
             self.tally.inherited += in_flight;
             self.tally.open += 1;
@@ -433,6 +440,7 @@ impl Table {
         self.chunks.rebuild(&used);
         self.by_flow.extend(flows);
         self.by_replayed.extend(replayed);
+        self.lingering.rebuild(&self.slots, lingering);
     }
 
     fn is_sound(&self, slot: &Slot) -> bool {

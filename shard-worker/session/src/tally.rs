@@ -57,6 +57,8 @@ named_enum! {
         FailedWorkerLost => "failed_worker_lost",
         /// Flows refused because the table was full (per copy).
         RefusedTableFull => "refused_table_full",
+        /// Sessions that were over and lingered less than they would have, because a new one needed their slot.
+        LingeredLess => "lingered_less",
         /// Connections opened towards targets (SYNs, repeats not counted).
         Connections => "connections",
         /// Of these, anew in a session after the target had closed.

@@ -14,6 +14,8 @@
 //! | `amount` | copies and percent |
 //! | `modes` | `any`, loopback, `--tun`, kept clients, the simple engine, a key |
 //! | `offline` | packet files instead of live traffic |
+//! | `files` | packet files of every shape, and what happens to a replay on the way |
+//! | `tools` | packet files that tcpdump, editcap and mergecap have written |
 //! | `capture` | the same traffic through each capture engine; expressions and ranges |
 //! | `inject` | by link and by raw IP, and what changes on the way |
 //! | `faults` | what dies and comes back under load |
@@ -31,6 +33,7 @@ mod capture;
 mod databases;
 mod ending;
 mod faults;
+mod files;
 mod hosts;
 mod http;
 mod inject;
@@ -41,6 +44,7 @@ mod poison;
 mod recording;
 mod stage;
 mod surviving;
+mod tools;
 mod udp;
 
 fn main() -> ExitCode {
@@ -53,6 +57,8 @@ fn main() -> ExitCode {
         amount::STORIES,
         modes::STORIES,
         offline::STORIES,
+        files::STORIES,
+        tools::STORIES,
         capture::STORIES,
         inject::STORIES,
         faults::STORIES,

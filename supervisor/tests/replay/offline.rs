@@ -14,7 +14,7 @@ use lab::dump::{self, Order};
 use lab::scratch::Scratch;
 use lab::story::{Story, step};
 use lab::twin::{Ended, Kind};
-use lab::{Fidelity, Instance, Load, LoadReport, Mode, Stats};
+use lab::{Fidelity, Host, Instance, Load, LoadReport, Mode, Stats};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
@@ -35,54 +35,76 @@ pub(crate) const STORIES: &[Story] = &[
 ];
 
 /// Longest replay.
-const LIMIT: Duration = Duration::from_secs(45);
+pub(crate) const LIMIT: Duration = Duration::from_secs(45);
 /// DLT_EN10MB.
-const ETHERNET: u16 = 1;
+pub(crate) const ETHERNET: u16 = 1;
 
 /// A stage, and a file of what its clients asked.
-struct Recorded {
-    stage: Stage,
-    file: PathBuf,
-    report: LoadReport,
+pub(crate) struct Recorded {
+    pub(crate) stage: Stage,
+    pub(crate) file: PathBuf,
+    pub(crate) report: LoadReport,
     _scratch: Scratch,
 }
 
 /// Records a load at the online service, both directions.
-fn record(load: impl FnOnce(Load) -> Load) -> Result<Recorded> {
+pub(crate) fn record(load: impl FnOnce(Load) -> Load) -> Result<Recorded> {
     let stage = Stage::new()?;
     let scratch = Scratch::new("offline")?;
     let file = scratch.file("load.pcap");
-    let over = Arc::new(AtomicBool::new(false));
-    let recorder = recorder(&stage, Arc::clone(&over))?;
+    let watch = Watch::begin(&stage.net.online)?;
     let report = stage.send(load(stage.load(1_000)))?;
     std::thread::sleep(Duration::from_millis(100));
-    over.store(true, Relaxed);
-    fs::write(&file, recorder.join().expect("the recorder does not panic")?)?;
+    fs::write(&file, watch.end()?)?;
     Ok(Recorded { stage, file, report, _scratch: scratch })
 }
 
-fn recorder(stage: &Stage, over: Arc<AtomicBool>) -> Result<JoinHandle<Result<Vec<u8>>>> {
-    let open = || socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, SockProtocol::EthAll);
-    let socket = stage.net.online.ns.enter(open)?;
-    setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20))
-        .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &(8 << 20)))?;
-    let record = move || {
-        let mut bytes = dump::pcap(Order::Little, true, ETHERNET);
-        let mut frame = vec![0; 1 << 17];
-        loop {
-            match recv(socket.as_raw_fd(), &mut frame, MsgFlags::empty()) {
-                Ok(len) => {
-                    let time = SystemTime::now().duration_since(UNIX_EPOCH)?;
-                    let (seconds, fraction) = (time.as_secs() as u32, time.subsec_nanos());
-                    bytes.extend(dump::record(Order::Little, seconds, fraction, &frame[..len], len as u32));
+/// A packet socket that sees all frames of a host, written down as a packet file.
+pub(crate) struct Watch {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Vec<u8>>>,
+}
+
+impl Watch {
+    pub(crate) fn begin(host: &Host) -> Result<Self> {
+        let open =
+            || socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, SockProtocol::EthAll);
+        let socket = host.ns.enter(open)?;
+        setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20))
+            .or_else(|_| setsockopt(&socket, sockopt::RcvBuf, &(8 << 20)))?;
+        let over = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&over);
+        let record = move || {
+            let mut bytes = dump::pcap(Order::Little, true, ETHERNET);
+            let mut frame = vec![0; 1 << 17];
+            loop {
+                match recv(socket.as_raw_fd(), &mut frame, MsgFlags::empty()) {
+                    Ok(len) => {
+                        let time = SystemTime::now().duration_since(UNIX_EPOCH)?;
+                        let (seconds, fraction) = (time.as_secs() as u32, time.subsec_nanos());
+                        bytes.extend(dump::record(
+                            Order::Little,
+                            seconds,
+                            fraction,
+                            &frame[..len],
+                            len as u32,
+                        ));
+                    }
+                    Err(Errno::EAGAIN) if ends.load(Relaxed) => return Ok(bytes),
+                    Err(Errno::EAGAIN) => std::thread::sleep(Duration::from_micros(100)),
+                    Err(errno) => return Err(errno.into()),
                 }
-                Err(Errno::EAGAIN) if over.load(Relaxed) => return Ok(bytes),
-                Err(Errno::EAGAIN) => std::thread::sleep(Duration::from_micros(100)),
-                Err(errno) => return Err(errno.into()),
             }
-        }
-    };
-    Ok(std::thread::Builder::new().name("recorder".to_owned()).spawn(record)?)
+        };
+        let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(record)?;
+        Ok(Self { over, thread })
+    }
+
+    /// The file.
+    pub(crate) fn end(self) -> Result<Vec<u8>> {
+        self.over.store(true, Relaxed);
+        self.thread.join().expect("it does not panic")
+    }
 }
 
 impl Recorded {
@@ -154,7 +176,8 @@ fn a_file_without_mapped_traffic_says_what_it_holds() -> Result<()> {
     let map = lab::twin::map(81, recorded.stage.at_target());
     let Ended { status, stderr, .. } = recorded.begin(&map, &["--speed", "max"])?.wait(LIMIT)?;
     ensure!(status.code() == Some(1), "it ended with {status}: {stderr}");
-    let wanted = ["no packet from a client to port 81", "Try: -x 80-"];
+    let online = recorded.stage.at_online().to_string();
+    let wanted = ["no packet from a client to port 81", &online, " SYNs\nTry: -x 80-"];
     ensure!(wanted.iter().all(|part| stderr.contains(part)), "{stderr}");
     Ok(())
 }

@@ -74,14 +74,20 @@ fn tunnels_are_opened_when_asked() {
     let decap = Options { decap: true, ..Options::default() };
     let packet = between("[fd00::1]:4000", "[fd00::9]:80", b"inner");
     let inner = dump::ethernet(0x86dd, &packet);
-    let vxlan = |port| dump::udp(port, &[&[8, 0, 0, 0, 0, 0, 42, 0][..], &inner].concat());
-    let geneve = dump::udp(6_081, &[&[2, 0, 0x65, 0x58, 0, 0, 42, 0][..], &[0; 8], &inner].concat());
-    for outer in [vxlan(4_789), vxlan(8_472), geneve] {
+    let vxlan = [&[8, 0, 0, 0, 0, 0, 42, 0][..], &inner].concat();
+    let geneve = [&[2, 0, 0x65, 0x58, 0, 0, 42, 0][..], &[0; 8], &inner].concat();
+    let bare = [&[0, 0, 0x86, 0xdd, 0, 0, 42, 0][..], &packet].concat();
+    let of = |wrap: fn(u16, &[u8]) -> Vec<u8>| {
+        [(4_789, &vxlan), (8_472, &vxlan), (6_081, &geneve), (6_081, &bare)]
+            .map(|(port, body)| wrap(port, body))
+    };
+    for outer in [of(dump::udp), of(dump::udp_v6)].concat() {
         assert_eq!(read(101, std::slice::from_ref(&outer), Options::default()).0, [whole(1, &outer)]);
         let (seen, report) = read(101, std::slice::from_ref(&outer), decap);
         assert_eq!((seen, report.decapsulated), (vec![whole(1, &packet)], 1));
         // Padding of the outer frame belongs to nobody.
-        let padded = dump::ethernet(0x0800, &[&outer[..], &[0; 9]].concat());
+        let kind = if outer[0] >> 4 == 4 { 0x0800 } else { 0x86dd };
+        let padded = dump::ethernet(kind, &[&outer[..], &[0; 9]].concat());
         assert_eq!(read(1, &[padded], decap).0, [whole(1, &packet)]);
         // A mirror that cuts: the inner packet is cut, and says how long it was.
         let mut file = dump::pcap(ORDER, true, 101);

@@ -32,6 +32,43 @@ fn a_full_table_refuses_new_flows_and_keeps_the_old() {
     assert_eq!(world.peer().text(), "late 10\n");
 }
 
+/// A connection per request, faster than the ones that are over would leave by themselves.
+#[test]
+fn sessions_that_linger_make_room_in_a_full_table() {
+    let mut config = config();
+    config.limits.sessions = 3;
+    let mut world = World::with(config, TargetOptions::default());
+    for n in 0..12 {
+        let mut client = Client::new(n);
+        client.opens(&mut world);
+        client.asks(&mut world, "r", 10);
+        client.closes(&mut world);
+        world.run(5 * MS);
+        assert!(world.peer().is_closed() && world.peer().lines == 1, "the {n}th");
+    }
+    assert_eq!(world.count(Count::LingeredLess), 9, "the last three are there");
+    assert_eq!(world.count(Count::RefusedTableFull), 0);
+}
+
+/// The reader of a file asks before each segment.
+#[test]
+fn a_file_waits_for_as_many_slots_as_a_flow_has_copies() {
+    let mut config = config();
+    config.limits.sessions = 3;
+    let options = TargetOptions { app: App::Silent, ..TargetOptions::default() };
+    let mut world = World::with(config, options);
+    world.copies_milli = 2_000;
+    let mut first = Client::new(1);
+    first.opens(&mut world);
+    let next = Client::new(2).segment(flag::SYN);
+    let waits = |world: &World, copies: u32| world.table.should_wait(&next, 0, 1_000_000, copies * 1_000);
+    assert!(!waits(&world, 2), "nobody is about to leave, so waiting would be for ever");
+    first.asks(&mut world, "r", 10);
+    first.closes(&mut world);
+    world.run(5 * MS);
+    assert!(waits(&world, 2) && waits(&world, 3) && !waits(&world, 1) && !waits(&world, 0));
+}
+
 #[test]
 fn a_session_holds_no_more_than_its_limit() {
     let mut config = config();

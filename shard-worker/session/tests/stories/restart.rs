@@ -51,6 +51,27 @@ fn sessions_go_on_after_a_restart() {
 }
 
 #[test]
+fn a_successor_knows_who_lingers() {
+    let mut config = config();
+    config.limits.sessions = 1;
+    let mut before = World::with(config.clone(), TargetOptions::default());
+    let mut client = Client::new(1);
+    client.opens(&mut before);
+    client.asks(&mut before, "r", 10);
+    client.closes(&mut before);
+    before.run(5 * MS);
+    assert_eq!(before.table.tally().open, 1);
+    let mut after = World::on(successor(&config, &before.table.image()), TargetOptions::default());
+    after.now_us = before.now_us;
+    let mut late = Client::new(2);
+    late.opens(&mut after);
+    late.asks(&mut after, "late", 10);
+    after.run(5 * MS);
+    assert_eq!(after.peer().text(), "late 10\n");
+    assert_eq!(after.count(Count::LingeredLess), 1);
+}
+
+#[test]
 fn established_sessions_keep_their_numbers() {
     let mut before = World::new();
     let mut client = Client::new(1);
