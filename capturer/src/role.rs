@@ -177,7 +177,8 @@ impl Capturer {
         let taken = self.source.drain(BATCH, &mut |frame| {
             let wanted = dispatcher.frame(frame, clock.monotonic_ns(frame.time_ns));
             if wanted && let Some(recording) = recording {
-                dispatcher.recorded(recording.packet(frame));
+                let bytes = recording.packet(&dispatcher.to_record(frame));
+                dispatcher.recorded(bytes);
             }
         });
         if taken > 0 {
