@@ -210,7 +210,7 @@ fn finish(setup: Setup, mut made: Made) -> anyhow::Result<ExitCode> {
         );
     }
     match (failure, &plan.trace) {
-        (None, Some(trace)) if sample.stats.ledger.captured.segments == 0 => {
+        (None, Some(trace)) if has_taken_nothing(&sample.stats) => {
             anyhow::bail!("{}", replaying::nothing_mapped(&plan, trace))
         }
         (None, _) => Ok(ExitCode::SUCCESS),
@@ -370,6 +370,11 @@ fn opening(plan: &Plan, inject: &str) -> [String; 2] {
             crate::words::counted(plan.shards.into(), "shard")
         ),
     ]
+}
+
+/// Whether no packet of any mapping came up.
+fn has_taken_nothing(stats: &crate::stats::Stats) -> bool {
+    stats.ledger.captured.segments == 0 && stats.udp.as_ref().is_none_or(|udp| udp.captured.datagrams == 0)
 }
 
 #[cfg(test)]
