@@ -116,10 +116,25 @@ named_enum! {
         RecordRemovedBytes => "record_removed_bytes",
         /// Gauge: as [`recorder::Figure::Failing`].
         RecordFailing => "record_failing",
-        /// Packets that were on their way to a file when a capturer died; some of them may be in it.
+        /// As [`recorder::Figure::LostPackets`].
         RecordLostPackets => "record_lost_packets",
-        /// Their bytes.
+        /// As [`recorder::Figure::LostBytes`].
         RecordLostBytes => "record_lost_bytes",
+        /// As [`recorder::Figure::AgainPackets`].
+        RecordAgainPackets => "record_again_packets",
+        /// As [`recorder::Figure::AgainBytes`].
+        RecordAgainBytes => "record_again_bytes",
+        /// As [`recorder::Figure::BeforePackets`].
+        RecordBeforePackets => "record_before_packets",
+        /// As [`recorder::Figure::BeforeBytes`].
+        RecordBeforeBytes => "record_before_bytes",
+        /// As [`recorder::Figure::KernelDrops`].
+        RecordKernelDrops => "record_kernel_drops",
+        /// Gauge: when somebody looked for frames last, CLOCK_MONOTONIC milliseconds.
+        SeenMs => "seen_ms",
+        /// Time in which nobody captured, because what a capturer or its supervisor held for it died with it: from its last sign of
+        /// life to the successor's first look, milliseconds.
+        UnseenMs => "unseen_ms",
     }
 }
 
@@ -129,11 +144,8 @@ impl From<Malformed> for Count {
     }
 }
 
-/// Where a figure of the recorder stands; none for what the capturer knows already.
-pub(crate) fn of_figure(figure: recorder::Figure) -> Option<Count> {
-    let count = Count::ALL[Count::RecordWrittenPackets.index() + figure.index()];
-    (figure != recorder::Figure::KernelDrops).then_some(count)
-}
+/// Where the recorder's figures begin; its thread alone writes them, but for those that the capture thread tells.
+pub(crate) const FIGURES: usize = Count::RecordWrittenPackets.index();
 
 /// Where the number of the next frame of each capture ring stands in the block, for a successor to go on there.
 pub(crate) const POSITIONS: usize = 512;
@@ -148,8 +160,7 @@ mod tests {
 
     #[test]
     fn the_recorders_figures_keep_their_names() {
-        for &figure in recorder::Figure::ALL {
-            let Some(count) = of_figure(figure) else { continue };
+        for (&figure, count) in recorder::Figure::ALL.iter().zip(&Count::ALL[FIGURES..]) {
             assert_eq!(count.name(), format!("record_{}", figure.name()));
         }
     }

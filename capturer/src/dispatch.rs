@@ -9,6 +9,7 @@
 //! waits: a full ring costs the segment, counted, and the shard sees the hole in the sequence numbers.
 
 use flow::datagram::{self, Seen};
+use flow::emit_udp::{MAX_HEADERS, Pieces};
 use flow::hash::{endpoint_hash, shard_of};
 use flow::record::flag;
 use flow::sample::copies;
@@ -79,6 +80,10 @@ pub struct Dispatcher {
 struct Udp {
     online: Online,
     fragments: Fragments,
+    /// The packet that the last frame was the last part of, for a recording; empty otherwise.
+    whole: Vec<u8>,
+    /// Of how many packets that was made; their number is that of IPv4's identification.
+    made: u16,
 }
 
 const HEAD: usize = size_of::<Captured>();
@@ -103,7 +108,12 @@ impl Dispatcher {
             online: Online::new(plan, Protocol::Tcp),
             expression: expression::machine(plan),
             udp: plan.replays(Protocol::Udp).then(|| {
-                Box::new(Udp { online: Online::new(plan, Protocol::Udp), fragments: Fragments::default() })
+                Box::new(Udp {
+                    online: Online::new(plan, Protocol::Udp),
+                    fragments: Fragments::default(),
+                    whole: vec![],
+                    made: 0,
+                })
             }),
             lanes,
             counters: region.counters(Role::Capturer),
@@ -141,15 +151,28 @@ impl Dispatcher {
             .all(|lane| len > lane.ring.max_record() || lane.ring.credits() >= Producer::record_bytes(len))
     }
 
+    /// What a recording takes of the frame that [`Dispatcher::frame`] said so of: the frame, or the datagram of which it was the
+    /// last part to come.
+    pub(crate) fn to_record<'a>(&'a self, frame: &Frame<'a>) -> Frame<'a> {
+        match &self.udp {
+            Some(udp) if !udp.whole.is_empty() => {
+                Frame { packet: &udp.whole, wire_len: udp.whole.len() as u32, ..*frame }
+            }
+            _ => *frame,
+        }
+    }
+
     /// Takes one frame, seen at `time_ns` (CLOCK_MONOTONIC). Says whether it is one that a recording takes.
     pub fn frame(&mut self, frame: &Frame<'_>, time_ns: u64) -> bool {
         self.count(Count::Frames, 1);
         self.count(Count::FrameBytes, frame.packet.len() as u64);
+        if let Some(udp) = &mut self.udp {
+            udp.whole.clear();
+        }
         let segment = match segment::parse(frame.packet, frame.wire_len) {
             Ok(segment) => segment,
             Err(Malformed::NotTcp | Malformed::Fragment) if self.udp.is_some() => {
-                self.udp(frame, time_ns);
-                return false;
+                return self.udp(frame, time_ns);
             }
             Err(malformed) => {
                 self.count(malformed.into(), 1);
@@ -225,9 +248,10 @@ impl Dispatcher {
         }
     }
 
-    /// A packet that is no segment, where datagrams are mapped.
-    fn udp(&mut self, frame: &Frame<'_>, time_ns: u64) {
-        let Some(mut udp) = self.udp.take() else { return };
+    /// A packet that is no segment, where datagrams are mapped. Says whether a recording takes it.
+    fn udp(&mut self, frame: &Frame<'_>, time_ns: u64) -> bool {
+        let Some(mut udp) = self.udp.take() else { return false };
+        let mut wanted = false;
         let (mut fragments, mut incomplete) = (0, 0);
         let seen = match datagram::parse(frame.packet, frame.wire_len) {
             Ok(Seen::Whole(datagram)) => Ok(Some(datagram)),
@@ -240,19 +264,40 @@ impl Dispatcher {
         };
         match seen {
             Ok(None) => {}
-            Ok(Some(datagram)) => match udp.online.meaning(&datagram.src, &datagram.dst) {
-                // Of fragments the expression saw the first alone, in the kernel.
-                Meaning::Mapping(_) if fragments == 0 && !self.takes(frame) => self.count(Count::LeftOut, 1),
-                Meaning::Mapping(mapping) => self.datagram(&datagram, mapping, time_ns),
-                Meaning::Own => self.count(Count::Own, 1),
-                Meaning::LeftOut => self.count(Count::LeftOut, 1),
-                Meaning::Other => self.count(Count::NotMapped, 1),
-            },
+            Ok(Some(datagram)) => {
+                let mut meaning = udp.online.meaning(&datagram.src, &datagram.dst);
+                let answer = self.recording && meaning == Meaning::Other;
+                if answer {
+                    meaning = udp.online.answer(&datagram.src, &datagram.dst);
+                }
+                match meaning {
+                    // Of fragments the expression saw the first alone, in the kernel.
+                    Meaning::Mapping(_) if fragments == 0 && !self.takes(frame) => {
+                        self.count(Count::LeftOut, 1);
+                    }
+                    Meaning::Mapping(_) if answer => {
+                        self.count(Count::Answers, 1);
+                        wanted = true;
+                    }
+                    Meaning::Mapping(mapping) => {
+                        self.datagram(&datagram, mapping, time_ns);
+                        wanted = true;
+                    }
+                    Meaning::Own => self.count(Count::Own, 1),
+                    Meaning::LeftOut => self.count(Count::LeftOut, 1),
+                    Meaning::Other => self.count(Count::NotMapped, 1),
+                }
+                if wanted && self.recording && fragments > 0 {
+                    udp.made = udp.made.wrapping_add(1);
+                    write_whole(&mut udp.whole, &datagram, udp.made);
+                }
+            }
             Err(malformed) => self.count(malformed.into(), 1),
         }
         self.count(Count::DatagramFragments, fragments);
         self.count(Count::DatagramsIncomplete, incomplete);
         self.udp = Some(udp);
+        wanted
     }
 
     fn datagram(&mut self, datagram: &Datagram<'_>, mapping: u16, time_ns: u64) {
@@ -264,6 +309,9 @@ impl Dispatcher {
         }
         self.count(Count::Datagrams, 1);
         self.count(Count::DatagramBytes, payload_len.into());
+        if self.lanes.is_empty() {
+            return;
+        }
         let head = Captured {
             time_ns,
             tcp: TcpFields::default(),
@@ -271,6 +319,7 @@ impl Dispatcher {
             client: datagram.src,
             server: datagram.dst,
             mapping,
+            lap: self.lap,
             ..Captured::default()
         };
         if !self.hand_over(&head, payload) {
@@ -342,6 +391,15 @@ impl Dispatcher {
     fn count(&mut self, what: Count, n: u64) {
         self.counted[what.index()] += n;
     }
+}
+
+/// A datagram that came in parts as the one packet that it was cut from.
+fn write_whole(out: &mut Vec<u8>, datagram: &Datagram<'_>, id: u16) {
+    let piece = Pieces::whole(datagram.src, datagram.dst, datagram.payload, id);
+    let mut headers = [0; MAX_HEADERS];
+    let len = piece.emit(&mut headers);
+    out.extend_from_slice(&headers[..len]);
+    out.extend_from_slice(piece.payload);
 }
 
 #[cfg(test)]

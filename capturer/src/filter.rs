@@ -68,7 +68,7 @@ pub struct CaptureFilter {
     pub udp: Services,
     /// Frames of other hosts too.
     pub promiscuous: bool,
-    /// Server → client segments too.
+    /// Server → client packets too.
     pub answers: bool,
     /// Length of the link header in front: 0 on SOCK_DGRAM sockets, 14 on SOCK_RAW sockets of Ethernet.
     pub link_header: u32,
@@ -136,9 +136,7 @@ impl CaptureFilter {
     /// Takes one direction; what is not of it goes to `miss`. Nothing falls through.
     fn half(&self, asm: &mut Assembler, side: &Side, exact: bool, miss: To) {
         let (v4, v6, tcp) = (asm.label(), asm.label(), asm.label());
-        // Of datagrams, requests alone are captured.
-        let udp =
-            (side.port == REQUESTS.port && !self.udp.online.is_empty()).then(|| (asm.label(), asm.label()));
+        let udp = (!self.udp.online.is_empty()).then(|| (asm.label(), asm.label()));
         parts::network(asm, self.link_header, v4, v6);
         asm.bind(v4);
         asm.op(code::LD_B, 9);
@@ -156,14 +154,15 @@ impl CaptureFilter {
         if let Some((udp4, _)) = udp {
             asm.bind(udp4);
             asm.branch(code::JEQ, parts::UDP, To::Next, To::Reject);
-            parts::in_ranges(asm, &self.clients, true, side.client_v4, To::Reject);
+            parts::in_ranges(asm, &self.clients, true, side.client_v4, miss);
+            self.own(asm, side, true, miss);
             asm.op(code::LD_H, 6);
             asm.branch(code::JSET, 0x1fff, To::Accept, To::Next);
             parts::keep_address(asm, side.service_v4, 1);
             parts::step_over_v4(asm);
             asm.op(code::LD_H, side.port);
             let ports = ports(&self.udp.online, &self.udp.targets, true);
-            parts::ports(asm, &ports, true, exact, To::Reject);
+            parts::ports(asm, &ports, true, exact, miss);
         }
         asm.bind(v6);
         self.client(asm, false, side.client_v6, miss);
@@ -183,7 +182,7 @@ impl CaptureFilter {
             asm.bind(udp6);
             asm.op(code::LD_H, side.port);
             let ports = ports(&self.udp.online, &self.udp.targets, false);
-            parts::ports(asm, &ports, false, exact, To::Reject);
+            parts::ports(asm, &ports, false, exact, miss);
         }
     }
 

@@ -14,6 +14,8 @@ const PLACES: usize = 64;
 const AGE_NS: u64 = 1_000_000_000;
 /// Bytes of a datagram at most, its header included.
 const LONGEST: usize = u16::MAX as usize;
+/// In IPv4, whose length counts its own header too.
+const LONGEST_V4: usize = LONGEST - 20;
 /// Fragments are counted in units of eight bytes.
 const UNIT: usize = 8;
 const WORDS: usize = (LONGEST + 1) / UNIT / 64;
@@ -84,7 +86,9 @@ impl Fragments {
             place.begin(key, now_ns);
         }
         let whole_part = part.transport.len() == part.wire_len as usize;
-        if !whole_part || !place.put(part.transport, fragment) {
+        let longest = if part.src.is_v4() { LONGEST_V4 } else { LONGEST };
+        let fits = usize::from(fragment.offset) + part.transport.len() <= longest;
+        if !whole_part || !fits || !place.put(part.transport, fragment) {
             *lost += place.give_up();
             return None;
         }

@@ -16,6 +16,7 @@ use crate::interfaces::{self, Interface};
 use crate::live::RINGS;
 use crate::online::program;
 use crate::packet_ring::{Hearing, RingSpec, open_socket};
+use crate::role;
 use crate::sys::{Begin, Bound, PacketSocket, RingMemory, link_type};
 use crate::xdp;
 
@@ -164,6 +165,10 @@ pub fn begin_anew(region: &'static Region, plan: &Plan) {
     // What a dead capturer had committed is in place then, and no successor stores its positions over ours.
     region.journal(Role::Capturer).done();
     let counters = region.counters(Role::Capturer);
+    if matches!(plan.capture.engine, CaptureEngine::Ring | CaptureEngine::Simple) {
+        // The other engines open their own, and count then.
+        role::unseen(&counters);
+    }
     let last = (0..MAX_RINGS).map(|ring| counters.get(POSITIONS + ring)).max().unwrap_or(0);
     for (ring, spec) in ring_specs(plan).iter().cycle().take(interface_names(plan).len() * RINGS).enumerate()
     {
@@ -195,7 +200,7 @@ pub(crate) fn link_header(interface: &str) -> io::Result<u32> {
 }
 
 /// A recording has the answers too, which this host sends; what a mirror port brings comes in, both directions.
-fn hearing(plan: &Plan) -> Hearing {
+pub(crate) fn hearing(plan: &Plan) -> Hearing {
     let promiscuous = plan.capture.promiscuous;
     Hearing { promiscuous, outgoing: plan.record.is_some() && !promiscuous }
 }

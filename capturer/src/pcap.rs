@@ -8,7 +8,6 @@
 //! libpcap's filter is made of text: the expression, and our mappings in its language. It lets a little more through than is
 //! meant; the dispatcher decides again.
 
-use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,9 +19,9 @@ use trace::link::is_known;
 
 use crate::error::OpenError;
 use crate::filter::{CaptureFilter, Frames};
-use crate::interfaces;
+use crate::interfaces::{self, Interface};
 use crate::online::filter;
-use crate::open::interface_names;
+use crate::open::{hearing, interface_names};
 use crate::source::{Frame, Links, Source};
 use crate::watch::{State, Watch};
 
@@ -80,7 +79,7 @@ fn devices(plan: &Plan) -> Vec<Device> {
             snaplen: SNAPLEN,
             promiscuous: plan.capture.promiscuous,
             buffer_bytes: Some(plan.capture.buffer_bytes),
-            direction: Direction::In,
+            direction: if hearing(plan).outgoing { Direction::Both } else { Direction::In },
         },
         plan: plan.clone(),
         open: None,
@@ -170,8 +169,8 @@ impl Device {
         let Some(link) = u16::try_from(number).ok().filter(|link| is_known(*link)) else {
             return Err(OpenError::LinkType { interface: self.name.clone(), link: live.link_name() });
         };
-        let mac = interfaces::find(&self.name).and_then(|interface| interface.mac);
-        live.set_filter(&words(&self.plan, number, mac)).map_err(failed)?;
+        let interface = interfaces::find(&self.name);
+        live.set_filter(&words(&self.plan, number, interface.as_ref())).map_err(failed)?;
         Ok(Open { live, link, told: 0 })
     }
 
@@ -213,11 +212,31 @@ impl Device {
 ///
 /// An expression about packets that begin at the IP header is the dispatcher's to decide once more, and frames with a second
 /// tag go past it here, as in the ring's filter. One about the link layer is libpcap's alone.
-fn words(plan: &Plan, link_type: i32, mac: Option<[u8; 6]>) -> String {
+fn words(plan: &Plan, link_type: i32, interface: Option<&Interface>) -> String {
     let ours = filter(plan, 0, Frames::All);
-    let packet = packet(&ours);
-    let host = match (link_type, ours.promiscuous, mac) {
-        // Frames to other hosts that a bridge or a switch floods here are nobody's request to this host.
+    let packet = directed(&ours, link_type, interface);
+    let tagged = match link_type {
+        link::ETHERNET => format!(" or (vlan and vlan and {packet})"),
+        link::LINUX_SLL => {
+            let host = if ours.promiscuous { "" } else { "link[0:2] = 0 and " };
+            format!(" or ({host}(link[14:2] = 0x8100 or link[14:2] = 0x88a8))")
+        }
+        _ => String::new(),
+    };
+    let FilterPlan { expression, program, .. } = &plan.capture.filter;
+    match expression {
+        None => format!("{packet}{tagged}"),
+        Some(expression) if program.is_empty() => format!("({expression}) and ({packet}{tagged})"),
+        Some(expression) => format!("(({expression}) and {packet}){tagged}"),
+    }
+}
+
+/// Requests that come in, and where a recording wants them the answers that go out. libpcap itself leaves out what goes out on
+/// loopback, so there both directions come in, as they do from a mirror port.
+fn directed(ours: &CaptureFilter, link_type: i32, interface: Option<&Interface>) -> String {
+    let requests = packet(ours, "dst", "src");
+    // Frames to other hosts that a bridge or a switch floods here are nobody's request to this host.
+    let host = match (link_type, ours.promiscuous, interface.and_then(|interface| interface.mac)) {
         (link::ETHERNET, false, Some([a, b, c, d, e, f])) => {
             format!("ether dst {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} and ")
         }
@@ -225,48 +244,65 @@ fn words(plan: &Plan, link_type: i32, mac: Option<[u8; 6]>) -> String {
         (link::LINUX_SLL2, false, _) => "link[10] = 0 and ".to_owned(),
         _ => String::new(),
     };
-    let tagged = match link_type {
-        link::ETHERNET => format!(" or (vlan and vlan and {packet})"),
-        link::LINUX_SLL => " or link[14:2] = 0x8100 or link[14:2] = 0x88a8".to_owned(),
-        _ => String::new(),
-    };
-    let FilterPlan { expression, program, .. } = &plan.capture.filter;
-    match expression {
-        None => format!("{host}(({packet}){tagged})"),
-        Some(expression) if program.is_empty() => format!("({expression}) and {host}(({packet}){tagged})"),
-        Some(expression) => format!("{host}((({expression}) and {packet}){tagged})"),
+    if !ours.answers {
+        return format!("({host}{requests})");
     }
+    let answers = packet(ours, "src", "dst");
+    if ours.promiscuous || interface.is_some_and(|interface| interface.loopback) {
+        return format!("({host}({requests} or {answers}))");
+    }
+    let (goes_out, loopback) = match link_type {
+        link::LINUX_SLL => ("link[0:2] = 4", Some("link[2:2] = 772")),
+        link::LINUX_SLL2 => ("link[10] = 4", Some("link[8:2] = 772")),
+        _ => ("outbound", None),
+    };
+    let comes_in = if host.is_empty() { "inbound and " } else { &host };
+    let local = loopback.map_or_else(String::new, |is_it| format!(" or ({host}{is_it} and {answers})"));
+    format!("(({comes_in}{requests}) or ({goes_out} and {answers}){local})")
 }
 
-/// Client → server packets of the mappings, and a little more.
-fn packet(ours: &CaptureFilter) -> String {
-    let to_port = |port: u16| format!("tcp dst port {port}");
-    let service = |&(ip, port): &(Option<IpAddr>, u16)| match ip {
-        Some(ip) => format!("(dst host {ip} and {})", to_port(port)),
-        None => {
-            let targets = ours.targets.iter().filter(|target| target.port() == port);
-            let not: String = targets.map(|target| format!(" and not dst host {}", target.ip())).collect();
-            format!("({}{not})", to_port(port))
+/// Packets of the mappings in one direction, and a little more: `service` and `client` say on which side each stands.
+fn packet(ours: &CaptureFilter, service: &str, client: &str) -> String {
+    let protocols = [("tcp", &ours.online, &ours.targets), ("udp", &ours.udp.online, &ours.udp.targets)];
+    let exact =
+        protocols.iter().map(|(_, online, targets)| online.len() + targets.len()).sum::<usize>() <= MAX_TERMS;
+    let mut terms = std::collections::BTreeSet::new();
+    for (protocol, online, targets) in protocols {
+        for &(ip, port) in online {
+            let to_port = format!("{protocol} {service} port {port}");
+            let own = targets.iter().filter(|target| target.port() == port);
+            terms.insert(match ip {
+                _ if !exact => to_port,
+                Some(ip) => format!("({service} host {ip} and {to_port})"),
+                None => {
+                    let not: String =
+                        own.map(|target| format!(" and not {service} host {}", target.ip())).collect();
+                    format!("({to_port}{not})")
+                }
+            });
         }
-    };
-    let services: Vec<String> = if ours.online.len() + ours.targets.len() <= MAX_TERMS {
-        ours.online.iter().map(service).collect()
-    } else {
-        let ports: std::collections::BTreeSet<u16> = ours.online.iter().map(|&(_, port)| port).collect();
-        ports.into_iter().map(to_port).collect()
-    };
-    let nets = |ranges: &[Range]| {
-        let words: Vec<String> = ranges.iter().map(|range| format!("src net {range}")).collect();
+    }
+    if !ours.udp.online.is_empty() {
+        // Fragments but the first have no ports.
+        terms.insert("(ip proto 17 and ip[6:2] & 0x1fff != 0)".to_owned());
+    }
+    let nets = |side: &str, ranges: &[Range]| {
+        let words: Vec<String> = ranges.iter().map(|range| format!("{side} net {range}")).collect();
         words.join(" or ")
     };
+    let terms: Vec<String> = terms.into_iter().collect();
     let extensions = [0, 43, 44, 51, 60].map(|header| format!("ip6[6] = {header}")).join(" or ");
-    let mut packet = format!("({} or (ip6 and ({extensions})))", services.join(" or "));
+    let mut packet = format!("({} or (ip6 and ({extensions})))", terms.join(" or "));
     let outside: Vec<Range> = ours.clients.iter().chain(&ours.outside).copied().collect();
     if !outside.is_empty() {
-        packet = format!("{packet} and not ({})", nets(&outside));
+        packet = format!("{packet} and not ({})", nets(client, &outside));
+    }
+    if ours.answers && !ours.clients.is_empty() {
+        // A replayed client may have a service's port.
+        packet = format!("{packet} and not ({})", nets(service, &ours.clients));
     }
     if !ours.inside.is_empty() {
-        packet = format!("{packet} and ({})", nets(&ours.inside));
+        packet = format!("{packet} and ({})", nets(client, &ours.inside));
     }
-    packet
+    format!("({packet})")
 }

@@ -1,25 +1,24 @@
-//! The recorder seen from the capturer: packets go in, its figures go into the capturer's counters, where they outlive this
-//! process.
+//! The recorder seen from the capturer: packets go in, its figures lie among the capturer's counters, where they outlive this process.
 //!
-//! What was on its way to a file when a capturer died is `record_lost`: to be recorded, as the counters of its last batch say, and
-//! neither written nor dropped when it told of that last. So `record = written + full + disk + lost + waiting` holds over any
-//! number of deaths; a packet that had reached the file in the last instant is counted as lost nevertheless.
+//! What a batch gives to the recorder is counted in the batch's step, and what is in a file as soon as the kernel has it. So of a dead
+//! capturer it is known what was owed, and by the file that it left what was written: the rest is `record_lost`, to the packet.
+//! Frames of a batch that was not counted come again from a ring; those of them that were in the file already are
+//! `record_again`, and twice in the files. `record + again = written + full + disk + lost + waiting` over any number of deaths.
 
 use std::io;
 
-use recorder::{Figure, Intake, Options, Owner, Recorder};
+use recorder::{Amount, Figure, Intake, Options, Owner, Recorder, Tally};
 use shm::Counters;
 use topology::Plan;
 use topology::plan::RecordPlan;
 
-use crate::count::{Count, of_figure};
+use crate::count::{Count, FIGURES};
 use crate::source::Frame;
 
-/// A recorder, and what its predecessors had counted.
+/// A recorder.
 pub(crate) struct Recording {
     intake: Intake,
     recorder: Recorder,
-    before: [u64; Figure::COUNT],
 }
 
 impl Recording {
@@ -29,15 +28,9 @@ impl Recording {
     /// The system has no thread to give.
     pub(crate) fn start(plan: &Plan, counters: &Counters) -> io::Result<Option<Self>> {
         let Some(record) = &plan.record else { return Ok(None) };
-        settle(counters);
-        let mut before = [0; Figure::COUNT];
-        for &figure in Figure::ALL {
-            before[figure.index()] = of_figure(figure).map_or(0, |count| counters.get(count.index()));
-        }
-        // A gauge: what the dead one's disk did says nothing of now.
-        before[Figure::Failing.index()] = 0;
-        let (intake, recorder) = Recorder::start(&options(plan, record))?;
-        Ok(Some(Self { intake, recorder, before }))
+        let tally = Tally::new(counters.part(FIGURES, Figure::COUNT));
+        let (intake, recorder) = Recorder::start(&options(plan, record), tally, owed(counters))?;
+        Ok(Some(Self { intake, recorder }))
     }
 
     /// Takes a packet; says how many bytes of it were to be recorded.
@@ -45,15 +38,9 @@ impl Recording {
         self.intake.packet(frame.time_ns, frame.wire_len, frame.packet)
     }
 
-    /// Puts the figures where the supervisor reads them.
-    pub(crate) fn tell(&self, counters: &Counters) {
-        self.intake.kernel_drops(counters.get(Count::KernelDrops.index()));
-        let tally = self.recorder.tally();
-        for &figure in Figure::ALL {
-            if let Some(count) = of_figure(figure) {
-                counters.set(count.index(), self.before[figure.index()] + tally.get(figure));
-            }
-        }
+    /// Tells it what the kernel had no room for, for the files' statistics.
+    pub(crate) fn kernel_drops(&self, drops: u64) {
+        self.intake.kernel_drops(drops);
     }
 
     /// No packet comes any more.
@@ -67,17 +54,23 @@ impl Recording {
     }
 }
 
-/// What a dead predecessor had in hand is lost.
-fn settle(counters: &Counters) {
-    let open = |all: Count, others: [Count; 4]| {
-        let others: u64 = others.iter().map(|count| counters.get(count.index())).sum();
-        counters.get(all.index()).saturating_sub(others)
+/// What a dead predecessor had taken and neither dropped nor given up: it is in files, or lost.
+fn owed(counters: &Counters) -> Amount {
+    let open = |taken: [Count; 2], gone: [Count; 3]| {
+        let sum = |of: &[Count]| of.iter().map(|count| counters.get(count.index())).sum::<u64>();
+        sum(&taken).saturating_sub(sum(&gone))
     };
     use Count as C;
-    let packets = [C::RecordWrittenPackets, C::RecordFullPackets, C::RecordDiskPackets, C::RecordLostPackets];
-    let bytes = [C::RecordWrittenBytes, C::RecordFullBytes, C::RecordDiskBytes, C::RecordLostBytes];
-    counters.add(C::RecordLostPackets.index(), open(C::RecordPackets, packets));
-    counters.add(C::RecordLostBytes.index(), open(C::RecordBytes, bytes));
+    Amount {
+        packets: open(
+            [C::RecordPackets, C::RecordAgainPackets],
+            [C::RecordFullPackets, C::RecordDiskPackets, C::RecordLostPackets],
+        ),
+        bytes: open(
+            [C::RecordBytes, C::RecordAgainBytes],
+            [C::RecordFullBytes, C::RecordDiskBytes, C::RecordLostBytes],
+        ),
+    }
 }
 
 fn options(plan: &Plan, record: &RecordPlan) -> Options {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use shm::{Control, Heartbeat, Moderator, Pause, Region, Role, RoleState, monotonic_ns};
+use shm::{Control, Counters, Heartbeat, Moderator, Pause, Region, Role, RoleState, monotonic_ns};
 use topology::Plan;
 use topology::plan::CaptureEngine;
 
@@ -56,6 +56,15 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Vec<CaptureSocket>) ->
         CaptureEngine::Pcap => Box::new(Pcap::new(plan)),
         CaptureEngine::Xdp => xdp::source(plan, sockets)?,
     };
+    if matches!(plan.capture.engine, CaptureEngine::Pcap | CaptureEngine::Xdp) {
+        let away_ms = unseen(dispatcher.counters());
+        if away_ms > 0 {
+            tracing::warn!(
+                "nobody captured for {away_ms} ms: with --capture {} what the kernel held for a capturer goes with it. Requests of that time are missing",
+                plan.capture.engine.name()
+            );
+        }
+    }
     let recording = Recording::start(plan, dispatcher.counters()).map_err(RoleError::Recorder)?;
     // Naps end up to 50 µs late without; that is all.
     let _ = shm::set_fine_timers();
@@ -85,6 +94,18 @@ fn boot(heartbeat: &Heartbeat) {
     heartbeat.beat(shm::monotonic_ms());
 }
 
+/// Counts the time since somebody captured last, and says how much it is; none before the first capturer.
+pub(crate) fn unseen(counters: &Counters) -> u64 {
+    let now_ms = shm::monotonic_ms();
+    let away_ms = match counters.get(Count::SeenMs.index()) {
+        0 => 0,
+        seen_ms => now_ms.saturating_sub(seen_ms),
+    };
+    counters.add(Count::UnseenMs.index(), away_ms);
+    counters.set(Count::SeenMs.index(), now_ms);
+    away_ms
+}
+
 struct Capturer {
     control: &'static Control,
     heartbeat: &'static Heartbeat,
@@ -111,10 +132,15 @@ impl Capturer {
                 self.source.close();
                 self.heartbeat.set_state(RoleState::Draining);
             }
+            let leaving = self.control.leaving() == self.heartbeat.epoch();
             let taken = self.batch();
             frames += taken;
             if taken == BATCH {
                 continue;
+            }
+            if leaving {
+                // A successor takes this place: what the kernel held is taken, and what comes now waits for it where it can.
+                break;
             }
             self.clock.emptied();
             if draining && taken == 0 {
@@ -136,14 +162,11 @@ impl Capturer {
     /// Waits until what was captured is in files; the supervisor waits for so long as it likes.
     fn finish_recording(&mut self) {
         let Some(recording) = &self.recording else { return };
-        recording.tell(self.dispatcher.counters());
         recording.stop();
         while !recording.is_finished() {
             self.heartbeat.beat(shm::monotonic_ms());
-            std::thread::sleep(Duration::from_millis(5));
-            recording.tell(self.dispatcher.counters());
+            std::thread::sleep(Duration::from_millis(1));
         }
-        recording.tell(self.dispatcher.counters());
     }
 
     /// Drains up to [`BATCH`] frames and hands them to the shards.
@@ -154,16 +177,13 @@ impl Capturer {
         let taken = self.source.drain(BATCH, &mut |frame| {
             let wanted = dispatcher.frame(frame, clock.monotonic_ns(frame.time_ns));
             if wanted && let Some(recording) = recording {
-                dispatcher.recorded(recording.packet(frame));
+                let bytes = recording.packet(&dispatcher.to_record(frame));
+                dispatcher.recorded(bytes);
             }
         });
         if taken > 0 {
             dispatcher.commit(|note| self.source.positions(note));
             self.source.release();
-            // Behind the commit: what the counters call written was to be recorded before.
-            if let Some(recording) = &self.recording {
-                recording.tell(dispatcher.counters());
-            }
         }
         self.housekeeping(now_ns / 1_000_000, taken > 0);
         taken
@@ -173,13 +193,11 @@ impl Capturer {
         let due = now_ms.saturating_sub(self.last_beat_ms) >= BEAT_MS;
         if busy || due {
             self.heartbeat.beat(now_ms);
+            self.dispatcher.counters().set(Count::SeenMs.index(), now_ms);
         }
         if due {
             self.last_beat_ms = now_ms;
             self.look_at_drops();
-            if let Some(recording) = &self.recording {
-                recording.tell(self.dispatcher.counters());
-            }
         }
         if now_ms.saturating_sub(self.last_attend_ms) >= ATTEND_MS {
             self.last_attend_ms = now_ms;
@@ -189,7 +207,11 @@ impl Capturer {
 
     fn look_at_drops(&mut self) {
         let dropped = self.source.take_dropped();
-        self.dispatcher.counters().add(Count::KernelDrops.index(), dropped);
+        let counters = self.dispatcher.counters();
+        counters.add(Count::KernelDrops.index(), dropped);
+        if let Some(recording) = &self.recording {
+            recording.kernel_drops(counters.get(Count::KernelDrops.index()));
+        }
     }
 
     fn attend(&mut self) {

@@ -19,7 +19,7 @@ pub(crate) fn table_bytes(plan: &Plan) -> u64 {
 }
 
 /// The flows of datagrams, over their part of the arena; none where only TCP is replayed.
-pub(crate) fn datagrams(arena: &'static mut [u8], plan: &Plan, shard: u16) -> Option<Datagrams> {
+pub fn datagrams(arena: &'static mut [u8], plan: &Plan, shard: u16) -> Option<Datagrams> {
     let udp = plan.mappings.iter().map(|mapping| mapping.protocol == plan::Protocol::Udp).collect();
     let replayed = plan.replays(plan::Protocol::Udp);
     replayed.then(|| Datagrams::successor(arena, machine_config(plan, shard), udp))

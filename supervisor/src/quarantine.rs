@@ -13,8 +13,9 @@ use std::process::{Command, ExitCode, ExitStatus};
 use anyhow::Context as _;
 use flow::{Captured, Inject, Returned, record};
 use serde::{Deserialize, Serialize};
-use session::{Held, Part, Sink, Table};
+use session::{Datagrams, Held, Order, Part, Sink, Table};
 use shm::{Item, Region};
+use topology::plan::Protocol;
 use topology::{Plan, Refusal};
 
 /// Files of one instance at most; what comes later is left out all the same, but not kept.
@@ -153,7 +154,8 @@ impl Specimen {
         let what = match (segment, header, self.session) {
             (Some(bytes), ..) => match Captured::split(&bytes) {
                 Some((head, payload)) => format!(
-                    "a captured segment {} -> {} with {}",
+                    "a captured {} {} -> {} with {}",
+                    if self.is_datagram(&head) { "datagram" } else { "segment" },
                     head.client,
                     head.server,
                     crate::words::counted(payload.len() as u64, "byte")
@@ -173,6 +175,12 @@ impl Specimen {
     /// Makes a table of the arena's parts and lets it take the record, its timers, and whatever it has to say; how many
     /// records it sent.
     fn replay(&self) -> Result<u64, String> {
+        if let Some(bytes) = self.captured.as_deref().and_then(from_hex)
+            && let Some((datagram, payload)) = Captured::split(&bytes)
+            && self.is_datagram(&datagram)
+        {
+            return Ok(self.replay_datagram(&datagram, payload));
+        }
         let config = shard_worker::machine_config(&self.plan, self.shard);
         let bytes = Table::arena_bytes(config.limits.sessions, config.limits.chunks) as usize;
         let words: &'static mut [u64] = vec![0u64; bytes.div_ceil(8)].leak();
@@ -210,6 +218,31 @@ impl Specimen {
         }
         table.settle();
         Ok(sent.0)
+    }
+}
+
+impl Specimen {
+    fn is_datagram(&self, head: &Captured) -> bool {
+        let mapping = self.plan.mappings.get(usize::from(head.mapping));
+        mapping.is_some_and(|mapping| mapping.protocol == Protocol::Udp)
+    }
+
+    /// A flow of datagrams holds nothing but its replayed endpoints, which come of the datagram itself: an empty table finds the
+    /// same ones. How many copies it sent.
+    fn replay_datagram(&self, head: &Captured, payload: &[u8]) -> u64 {
+        let arena: &'static mut [u64] = vec![0; Datagrams::arena_bytes().div_ceil(8) as usize].leak();
+        let arena = zerocopy::IntoBytes::as_mut_bytes(arena);
+        let mut sent = Sent(0);
+        if let Some(mut datagrams) = shard_worker::datagrams(arena, &self.plan, self.shard) {
+            let order =
+                Order { paused: false, percent_ppm: self.percent_ppm, copies_milli: self.copies_milli };
+            let copies = datagrams.copies(head, &order, false);
+            for copy in 0..copies {
+                datagrams.send(self.time_us, head, payload, [copy, copies], &mut sent);
+            }
+            datagrams.tick(self.time_us);
+        }
+        sent.0
     }
 }
 
@@ -308,6 +341,41 @@ mod tests {
         cut.arena.swap(0, 1);
         assert!(cut.replay().is_err());
         assert_eq!(region.read_counter(Role::Shard(1), 0), 0, "nothing was counted for it");
+    }
+
+    /// A worker dies at the second of two datagrams.
+    #[test]
+    fn a_datagram_that_is_kept_is_taken_again() {
+        let name = format!("quarantine-udp-{}", std::process::id());
+        let plan = crate::testing::plan(
+            &name,
+            &[(topology::Key::Map, "udp:53-10.0.3.2:53"), (topology::Key::Copies, "3")],
+        );
+        let spec = wiring::region_spec(&plan, shard_worker::arena_bytes);
+        let region = Region::create(&name, &spec, &plan.to_bytes(), 1).unwrap();
+        region.control().set_percent_ppm(1_000_000);
+        region.control().set_copies_milli(3_000);
+        let killer = Captured {
+            payload_len: 6,
+            client: endpoint("203.0.113.5:40000"),
+            server: endpoint("10.0.0.10:53"),
+            ..Captured::default()
+        };
+        let mut ring = region.producer(Link::Capture(1));
+        assert!(ring.push(&[killer.as_bytes(), b"killer"].concat()));
+        ring.publish();
+        let mut reader = Region::attach(&name).unwrap().consumer(Link::Capture(1));
+        let item = Item::Captured(reader.peek_batch(1).position(0).unwrap());
+        let scratch = Scratch::new("quarantine").unwrap();
+        let kept = keep(scratch.path(), region, &plan, 1, item, region.arena(1)).unwrap();
+        Region::remove(&name).unwrap();
+        let specimen = read(kept.to_str().unwrap()).unwrap();
+        let said = specimen.words();
+        assert!(
+            said.contains("a captured datagram 203.0.113.5:40000 -> 10.0.0.10:53 with 6 bytes"),
+            "{said}"
+        );
+        assert_eq!(specimen.replay(), Ok(3), "a copy each");
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use topology::Plan;
-use topology::plan::RecordPlan;
+use topology::plan::{Protocol, RecordPlan};
 
 use crate::stats::{Record, Recorded, Stats};
 use crate::words;
@@ -19,9 +19,13 @@ pub(crate) fn opening(plan: &Plan, record: &RecordPlan, engine: &str) -> [String
         [] => "any interface".to_owned(),
         names => names.join(","),
     };
-    let service = |mapping: &topology::plan::Mapping| match mapping.online_ip {
-        None => format!(":{}", mapping.online_port),
-        Some(ip) => std::net::SocketAddr::new(ip, mapping.online_port).to_string(),
+    let service = |mapping: &topology::plan::Mapping| {
+        let protocol = if mapping.protocol == Protocol::Udp { "udp" } else { "" };
+        match mapping.online_ip {
+            None => format!("{protocol}:{}", mapping.online_port),
+            Some(ip) if protocol.is_empty() => std::net::SocketAddr::new(ip, mapping.online_port).to_string(),
+            Some(ip) => format!("{protocol}:{}", std::net::SocketAddr::new(ip, mapping.online_port)),
+        }
     };
     let mut services: Vec<String> = plan.mappings.iter().take(3).map(service).collect();
     if plan.mappings.len() > 3 {

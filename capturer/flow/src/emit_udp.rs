@@ -58,6 +58,18 @@ impl<'p> Pieces<'p> {
         let header = if v4 { IPV4 } else { IPV6 };
         let transport = HEADER + payload.len();
         let unit = (header + transport > room).then(|| (room.saturating_sub(header + extra) & !7).max(8));
+        Self::cut(src, dst, payload, unit, id)
+    }
+
+    /// All of it in one packet, however long: what was put together of fragments, or stood behind others in one piece. `id` is that
+    /// of IPv4.
+    pub fn whole(src: Endpoint, dst: Endpoint, payload: &'p [u8], id: u16) -> Piece<'p> {
+        let mut one = Self::cut(src, dst, payload, None, id.into());
+        one.next().expect("a datagram has one piece at least")
+    }
+
+    fn cut(src: Endpoint, dst: Endpoint, payload: &'p [u8], unit: Option<usize>, id: u32) -> Self {
+        let transport = HEADER + payload.len();
         let mut udp = [0; HEADER];
         udp[0..2].copy_from_slice(&src.port.to_be_bytes());
         udp[2..4].copy_from_slice(&dst.port.to_be_bytes());

@@ -1,8 +1,6 @@
 //! The capture thread's end of the ring, and the form of what lies in it: 16 bytes (time, length on the wire, length here), then the
 //! packet. The head comes first and alone, so the reader takes a packet only when all of it is there.
 
-use std::sync::Arc;
-
 use rtrb::Producer;
 
 use crate::tally::{Figure, Tally};
@@ -15,11 +13,11 @@ pub(crate) const HEAD: usize = 16;
 pub struct Intake {
     ring: Producer<u8>,
     snap: usize,
-    tally: Arc<Tally>,
+    tally: Tally,
 }
 
 impl Intake {
-    pub(crate) fn new(ring: Producer<u8>, snap: u32, tally: Arc<Tally>) -> Self {
+    pub(crate) fn new(ring: Producer<u8>, snap: u32, tally: Tally) -> Self {
         let snap = if snap == 0 { usize::MAX } else { snap as usize };
         Self { ring, snap, tally }
     }

@@ -14,11 +14,13 @@
 //! | `part` | one file while it is written, plain or zstd |
 //! | `store` | the directory: names, what a dead recorder left, the total |
 //! | `pcapng` | the four kinds of blocks |
+//! | `recount` | what a file holds of which its writer died |
 //! | `tally` | what both ends count |
 
 mod intake;
 mod part;
 mod pcapng;
+mod recount;
 mod store;
 mod tally;
 mod writer;
@@ -29,6 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Release};
 use std::thread::JoinHandle;
 
 pub use intake::Intake;
+pub use part::Amount;
 pub use store::{PrepareError, prepare};
 pub use tally::{Figure, Tally};
 
@@ -74,34 +77,35 @@ pub struct Options {
 pub struct Recorder {
     thread: JoinHandle<()>,
     stop: Arc<AtomicBool>,
-    tally: Arc<Tally>,
+    tally: Tally,
 }
 
 impl Recorder {
-    /// Starts the writer. It begins with what a dead recorder of the same owner left.
+    /// Starts the writer. It begins with what a dead recorder of the same owner left, whose figures `tally` has: `owed` is what
+    /// that one had taken and not dropped, and what of it is in no file is lost.
     ///
     /// # Errors
     /// The system has no thread to give.
-    pub fn start(options: &Options) -> std::io::Result<(Intake, Self)> {
+    pub fn start(options: &Options, tally: Tally, owed: Amount) -> std::io::Result<(Intake, Self)> {
         let (producer, consumer) = rtrb::RingBuffer::new(options.ring_bytes);
-        let (tally, stop) = (Arc::new(Tally::default()), Arc::new(AtomicBool::new(false)));
-        let writer = Writer::new(options, consumer, Arc::clone(&tally));
+        let stop = Arc::new(AtomicBool::new(false));
+        let writer = Writer::new(options, consumer, tally);
         let asked = Arc::clone(&stop);
-        let thread =
-            std::thread::Builder::new().name("recorder".to_owned()).spawn(move || writer.run(&asked))?;
-        let intake = Intake::new(producer, options.snap, Arc::clone(&tally));
-        Ok((intake, Self { thread, stop, tally }))
+        let begin = move || writer.run(owed, &asked);
+        let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(begin)?;
+        Ok((Intake::new(producer, options.snap, tally), Self { thread, stop, tally }))
     }
 
     /// What was counted so far.
-    pub fn tally(&self) -> &Tally {
-        &self.tally
+    pub const fn tally(&self) -> Tally {
+        self.tally
     }
 
     /// No packet comes any more: the writer empties the ring, ends its file, and ends.
     pub fn stop(&self) {
         // Release: what was put into the ring before is there for who sees this.
         self.stop.store(true, Release);
+        self.thread.thread().unpark();
     }
 
     /// Whether it has ended.

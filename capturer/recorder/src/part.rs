@@ -24,16 +24,19 @@ pub(crate) struct Part {
     good: u64,
     /// Bytes gathered, before compression.
     gathered: u64,
-    packets: Gathered,
+    /// Gathered and not in the file yet.
+    packets: Amount,
     /// Packets that have gone out.
     written: u64,
 }
 
-/// Packets gathered and not in the file yet.
+/// Packets and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Gathered {
-    pub(crate) packets: u64,
-    pub(crate) bytes: u64,
+pub struct Amount {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 enum Sink {
@@ -59,7 +62,7 @@ impl Part {
                 sink,
                 good: 0,
                 gathered: 0,
-                packets: Gathered::default(),
+                packets: Amount::default(),
                 written: 0,
             };
             begun.block(header)?;
@@ -99,7 +102,7 @@ impl Part {
     }
 
     /// What has gathered.
-    pub(crate) const fn gathered(&self) -> Gathered {
+    pub(crate) const fn gathered(&self) -> Amount {
         self.packets
     }
 
@@ -114,7 +117,7 @@ impl Part {
     }
 
     /// Everything gathered goes out. Says how many bytes the file grew by, and which packets are in it now.
-    pub(crate) fn flush(&mut self) -> io::Result<(u64, Gathered)> {
+    pub(crate) fn flush(&mut self) -> io::Result<(u64, Amount)> {
         let out = match &mut self.sink {
             Sink::Plain(buffer) => buffer,
             Sink::Zstd(encoder) => {
@@ -131,11 +134,11 @@ impl Part {
         Ok((grown, std::mem::take(&mut self.packets)))
     }
 
-    /// Ends it with `last`, and gives it its final name. Says how many bytes it grew by, and which packets came in.
+    /// Ends it with `last`. Says how many bytes it grew by, and which packets came in. [`Part::name`] comes when they are counted.
     ///
     /// # Errors
     /// Not all of it went out: then it is to be given up.
-    pub(crate) fn finish(&mut self, last: &[u8]) -> io::Result<(u64, Gathered)> {
+    pub(crate) fn finish(&mut self, last: &[u8]) -> io::Result<(u64, Amount)> {
         self.block(last)?;
         if let Sink::Zstd(encoder) = &mut self.sink {
             encoder.do_finish()?;
@@ -145,12 +148,24 @@ impl Part {
             Sink::Zstd(encoder) => encoder.get_mut(),
         };
         self.file.write_all(out)?;
-        fs::rename(&self.part, &self.whole)?;
-        Ok((out.len() as u64, self.packets))
+        let grown = out.len() as u64;
+        out.clear();
+        self.good += grown;
+        self.gathered = 0;
+        self.written += self.packets.packets;
+        Ok((grown, std::mem::take(&mut self.packets)))
+    }
+
+    /// Gives a file that was ended its final name: a part alone may hold packets that nobody has counted.
+    ///
+    /// # Errors
+    /// As rename(2).
+    pub(crate) fn name(&self) -> io::Result<()> {
+        fs::rename(&self.part, &self.whole)
     }
 
     /// Ends it where it was good last: what has gathered is given up. Without a packet it goes.
-    pub(crate) fn give_up(self) -> Gathered {
+    pub(crate) fn give_up(self) -> Amount {
         let done = match self.written {
             0 => fs::remove_file(&self.part),
             _ => self.file.set_len(self.good).and_then(|()| fs::rename(&self.part, &self.whole)),

@@ -60,6 +60,12 @@ pub(crate) fn packet(out: &mut Vec<u8>, time_ns: u64, wire_len: u32, (a, b): (&[
     });
 }
 
+/// How many bytes of a packet a block holds, if it is one of [`packet`]; `body` is what stands behind type and length.
+pub(crate) fn packet_bytes(kind: u32, body: &[u8]) -> Option<u32> {
+    let len = body.get(12..16)?;
+    (kind == PACKET).then(|| u32::from_ne_bytes([len[0], len[1], len[2], len[3]]))
+}
+
 /// What a file ends with: packets that came up since the recording began, and those of them that are in no file.
 pub(crate) fn statistics(out: &mut Vec<u8>, time_ns: u64, received: u64, dropped: u64) {
     block(out, STATISTICS, |out| {

@@ -19,7 +19,7 @@ const TIME: usize = "20260131T120000.000000001Z".len();
 /// While it is written.
 const PART: &str = ".part";
 const PLAIN: &str = ".pcapng";
-const COMPRESSED: &str = ".pcapng.zst";
+pub(crate) const COMPRESSED: &str = ".pcapng.zst";
 /// Names tried for one file, each a nanosecond later.
 const TRIES: u64 = 1_000;
 
@@ -89,6 +89,14 @@ impl Store {
         Err(io::Error::from(io::ErrorKind::AlreadyExists))
     }
 
+    /// The file that a dead recorder of this run was writing, if it was: the newest, and a part still.
+    pub(crate) fn left(&self) -> Option<PathBuf> {
+        let run = format!("{:08x}.", self.owner.run);
+        let is_of_it =
+            |file: &Found| file.path.file_name().is_some_and(|name| name.to_string_lossy().contains(&run));
+        self.files().into_iter().rfind(is_of_it).filter(|file| file.is_part).map(|file| file.path)
+    }
+
     /// Gives parts whose writer died their final name; they can be read up to where they end. Says how many.
     pub(crate) fn finish_leftovers(&self) -> u64 {
         let parts = self.files().into_iter().filter(|file| file.is_part);
@@ -124,7 +132,7 @@ impl Store {
     }
 
     /// Removes the oldest whole files until all of them and `reserve` bytes more stay within `keep`.
-    pub(crate) fn make_room(&self, keep: u64, reserve: u64, tally: &Tally) {
+    pub(crate) fn make_room(&self, keep: u64, reserve: u64, tally: Tally) {
         let files = self.files();
         let mut total: u64 = files.iter().map(|file| file.bytes).sum();
         for file in files.iter().filter(|file| !file.is_part) {
@@ -217,8 +225,14 @@ fn date(days: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
     use super::*;
     use lab::scratch::Scratch;
+
+    fn tally() -> Tally {
+        Tally::new(Vec::leak((0..Figure::COUNT).map(|_| AtomicU64::new(0)).collect()))
+    }
 
     fn owner(name: &str) -> Owner {
         Owner { name: name.to_owned(), host: 0xabc, run: 7 }
@@ -288,8 +302,8 @@ mod tests {
         fs::write(&foreign, [0; 100]).unwrap();
         let link = scratch.file("tcptwin-19700101T000000.000000000Z-web-00000abc00000007.pcapng");
         std::os::unix::fs::symlink(&foreign, &link).unwrap();
-        let tally = Tally::default();
-        ours.make_room(400, 150, &tally);
+        let tally = tally();
+        ours.make_room(400, 150, tally);
         assert_eq!((tally.get(Figure::RemovedFiles), tally.get(Figure::RemovedBytes)), (2, 200));
         let left: Vec<_> = ours.files().iter().map(|file| file.path.clone()).collect();
         assert_eq!(left.len(), 2);

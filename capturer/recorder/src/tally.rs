@@ -1,8 +1,11 @@
-//! What both ends count: one figure has one writer, so a plain load and store is enough.
+//! What both ends count: one figure has one writer, so a plain load and store is enough. The figures lie where their reader wants
+//! them and outlive this process, if he does: each is true the instant that it is stored.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use flow::named_enum;
+
+use crate::part::Amount;
 
 named_enum! {
     /// A figure; packets and bytes are those that were to be written, after the cut of `snap`.
@@ -29,16 +32,33 @@ named_enum! {
         RemovedBytes => "removed_bytes",
         /// Gauge: 1 while the disk takes nothing.
         Failing => "failing",
+        /// Packets that were on their way to a file when a recorder died.
+        LostPackets => "lost_packets",
+        /// Their bytes.
+        LostBytes => "lost_bytes",
+        /// Packets that a dead recorder wrote before anybody had counted that they were to be; they may come again.
+        AgainPackets => "again_packets",
+        /// Their bytes.
+        AgainBytes => "again_bytes",
+        /// [`Figure::WrittenPackets`] when the file was begun that is being written.
+        BeforePackets => "before_packets",
+        /// [`Figure::WrittenBytes`] at that time.
+        BeforeBytes => "before_bytes",
         /// Told by the capture thread: frames that the kernel had no room for.
         KernelDrops => "kernel_drops",
     }
 }
 
 /// The figures.
-#[derive(Debug, Default)]
-pub struct Tally([AtomicU64; Figure::COUNT]);
+#[derive(Clone, Copy, Debug)]
+pub struct Tally(&'static [AtomicU64]);
 
 impl Tally {
+    /// In this memory, which may hold a dead predecessor's. Panics when there is not room for all.
+    pub fn new(figures: &'static [AtomicU64]) -> Self {
+        Self(&figures[..Figure::COUNT])
+    }
+
     /// A figure as it stands.
     pub fn get(&self, figure: Figure) -> u64 {
         self.0[figure.index()].load(Relaxed)
@@ -55,6 +75,11 @@ impl Tally {
 
     /// Packets given up here, for whatever reason.
     pub(crate) fn dropped(&self) -> u64 {
-        self.get(Figure::FullPackets) + self.get(Figure::DiskPackets)
+        self.get(Figure::FullPackets) + self.get(Figure::DiskPackets) + self.get(Figure::LostPackets)
+    }
+
+    /// What is in files.
+    pub(crate) fn written(&self) -> Amount {
+        Amount { packets: self.get(Figure::WrittenPackets), bytes: self.get(Figure::WrittenBytes) }
     }
 }

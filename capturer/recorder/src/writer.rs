@@ -2,7 +2,6 @@
 //! files by size and age. What goes wrong is one line when it begins and one when it is over.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Acquire};
 use std::time::{Duration, Instant};
 
@@ -12,14 +11,15 @@ use rtrb::Consumer;
 
 use crate::Options;
 use crate::intake::{HEAD, Head};
-use crate::part::{Gathered, Part};
+use crate::part::{Amount, Part};
 use crate::pcapng;
+use crate::recount;
 use crate::store::Store;
 use crate::tally::{Figure, Tally};
 
 /// Packets between two looks at the clock.
 const BATCH: usize = 1_024;
-/// Sleep with an empty ring: 10 Gbit/s fill 12 MB in that time.
+/// Sleep with an empty ring: 10 Gbit/s fill 12 MB in that time. An end that is asked for cuts it short.
 const NAP: Duration = Duration::from_millis(10);
 /// A compressed file's packets go out at least so often; each time costs the compression a little.
 const COMPRESSED_FLUSH_MS: u64 = 1_000;
@@ -33,7 +33,7 @@ pub(crate) struct Writer {
     options: Options,
     ring: Consumer<u8>,
     store: Store,
-    tally: Arc<Tally>,
+    tally: Tally,
     part: Option<Part>,
     /// When the file was begun, and when something of it went out last.
     begun_ms: u64,
@@ -44,7 +44,7 @@ pub(crate) struct Writer {
     disk: Trouble,
     full: Trouble,
     /// What had found the ring full at the last look.
-    full_so_far: Gathered,
+    full_so_far: Amount,
 }
 
 /// Something that goes wrong for a while.
@@ -53,12 +53,12 @@ struct Trouble {
     since_ms: Option<u64>,
     last_ms: u64,
     /// Packets and bytes dropped before it began.
-    before: Gathered,
+    before: Amount,
 }
 
 impl Trouble {
     /// It was there now; true when that is new.
-    fn seen(&mut self, now_ms: u64, before: Gathered) -> bool {
+    fn seen(&mut self, now_ms: u64, before: Amount) -> bool {
         self.last_ms = now_ms;
         let new = self.since_ms.is_none();
         if new {
@@ -76,7 +76,7 @@ impl Trouble {
 }
 
 impl Writer {
-    pub(crate) fn new(options: &Options, ring: Consumer<u8>, tally: Arc<Tally>) -> Self {
+    pub(crate) fn new(options: &Options, ring: Consumer<u8>, tally: Tally) -> Self {
         Self {
             options: options.clone(),
             ring,
@@ -89,16 +89,16 @@ impl Writer {
             block: Vec::new(),
             disk: Trouble::default(),
             full: Trouble::default(),
-            full_so_far: Gathered::default(),
+            full_so_far: Amount::default(),
         }
     }
 
-    /// Writes until it was asked to end and the ring is empty.
-    pub(crate) fn run(mut self, stop: &AtomicBool) {
+    /// Writes until it was asked to end and the ring is empty. Begins with a predecessor's ends.
+    pub(crate) fn run(mut self, owed: Amount, stop: &AtomicBool) {
         leave_the_core();
         let begin = Instant::now();
         let now_ms = || begin.elapsed().as_millis() as u64;
-        self.store.finish_leftovers();
+        self.settle(owed);
         loop {
             // Acquire: before the look at the ring, or the last packets could come in between.
             let last = stop.load(Acquire);
@@ -107,10 +107,41 @@ impl Writer {
                 break;
             }
             if !busy {
-                std::thread::sleep(NAP);
+                std::thread::park_timeout(NAP);
             }
         }
         self.end_file(now_ms());
+    }
+
+    /// What a dead predecessor had in hand and is in no file is lost. A part that it left may hold more than it had counted; what is
+    /// in there beyond what was owed, it wrote before the capture had said that it was to be.
+    fn settle(&mut self, owed: Amount) {
+        let mut written = self.tally.written();
+        if self.tally.get(Figure::Files) > 0
+            && let Some(left) = self.store.left()
+        {
+            match recount::packets(&left) {
+                Ok(Amount { packets, bytes }) => {
+                    written.packets = written.packets.max(self.tally.get(Figure::BeforePackets) + packets);
+                    written.bytes = written.bytes.max(self.tally.get(Figure::BeforeBytes) + bytes);
+                }
+                Err(error) => tracing::warn!(
+                    "what a dead recorder had written last into {} cannot be counted ({error}): it counts as lost",
+                    left.display()
+                ),
+            }
+        }
+        self.tally.set(Figure::WrittenPackets, written.packets);
+        self.tally.set(Figure::WrittenBytes, written.bytes);
+        self.tally.add(Figure::LostPackets, owed.packets.saturating_sub(written.packets));
+        self.tally.add(Figure::LostBytes, owed.bytes.saturating_sub(written.bytes));
+        self.tally.add(Figure::AgainPackets, written.packets.saturating_sub(owed.packets));
+        self.tally.add(Figure::AgainBytes, written.bytes.saturating_sub(owed.bytes));
+        // A gauge: what the dead one's disk did says nothing of now.
+        self.tally.set(Figure::Failing, 0);
+        self.full_so_far =
+            Amount { packets: self.tally.get(Figure::FullPackets), bytes: self.tally.get(Figure::FullBytes) };
+        self.store.finish_leftovers();
     }
 
     /// Takes what lies in the ring, [`BATCH`] packets at most, and does what is due. Says whether there was any.
@@ -157,7 +188,7 @@ impl Writer {
             self.end_file(now_ms);
         }
         if self.part.is_none() && !self.begin_file(time_ns, now_ms) {
-            return self.dropped(Gathered { packets: 1, bytes });
+            return self.dropped(Amount { packets: 1, bytes });
         }
         let Some(part) = &mut self.part else { return };
         if let Err(error) = part.packet(&self.block, bytes) {
@@ -175,8 +206,11 @@ impl Writer {
         }
         let Options { rotate_bytes, keep_bytes, zstd, snap, interface, .. } = &self.options;
         if let Some(keep) = *keep_bytes {
-            self.store.make_room(keep, *rotate_bytes, &self.tally);
+            self.store.make_room(keep, *rotate_bytes, self.tally);
         }
+        let before = self.tally.written();
+        self.tally.set(Figure::BeforePackets, before.packets);
+        self.tally.set(Figure::BeforeBytes, before.bytes);
         let mut header = vec![];
         let program = concat!("tcptwin ", env!("CARGO_PKG_VERSION"));
         pcapng::header(&mut header, program, interface, *snap);
@@ -198,7 +232,7 @@ impl Writer {
     fn flush(&mut self, now_ms: u64) {
         let Some(part) = &mut self.part else { return };
         self.flushed_ms = now_ms;
-        if part.gathered() == Gathered::default() {
+        if part.gathered() == Amount::default() {
             return;
         }
         match part.flush() {
@@ -215,7 +249,13 @@ impl Writer {
         let mut last = vec![];
         pcapng::statistics(&mut last, self.last_ns, seen + kernel, ours + kernel);
         match part.finish(&last) {
-            Ok((grown, gathered)) => self.written(grown, gathered),
+            Ok((grown, gathered)) => {
+                self.written(grown, gathered);
+                if let Err(error) = part.name() {
+                    self.part = Some(part);
+                    self.failed(&error, now_ms);
+                }
+            }
             Err(error) => {
                 self.part = Some(part);
                 self.failed(&error, now_ms);
@@ -223,13 +263,13 @@ impl Writer {
         }
     }
 
-    fn written(&self, grown: u64, Gathered { packets, bytes }: Gathered) {
+    fn written(&self, grown: u64, Amount { packets, bytes }: Amount) {
         self.tally.add(Figure::FileBytes, grown);
         self.tally.add(Figure::WrittenPackets, packets);
         self.tally.add(Figure::WrittenBytes, bytes);
     }
 
-    fn dropped(&self, Gathered { packets, bytes }: Gathered) {
+    fn dropped(&self, Amount { packets, bytes }: Amount) {
         self.tally.add(Figure::DiskPackets, packets);
         self.tally.add(Figure::DiskBytes, bytes);
     }
@@ -251,10 +291,8 @@ impl Writer {
 
     /// Says what began and what is over. Of a full ring the capture thread tells by its figures only.
     fn tell(&mut self, now_ms: u64) {
-        let full = Gathered {
-            packets: self.tally.get(Figure::FullPackets),
-            bytes: self.tally.get(Figure::FullBytes),
-        };
+        let full =
+            Amount { packets: self.tally.get(Figure::FullPackets), bytes: self.tally.get(Figure::FullBytes) };
         if full.packets > self.full_so_far.packets {
             let before = std::mem::replace(&mut self.full_so_far, full);
             if self.full.seen(now_ms, before) {
@@ -265,7 +303,7 @@ impl Writer {
             }
         }
         if let Some(seconds) = self.full.over(now_ms) {
-            let Gathered { packets, bytes } = less(full, self.full.before);
+            let Amount { packets, bytes } = less(full, self.full.before);
             tracing::info!(
                 "recording keeps up again: {packets} packets ({bytes} bytes) were dropped in {seconds:.1} s"
             );
@@ -275,7 +313,7 @@ impl Writer {
         if self.part.is_some()
             && let Some(seconds) = self.disk.over(now_ms)
         {
-            let Gathered { packets, bytes } = less(lost, self.disk.before);
+            let Amount { packets, bytes } = less(lost, self.disk.before);
             self.tally.set(Figure::Failing, 0);
             tracing::info!(
                 "recording goes on: {packets} packets ({bytes} bytes) were dropped in {seconds:.1} s"
@@ -283,8 +321,8 @@ impl Writer {
         }
     }
 
-    fn lost_to_disk(&self) -> Gathered {
-        Gathered { packets: self.tally.get(Figure::DiskPackets), bytes: self.tally.get(Figure::DiskBytes) }
+    fn lost_to_disk(&self) -> Amount {
+        Amount { packets: self.tally.get(Figure::DiskPackets), bytes: self.tally.get(Figure::DiskBytes) }
     }
 }
 
@@ -296,8 +334,8 @@ fn leave_the_core() {
     }
 }
 
-fn less(now: Gathered, before: Gathered) -> Gathered {
-    Gathered { packets: now.packets - before.packets, bytes: now.bytes - before.bytes }
+fn less(now: Amount, before: Amount) -> Amount {
+    Amount { packets: now.packets - before.packets, bytes: now.bytes - before.bytes }
 }
 
 #[cfg(test)]

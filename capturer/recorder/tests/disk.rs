@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -11,7 +12,7 @@ use lab::story::{Story, step};
 use lab::wait;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-use recorder::{Figure, Intake, Options, Owner, Recorder};
+use recorder::{Amount, Figure, Intake, Options, Owner, Recorder, Tally};
 use trace::Reader;
 
 const STORIES: &[Story] = &[
@@ -71,6 +72,11 @@ fn options(disk: &Disk) -> Options {
     }
 }
 
+fn start(options: &Options) -> Result<(Intake, Recorder)> {
+    let tally = Tally::new(Vec::leak((0..Figure::COUNT).map(|_| AtomicU64::new(0)).collect()));
+    Ok(Recorder::start(options, tally, Amount::default())?)
+}
+
 /// Packets that do not compress; their first bytes behind the header tell their number.
 fn put(intake: &mut Intake, numbers: std::ops::Range<u64>) {
     for number in numbers {
@@ -113,7 +119,7 @@ fn a_full_disk(zstd: bool) -> Result<()> {
     let disk = Disk::new()?;
     let ballast = disk.path().join("ballast");
     fs::write(&ballast, vec![0; 400 << 10])?;
-    let (mut intake, recorder) = Recorder::start(&Options { zstd, ..options(&disk) })?;
+    let (mut intake, recorder) = start(&Options { zstd, ..options(&disk) })?;
     step("two thousand packets, and room for six hundred");
     for first in (0..2_000).step_by(100) {
         put(&mut intake, first..first + 100);
@@ -143,7 +149,7 @@ fn a_full_disk(zstd: bool) -> Result<()> {
 fn keep_makes_room_on_a_small_disk() -> Result<()> {
     let disk = Disk::new()?;
     let wanted = Options { rotate_bytes: 100_000, keep_bytes: Some(800_000), ..options(&disk) };
-    let (mut intake, recorder) = Recorder::start(&wanted)?;
+    let (mut intake, recorder) = start(&wanted)?;
     step("ten times as many packets as the disk holds");
     for first in (0..10_000).step_by(500) {
         put(&mut intake, first..first + 500);

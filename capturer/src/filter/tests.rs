@@ -374,6 +374,37 @@ fn datagrams_of_mapped_ports_come_up_beside_segments() {
 }
 
 #[test]
+fn where_answers_are_wanted_those_in_datagrams_come_up_too() {
+    let filter = CaptureFilter { answers: true, ..with_udp() };
+    let program = filter.program();
+    check(&program);
+    let of = |src: &str, dst: &str, len, packet_type| {
+        let taken = |packet: &Vec<u8>| run(&program, packet, Aside { packet_type, ..aside(packet) }) > 0;
+        datagram(src, dst, len).iter().map(taken).collect::<Vec<_>>()
+    };
+    for (service, client, own) in
+        [("10.0.0.2", "10.0.0.1:4", "198.18.7.7:53"), ("[fd00::2]", "[fd00::1]:4", "[2001:2:0:5::1]:53")]
+    {
+        let at = |port: u16| format!("{service}:{port}");
+        assert_eq!(of(&at(53), client, 5, OUTGOING), [true]);
+        assert_eq!(of(&at(53), client, 5, HOST), [false], "another host's");
+        assert_eq!(of(&at(54), client, 5, OUTGOING), [false], "another port");
+        assert_eq!(of(&at(54), client, 3_000, OUTGOING), [false, true, true], "later parts have no port");
+        assert_eq!(of(own, client, 3_000, OUTGOING), [false; 3], "a replayed client's");
+        assert_eq!(of(&at(53), own, 3_000, OUTGOING), [false; 3], "to a replayed client");
+        assert_eq!(of(client, &at(53), 5, HOST), [true], "a request");
+        assert_eq!(of(client, &at(53), 5, OUTGOING), [false], "a request of this host's own");
+    }
+    assert!(
+        run(
+            &program,
+            &segment("10.0.0.2:80", "10.0.0.1:4", 5),
+            Aside { packet_type: OUTGOING, ..aside(&[0x45]) }
+        ) > 0
+    );
+}
+
+#[test]
 fn answers_in_datagrams_are_cut_behind_their_header() {
     let with = ReturnFilter {
         datagrams: vec!["10.0.3.2:53".parse().unwrap(), "[fd00::32]:53".parse().unwrap()],

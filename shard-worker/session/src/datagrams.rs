@@ -74,7 +74,7 @@ const TRIES: u64 = 64;
 /// A claim is repeated after this, µs: intercept forgets those that are silent.
 const CLAIM_AGAIN_US: u64 = 10_000_000;
 /// Names the layout; changes with it.
-const FORMAT: u64 = 0x7477_696e_7564_0001;
+const FORMAT: u64 = 0x7477_696e_7564_0002;
 const NONE: u32 = u32::MAX;
 /// Keeps the hashes of the two indices apart.
 const REPLAYED: u64 = 0x6461_7461_6772_616d;
@@ -100,7 +100,9 @@ struct Entry {
     copy: u16,
     /// Copies of its flow.
     copies: u16,
-    reserved: [u8; 4],
+    /// Which loop of a file it is of: each has clients of its own.
+    lap: u8,
+    reserved: [u8; 3],
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -331,11 +333,11 @@ impl Datagrams {
     }
 
     fn find(&self, segment: &Captured, copy: u32) -> Option<u32> {
-        self.by_flow.find(self.key_hash(&segment.client, &segment.server, copy), |id| {
+        self.by_flow.find(self.key_hash(&segment.client, &segment.server, copy, segment.lap), |id| {
             let entry = &self.entries[id as usize];
             u32::from(entry.copy) == copy
-                && (entry.client, entry.server, entry.mapping)
-                    == (segment.client, segment.server, segment.mapping)
+                && (entry.client, entry.server, entry.mapping, entry.lap)
+                    == (segment.client, segment.server, segment.mapping, segment.lap)
         })
     }
 
@@ -360,7 +362,8 @@ impl Datagrams {
             mapping: segment.mapping,
             copy: copy as u16,
             copies: copies as u16,
-            reserved: [0; 4],
+            lap: segment.lap,
+            reserved: [0; 3],
         };
         let seal = entry.sealed();
         self.entries[id as usize] = entry;
@@ -379,13 +382,14 @@ impl Datagrams {
         let v4 = self.config.targets.get(usize::from(target))?.endpoint.addr.is_v4();
         let range = match &self.config.clients {
             Clients::Keep if segment.client.addr.is_v4() != v4 => return None,
-            Clients::Keep if copy == 0 => return Some(segment.client),
+            Clients::Keep if copy == 0 && segment.lap == 0 => return Some(segment.client),
             Clients::Keep => None,
             Clients::Pool { v4: pool, v6: other } => {
                 Some(if v4 { pool.as_ref()? } else { other.as_ref()? })
             }
         };
-        let walk = self.key_hash(&segment.client, &segment.server, copy) ^ self.config.seeds.endpoint;
+        let walk =
+            self.key_hash(&segment.client, &segment.server, copy, segment.lap) ^ self.config.seeds.endpoint;
         (0..TRIES * u64::from(self.config.shards)).find_map(|step| {
             let drawn = spread(walk ^ spread(step + 1));
             let addr = range.map_or(segment.client.addr, |range| address(range, drawn, spread(drawn)));
@@ -402,7 +406,7 @@ impl Datagrams {
 
     fn close(&mut self, id: u32) {
         let entry = self.entries[id as usize];
-        self.by_flow.remove(self.key_hash(&entry.client, &entry.server, entry.copy.into()), id);
+        self.by_flow.remove(self.key_hash(&entry.client, &entry.server, entry.copy.into(), entry.lap), id);
         self.by_replayed.remove(self.replayed_hash(&entry.replayed), id);
         self.age.remove(id);
         self.entries[id as usize].seal = 0;
@@ -411,7 +415,7 @@ impl Datagrams {
 
     fn enlist(&mut self, id: u32) {
         let entry = self.entries[id as usize];
-        let by_flow = self.key_hash(&entry.client, &entry.server, entry.copy.into());
+        let by_flow = self.key_hash(&entry.client, &entry.server, entry.copy.into(), entry.lap);
         let by_replayed = self.replayed_hash(&entry.replayed);
         let placed = self.by_flow.insert(by_flow, id) && self.by_replayed.insert(by_replayed, id);
         debug_assert!(placed, "the indices hold as many as there are entries");
@@ -422,8 +426,8 @@ impl Datagrams {
         now_us.saturating_sub(self.entries[id as usize].last_us)
     }
 
-    fn key_hash(&self, client: &Endpoint, server: &Endpoint, copy: u32) -> u64 {
-        spread(flow_hash(self.config.seeds.table, client, server) ^ u64::from(copy))
+    fn key_hash(&self, client: &Endpoint, server: &Endpoint, copy: u32, lap: u8) -> u64 {
+        spread(flow_hash(self.config.seeds.table, client, server) ^ u64::from(copy) ^ u64::from(lap) << 32)
     }
 
     fn replayed_hash(&self, endpoint: &Endpoint) -> u64 {
@@ -447,7 +451,10 @@ impl Datagrams {
 impl Entry {
     /// What its seal must be; never 0.
     fn sealed(&self) -> u64 {
-        let numbers = u64::from(self.mapping) << 32 | u64::from(self.copy) << 16 | u64::from(self.copies);
+        let numbers = u64::from(self.lap) << 48
+            | u64::from(self.mapping) << 32
+            | u64::from(self.copy) << 16
+            | u64::from(self.copies);
         let ends = flow_hash(spread(self.number) ^ numbers, &self.client, &self.server);
         endpoint_hash(ends, &self.replayed) | 1
     }

@@ -15,6 +15,7 @@ pub struct Control {
     copies_milli: AtomicU32,
     deaf_ms: AtomicU64,
     failed: AtomicU32,
+    leaving: AtomicU64,
     guarded: [AtomicU32; GUARDED_DEVICES],
 }
 
@@ -93,6 +94,16 @@ impl Control {
     /// See [`Control::deaf_ms`].
     pub fn set_deaf_ms(&self, now_ms: u64) {
         self.deaf_ms.store(now_ms, Relaxed);
+    }
+
+    /// Which start of the capturer shall end its recording and leave, because another takes its place; 0 is none.
+    pub fn leaving(&self) -> u64 {
+        self.leaving.load(Relaxed)
+    }
+
+    /// See [`Control::leaving`].
+    pub fn set_leaving(&self, epoch: u64) {
+        self.leaving.store(epoch, Relaxed);
     }
 
     /// Indices of the network devices on which forged frames may leave, because the kernel's guard stands there; 0 is none.

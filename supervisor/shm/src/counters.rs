@@ -37,6 +37,11 @@ impl Counters {
         self.block[index].store(value, Relaxed);
     }
 
+    /// A run of them for another thread of this process, which alone writes them from now on. Panics as [`Counters::add`] does.
+    pub fn part(&self, from: usize, len: usize) -> &'static [AtomicU64] {
+        &self.block[from..from + len]
+    }
+
     /// The value as it stands; a successor of a dead role finds its predecessor's.
     #[inline]
     pub fn get(&self, index: usize) -> u64 {

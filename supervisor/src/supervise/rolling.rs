@@ -5,8 +5,9 @@
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use shm::RoleState;
-use topology::Process;
+use shm::{Role, RoleState};
+use topology::plan::CaptureEngine;
+use topology::{Plan, Process};
 
 use super::{Phase, Supervisor};
 use crate::control::Reply;
@@ -25,6 +26,8 @@ pub(crate) struct Rolling {
     begun: Instant,
 }
 
+/// Time that a capturer gets to take what the kernel holds for it, and to end its recording; a disk may be slow.
+const LEAVE_TIME: Duration = Duration::from_secs(2);
 /// Time that a new injector gets to have its return channel up before the next role is replaced.
 const LINK_TIME: Duration = Duration::from_secs(2);
 
@@ -33,6 +36,11 @@ impl Rolling {
     pub(super) fn begin(from: String) -> Self {
         Self { from, position: 0, left: None, begun: Instant::now() }
     }
+}
+
+/// Whether a capturer has something in hand that would die with it: a recording, or what the kernel holds for its own device.
+fn holds_something(plan: &Plan) -> bool {
+    plan.trace.is_none() && (plan.record.is_some() || plan.capture.engine != CaptureEngine::Ring)
 }
 
 impl Supervisor {
@@ -97,9 +105,16 @@ impl Supervisor {
             rolling.left = Some(now);
             // One that is dead comes back as this image by itself.
             member.leaving = member.is_alive();
-            member.kill();
+            if member.process == Process::Capturer && holds_something(&self.plan) {
+                self.region.control().set_leaving(self.region.heartbeat(Role::Capturer).epoch());
+            } else {
+                member.kill();
+            }
             return;
         };
+        if member.leaving && now.duration_since(left) >= LEAVE_TIME {
+            member.kill();
+        }
         let running = self.region.heartbeat(member.process.role()).state() == RoleState::Running;
         let linked = member.process != Process::Injector
             || self.collector.links_up()

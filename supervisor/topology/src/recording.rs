@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use crate::mapping;
 use crate::options::{Key, Options};
 use crate::plan::{
-    Clients, InjectEngine, Limits, MAX_MAPPINGS, Mapping, NOWHERE, Protocol, RecordPlan, Rings, Seeds,
+    CaptureEngine, Clients, InjectEngine, Limits, MAX_MAPPINGS, Mapping, NOWHERE, Protocol, RecordPlan,
+    Rings, Seeds,
 };
 use crate::planner::{self, DEFAULT_NAME, Facts};
 use crate::sizes;
@@ -94,16 +95,11 @@ pub fn plan_to_record(options: &Options, facts: &Facts) -> Result<Plan, Refusal>
 /// # Errors
 /// One sentence, exit code 2.
 pub fn fits(options: &Options, plan: &Plan) -> Result<(), Refusal> {
-    use crate::plan::CaptureEngine::{Pcap, Xdp};
-    if let (Some(_), Some(given), Pcap | Xdp) = (&plan.record, options.one(Key::Capture), plan.capture.engine)
+    if let (Some(_), Some(given), CaptureEngine::Xdp, false) =
+        (&plan.record, options.one(Key::Capture), plan.capture.engine, options.has(Key::Mirror))
     {
         return Err(given.refuse(
-            "this engine sees requests alone, and a recording has the answers too. Leave it out, or give `simple`",
-        ));
-    }
-    if let (Some(given), true) = (options.one(Key::Record), plan.replays(Protocol::Udp)) {
-        return Err(given.refuse(
-            "-x maps datagrams, which are replayed and not recorded. Leave them to a run of their own (--name), or record without them",
+            "this engine sees what comes in alone, and a recording has the answers too. Add --mirror for a mirror port that brings both, or give another engine",
         ));
     }
     let Some(mirror) = options.one(Key::Mirror) else { return Ok(()) };
@@ -182,10 +178,10 @@ fn recording(options: &Options, place: Key, host_id: u64) -> Result<Option<Recor
     }))
 }
 
-/// `-x [IP:]PORT`.
+/// `-x [udp:][IP:]PORT`.
 fn services(options: &Options) -> Result<Vec<Mapping>, Refusal> {
-    let form = "Write [IP:]PORT, for example -x 80";
-    let mut found: Vec<(Option<IpAddr>, u16)> = Vec::new();
+    let form = "Write [udp:][IP:]PORT, for example -x 80";
+    let mut found: Vec<(Option<IpAddr>, u16, Protocol)> = Vec::new();
     for given in options.all(Key::Map) {
         if let Ok(parsed) = mapping::parse(&given.text) {
             let (ip, port) = (parsed.online_ip, parsed.online_port);
@@ -196,11 +192,9 @@ fn services(options: &Options) -> Result<Vec<Mapping>, Refusal> {
             )));
         }
         let (protocol, text) = mapping::protocol(&given.text).map_err(|why| given.refuse(why))?;
-        if protocol == Protocol::Udp {
-            return Err(given.refuse("datagrams are replayed and not recorded. Leave this one out"));
-        }
-        let service =
+        let (ip, port) =
             mapping::online_side(text).map_err(|why| given.refuse(format_args!("{why}. {form}")))?;
+        let service = (ip, port, protocol);
         if found.contains(&service) {
             return Err(given.refuse("this service is given twice. Leave one out"));
         }
@@ -214,12 +208,8 @@ fn services(options: &Options) -> Result<Vec<Mapping>, Refusal> {
     if found.is_empty() {
         return Err(Refusal::usage(format!("nothing to record: there is no -x. {form}")));
     }
-    let mapping = |(online_ip, online_port)| Mapping {
-        online_ip,
-        online_port,
-        target: NOWHERE,
-        protocol: Protocol::Tcp,
-    };
+    let mapping =
+        |(online_ip, online_port, protocol)| Mapping { online_ip, online_port, target: NOWHERE, protocol };
     Ok(found.into_iter().map(mapping).collect())
 }
 
@@ -289,13 +279,16 @@ mod tests {
             (vec![(Key::Map, "80-10.0.3.2:8080"), WHERE], "a recording has no target. Write -x 80, or"),
             (vec![(Key::Map, "http"), WHERE], "is not a port number"),
             (vec![(Key::Map, "80,80"), WHERE], "given twice"),
-            (vec![(Key::Map, "udp:53"), WHERE], "datagrams are replayed and not recorded"),
+            (vec![(Key::Map, "udp:53,udp:53"), WHERE], "given twice"),
             (vec![(Key::Map, "80"), WHERE, (Key::Rotate, "1KiB")], "at least 1MiB"),
             (vec![(Key::Map, "80"), WHERE, (Key::RotateEvery, "0")], "a time is a number"),
             (vec![(Key::Map, "80"), WHERE, (Key::Keep, "1MiB")], "at least 4MiB"),
             (vec![(Key::Map, "80"), WHERE, (Key::Snap, "20")], "hold no headers"),
             (vec![(Key::Map, "80"), WHERE, (Key::RecordBuffer, "1")], "from 1MiB to 4GiB"),
-            (vec![(Key::Map, "80"), WHERE, (Key::Capture, "pcap")], "sees requests alone"),
+            (
+                vec![(Key::Map, "80"), WHERE, (Key::Capture, "xdp"), (Key::Interface, "eth1")],
+                "sees what comes in alone",
+            ),
             (
                 vec![(Key::Map, "80"), WHERE, (Key::Mirror, ""), (Key::Interface, "eth1")],
                 "Name the online address",
@@ -305,6 +298,8 @@ mod tests {
             let refusal = record(&given).expect_err(part);
             assert!(refusal.exit == 2 && refusal.sentence.contains(part), "{refusal}");
         }
+        let both = record(&[(Key::Map, "53,udp:53"), WHERE]).unwrap().mappings;
+        assert_eq!(both.iter().map(|one| one.protocol).collect::<Vec<_>>(), [Protocol::Tcp, Protocol::Udp]);
         assert!(
             record(&[(Key::Map, "10.0.0.9:80"), WHERE, (Key::Mirror, ""), (Key::Interface, "eth1")]).is_ok()
         );
@@ -316,8 +311,8 @@ mod tests {
         let record =
             run(&[(Key::Record, "rec"), (Key::Zstd, ""), (Key::Snap, "96")]).unwrap().record.unwrap();
         assert_eq!((record.directory, record.zstd, record.snap), (PathBuf::from("rec"), true, 96));
-        let said = run(&[(Key::Record, "rec"), (Key::Map, "udp:53-10.0.3.2:53")]).unwrap_err().sentence;
-        assert!(said.contains("-x maps datagrams"), "{said}");
+        let plan = run(&[(Key::Record, "rec"), (Key::Map, "udp:53-10.0.3.2:53")]).unwrap();
+        assert!(plan.record.is_some() && plan.replays(Protocol::Udp));
         let said = run(&[(Key::Zstd, "")]).unwrap_err().sentence;
         assert!(said.contains("--zstd: it goes with --record"), "{said}");
     }

@@ -24,6 +24,7 @@ pub fn find(program: &str) -> anyhow::Result<PathBuf> {
                 "redis-benchmark" | "redis-cli" => "redis-tools",
                 "nft" => "nftables",
                 "capinfos" | "editcap" | "mergecap" => "wireshark-common",
+                "dnsmasq" => "dnsmasq-base",
                 other => other,
             };
             Skipped::NotInstalled(format!("{program} is not installed (apt-get install {package})")).into()

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 
 use lab::scratch::Scratch;
 use trace::Reader;
@@ -12,6 +13,7 @@ use crate::{Intake, Owner};
 struct Bench {
     scratch: Scratch,
     options: Options,
+    tally: Tally,
 }
 
 /// A packet of `len` bytes whose first tell its number.
@@ -38,14 +40,14 @@ impl Bench {
             zstd: false,
             ring_bytes: 1 << 20,
         };
-        Self { scratch, options }
+        let tally = Tally::new(Vec::leak((0..Figure::COUNT).map(|_| AtomicU64::new(0)).collect()));
+        Self { scratch, options, tally }
     }
 
     fn writer(&self) -> (Intake, Writer) {
         let (producer, consumer) = rtrb::RingBuffer::new(self.options.ring_bytes);
-        let tally = Arc::new(Tally::default());
-        let intake = Intake::new(producer, self.options.snap, Arc::clone(&tally));
-        (intake, Writer::new(&self.options, consumer, tally))
+        let intake = Intake::new(producer, self.options.snap, self.tally);
+        (intake, Writer::new(&self.options, consumer, self.tally))
     }
 
     fn files(&self) -> Vec<PathBuf> {
@@ -174,7 +176,7 @@ fn a_full_ring_costs_packets_that_are_counted_and_nothing_else() {
     bench.options.ring_bytes = 10_000;
     let (mut intake, mut writer) = bench.writer();
     put(&mut intake, 1..=20, 984);
-    let tally = Arc::clone(&writer.tally);
+    let tally = writer.tally;
     assert_eq!((tally.get(Figure::FullPackets), tally.get(Figure::FullBytes)), (10, 9_840));
     while writer.step(0) {}
     put(&mut intake, 21..=25, 984);
@@ -188,27 +190,56 @@ fn a_full_ring_costs_packets_that_are_counted_and_nothing_else() {
 }
 
 #[test]
-fn a_recorder_that_was_killed_leaves_what_had_gone_out_and_the_next_finishes_it() {
-    for zstd in [false, true] {
-        let mut bench = Bench::new();
-        bench.options.zstd = zstd;
-        let (mut intake, mut writer) = bench.writer();
-        put(&mut intake, 1..=100, 500);
-        writer.step(0);
-        writer.step(COMPRESSED_FLUSH_MS);
-        put(&mut intake, 101..=120, 500);
-        // As a kill leaves it: nothing is ended, and its locks are gone with it.
-        let Part { .. } = writer.part.take().unwrap();
-        drop((intake, writer));
-        let (mut intake, mut heir) = bench.writer();
-        assert_eq!(heir.store.finish_leftovers(), 1);
-        put(&mut intake, 121..=130, 500);
-        heir.step(0);
-        heir.end_file(0);
-        let files = bench.files();
-        assert!(files.len() == 2 && files.iter().all(|file| !file.to_str().unwrap().ends_with(".part")));
-        let numbers: Vec<u64> = bench.read().iter().map(|(number, ..)| *number).collect();
-        assert_eq!(numbers, (1..=100).chain(121..=130).collect::<Vec<_>>(), "zstd {zstd}");
+fn a_recorder_that_was_killed_leaves_what_had_gone_out_and_the_next_finishes_and_counts_it() {
+    // How many of the packets in the file it had counted, and how many of all the capture had.
+    for (counted, owed, lost, again) in [(100, 120, 20, 0), (0, 120, 20, 0), (60, 100, 0, 0), (60, 90, 0, 10)]
+    {
+        for zstd in [false, true] {
+            let mut bench = Bench::new();
+            (bench.options.zstd, bench.options.rotate_ms) = (zstd, 1_000_000);
+            let (mut intake, mut writer) = bench.writer();
+            put(&mut intake, 1..=10, 500);
+            writer.step(0);
+            writer.end_file(0);
+            put(&mut intake, 11..=110, 500);
+            writer.step(0);
+            writer.step(COMPRESSED_FLUSH_MS);
+            put(&mut intake, 111..=130, 500);
+            // As a kill leaves it: nothing is ended, and its locks are gone with it.
+            let Part { .. } = writer.part.take().unwrap();
+            drop((intake, writer));
+            bench.tally.set(Figure::WrittenPackets, 10 + counted);
+            bench.tally.set(Figure::WrittenBytes, (10 + counted) * 500);
+            let (mut intake, mut heir) = bench.writer();
+            heir.settle(Amount { packets: 10 + owed, bytes: (10 + owed) * 500 });
+            let figures = |packets, bytes| (bench.tally.get(packets), bench.tally.get(bytes));
+            assert_eq!(figures(Figure::WrittenPackets, Figure::WrittenBytes), (110, 55_000));
+            assert_eq!(figures(Figure::LostPackets, Figure::LostBytes), (lost, lost * 500));
+            assert_eq!(figures(Figure::AgainPackets, Figure::AgainBytes), (again, again * 500));
+            put(&mut intake, 131..=140, 500);
+            heir.step(0);
+            heir.end_file(0);
+            let files = bench.files();
+            assert!(files.len() == 3 && files.iter().all(|file| !file.to_str().unwrap().ends_with(".part")));
+            let numbers: Vec<u64> = bench.read().iter().map(|(number, ..)| *number).collect();
+            assert_eq!(numbers, (1..=110).chain(131..=140).collect::<Vec<_>>(), "zstd {zstd}");
+            assert_eq!(bench.tally.get(Figure::WrittenPackets), 120);
+        }
+    }
+}
+
+#[test]
+fn a_block_that_the_kernel_took_in_part_counts_for_nothing() {
+    let bench = Bench::new();
+    let (mut intake, mut writer) = bench.writer();
+    put(&mut intake, 1..=3, 100);
+    writer.step(0);
+    let part = bench.files().remove(0);
+    let whole = fs::read(&part).unwrap();
+    for (cut, packets) in [(0, 3), (1, 2), (131, 2), (132, 2), (133, 1), (300, 0)] {
+        fs::write(&part, &whole[..whole.len() - cut]).unwrap();
+        let wanted = Amount { packets, bytes: packets * 100 };
+        assert_eq!(recount::packets(&part).unwrap(), wanted, "{cut} bytes less");
     }
 }
 
