@@ -4,7 +4,7 @@
 //! | verdict | a round begins | of | passes into |
 //! |---|---|---|---|
 //! | waiting | when the return channel is up, or half a second later | three tries, 300 ms apart | any, at its first answer or 900 ms after its first try |
-//! | passing | every 10 s, and when the channel broke | the same | the same |
+//! | passing | every 10 s, when the channel broke, and when sessions are not answered any more | the same | the same |
 //! | failing | every second, and when the channel is up again | one try | passing, at an answer to a probe |
 //!
 //! A round that got no answer while sessions with that target did has passed all the same ([`Verdict::Traffic`]): what cannot take
@@ -81,6 +81,8 @@ const TRY_US: u64 = 300_000;
 const ROUND_US: u64 = TRIES as u64 * TRY_US;
 /// Between rounds that pass.
 const EVERY_US: u64 = 10_000_000;
+/// The same where sessions are not answered: a service that is slow for a reason of its own is not asked more often.
+const DOUBT_US: u64 = 2_000_000;
 /// Between tries while a target fails; each is waited for that long.
 const AGAIN_US: u64 = 1_000_000;
 /// What a predecessor saw is believed for so long: two rounds.
@@ -182,6 +184,15 @@ impl Canary {
         }
     }
 
+    /// What sessions send to this target is not answered: a probe shall say why, unless one just did.
+    pub(crate) fn doubt(&mut self, target: u16, now_us: u64) {
+        if let Some(bird) = self.birds.iter_mut().find(|bird| bird.target == target)
+            && bird.report.verdict.passes()
+        {
+            bird.next_us = bird.next_us.min(now_us.max(bird.report.last_ok_us + DOUBT_US));
+        }
+    }
+
     /// Whether any target is not known to be reached or not to be reached yet.
     pub(crate) fn is_waiting(&self) -> bool {
         self.birds.iter().any(|bird| bird.report.verdict == Verdict::Waiting)
@@ -190,11 +201,6 @@ impl Canary {
     /// Whether a report changed since the last call.
     pub(crate) fn has_news(&mut self) -> bool {
         std::mem::take(&mut self.news)
-    }
-
-    /// Whether anybody wants to know of [`Canary::traffic`].
-    pub(crate) fn is_asking(&self) -> bool {
-        self.birds.iter().any(|bird| bird.round.is_some())
     }
 
     /// When [`Canary::turn`] has something to do again, whatever happens.

@@ -12,7 +12,7 @@ use zerocopy::IntoBytes as _;
 
 use crate::claims::{Claim, ClaimSender};
 use crate::count::{Count, canary_index, choice_index};
-use crate::gate::{self, Gate};
+use crate::gate::Gate;
 use crate::guard::Guard;
 use crate::sender::Engine;
 use crate::tally::Tally;
@@ -86,11 +86,6 @@ impl<E: Engine> Drain<E> {
         self.gate.iter_mut().for_each(Gate::end_waiting);
     }
 
-    /// Whether no target is sent to.
-    pub(crate) fn shuts_all(&self) -> bool {
-        self.gate.as_ref().is_some_and(Gate::shuts_all)
-    }
-
     /// Time until there is something to do though nothing comes, `most` at most.
     pub(crate) fn rest(&self, most: Duration) -> Duration {
         let due_us = self.gate.as_ref().map_or(u64::MAX, Gate::due_us);
@@ -138,15 +133,15 @@ impl<E: Engine> Drain<E> {
             }
             claims.wake();
         }
-        let is_shut = |bytes: &[u8]| {
-            gate.as_ref().is_some_and(|gate| gate::target_of(bytes).is_some_and(|target| gate.shuts(target)))
-        };
         let allowed = batch.iter().filter_map(|bytes| match guard.check(bytes) {
-            Ok(_) if is_shut(bytes) => {
+            Ok(out) if gate.as_ref().is_some_and(|gate| gate.shuts(out.head.target)) => {
                 refused.add(Count::Held, 1);
                 None
             }
-            Ok(out) => Some(out),
+            Ok(out) => {
+                gate.iter_mut().for_each(|gate| gate.sends(&out.head));
+                Some(out)
+            }
             Err(count) => {
                 refused.add(count, 1);
                 None

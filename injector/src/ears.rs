@@ -1,5 +1,5 @@
 //! What the receiver's thread hears for the canary in the drain's: headers for endpoints of probes, which no shard is to see,
-//! whether sessions are answered while somebody wants to know, and how many intercepts are connected.
+//! whether sessions are answered, and how many intercepts are connected.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -16,6 +16,8 @@ pub(crate) struct Ear {
     from: [Option<Addr>; 2],
     /// Of the plan, by index; none where it is not probed.
     targets: Vec<Option<Endpoint>>,
+    /// Which of them spoke last.
+    last: usize,
     /// Wakes the drain.
     bell: &'static Doorbell,
 }
@@ -28,7 +30,6 @@ pub(crate) struct Ears {
 
 /// Words of their own; none of them guards other memory, so Relaxed is enough.
 struct Shared {
-    asking: AtomicBool,
     answered: Box<[AtomicBool]>,
     /// Intercepts that are up in the low half, of how many in the high one.
     channel: AtomicU64,
@@ -45,12 +46,11 @@ pub(crate) fn pair(
 ) -> (Ear, Ears) {
     let (producer, consumer) = rtrb::RingBuffer::new(QUEUE);
     let shared = Arc::new(Shared {
-        asking: AtomicBool::new(false),
         answered: targets.iter().map(|_| AtomicBool::new(false)).collect(),
         channel: AtomicU64::new(u64::from(u32::MAX) << 32),
     });
     let ears = Ears { queue: consumer, shared: Arc::clone(&shared) };
-    (Ear { queue: producer, shared, from, targets, bell }, ears)
+    (Ear { queue: producer, shared, from, targets, last: 0, bell }, ears)
 }
 
 impl Ear {
@@ -63,12 +63,21 @@ impl Ear {
             // One that finds no room is missing like one that was lost on the way.
             let _ = self.queue.push(Heard { record: *record, at_us, back_us });
             self.bell.ring();
-        } else if self.shared.asking.load(Relaxed)
-            && let Some(index) = self.targets.iter().position(|target| *target == Some(record.target))
+        } else if let Some(index) = self.index_of(&record.target)
+            && !self.shared.answered[index].load(Relaxed)
         {
             self.shared.answered[index].store(true, Relaxed);
         }
         of_probe
+    }
+
+    fn index_of(&mut self, target: &Endpoint) -> Option<usize> {
+        let is_it = |of: &Option<Endpoint>| of.as_ref() == Some(target);
+        // Headers come in crowds from one target.
+        if !self.targets.get(self.last).is_some_and(is_it) {
+            self.last = self.targets.iter().position(is_it)?;
+        }
+        Some(self.last)
     }
 
     /// So many intercepts of so many are connected.
@@ -86,17 +95,10 @@ impl Ears {
         self.queue.pop().ok()
     }
 
-    /// The targets whose sessions were answered since the last call, while that was asked for.
+    /// The targets whose sessions were answered since the last call.
     pub(crate) fn answered(&self) -> impl Iterator<Item = u16> {
         let answered = self.shared.answered.iter().enumerate();
         answered.filter(|(_, word)| word.load(Relaxed) && word.swap(false, Relaxed)).map(|(i, _)| i as u16)
-    }
-
-    /// Whether [`Ears::answered`] is asked for from now on.
-    pub(crate) fn ask(&self, asking: bool) {
-        if self.shared.asking.load(Relaxed) != asking {
-            self.shared.asking.store(asking, Relaxed);
-        }
     }
 
     /// How the return channel is; no intercept of many before the receiver has looked.
@@ -114,7 +116,7 @@ mod tests {
     use crate::testing::{plan, region};
 
     #[test]
-    fn probes_are_taken_out_and_sessions_are_noticed_when_asked_for() {
+    fn probes_are_taken_out_and_sessions_are_noticed() {
         let bell = region(&plan(&["10.0.0.1:80"])).doorbell(shm::Role::Injector);
         let at = |text: &str| Endpoint::from(text.parse::<SocketAddr>().unwrap());
         let from = at("198.18.0.1:1").addr;
@@ -125,8 +127,7 @@ mod tests {
         assert_eq!(ears.next().map(|heard| (heard.at_us, heard.back_us)), Some((9, 3)));
         assert!(!ear.hear(&header("198.18.0.1:2048"), 9, 3), "a session's");
         assert!(!ear.hear(&header("198.18.0.2:1024"), 9, 3), "a session's");
-        assert!(ears.next().is_none() && ears.answered().next().is_none(), "nobody asked");
-        ears.ask(true);
+        assert!(ears.next().is_none() && ears.answered().next() == Some(1));
         ear.hear(&header("198.18.0.2:1024"), 9, 3);
         assert_eq!(ears.answered().collect::<Vec<_>>(), [1]);
         assert_eq!(ears.answered().next(), None, "told once");

@@ -4,6 +4,7 @@
 //!
 //! Datagrams are not probed. They share the fate of the probed targets at their address, because the route back is one for all.
 
+use flow::record::flag;
 use flow::{Endpoint, Inject};
 use shm::{Region, Role};
 use topology::Plan;
@@ -18,13 +19,20 @@ use crate::probe::{self, Report};
 pub(crate) struct Gate {
     canary: Canary,
     ears: Ears,
-    /// By target of the plan: where it stands in `reports` of the canary, or those that it follows.
+    /// By target of the plan: itself, where it is probed, or the probed ones whose fate it shares.
     follows: Vec<Vec<u16>>,
+    /// By target of the plan: not to be sent to.
     shut: Vec<bool>,
+    /// By target of the plan: since when what was sent waits for any sign of life, microseconds; 0 when nothing does.
+    silent_us: Vec<u64>,
+    now_us: u64,
     /// The end is near: nothing waits any more.
     over: bool,
     told: bool,
 }
+
+/// Silence of a target that was sent something after which its way is doubted: longer than a retransmission takes.
+const SILENCE_US: u64 = 1_000_000;
 
 impl Gate {
     /// Of a plan, with the receiver's end; none where nothing is probed. Goes on with what a predecessor wrote into the region.
@@ -49,8 +57,8 @@ impl Gate {
         });
         let follows: Vec<_> = follows.collect();
         let (ear, ears) = ears::pair(probe::addresses(plan), at, region.doorbell(Role::Injector));
-        let shut = vec![false; follows.len()];
-        let mut gate = Self { canary, ears, follows, shut, over: false, told: false };
+        let (shut, silent_us) = (vec![false; follows.len()], vec![0; follows.len()]);
+        let mut gate = Self { canary, ears, follows, shut, silent_us, now_us: 0, over: false, told: false };
         gate.decide();
         Some((gate, ear))
     }
@@ -62,9 +70,16 @@ impl Gate {
         }
         for target in self.ears.answered() {
             self.canary.traffic(target);
+            self.silent_us[usize::from(target)] = 0;
+        }
+        for (target, since_us) in self.silent_us.iter_mut().enumerate() {
+            if *since_us != 0 && now_us.saturating_sub(*since_us) >= SILENCE_US {
+                *since_us = now_us;
+                self.canary.doubt(target as u16, now_us);
+            }
         }
         self.canary.turn(now_us, self.ears.channel(), send);
-        self.ears.ask(self.canary.is_asking());
+        self.now_us = now_us;
         if self.canary.has_news() {
             self.told = false;
             self.decide();
@@ -95,9 +110,15 @@ impl Gate {
         self.shut.get(usize::from(target)).copied().unwrap_or(false)
     }
 
-    /// Whether no target is sent to: their silence means nothing then.
-    pub(crate) fn shuts_all(&self) -> bool {
-        self.is_waiting() || self.shut.iter().all(|shut| *shut)
+    /// A record is sent to a target; what bears payload or a SYN draws an answer from any host that gets it.
+    pub(crate) fn sends(&mut self, head: &Inject) {
+        let draws = head.payload_len > 0 || head.tcp.has(flag::SYN);
+        if let Some(since_us) = self.silent_us.get_mut(usize::from(head.target))
+            && draws
+            && *since_us == 0
+        {
+            *since_us = self.now_us;
+        }
     }
 
     /// When it has something to do again.
@@ -110,9 +131,4 @@ impl Gate {
         let told = std::mem::replace(&mut self.told, true);
         (!told).then(|| self.canary.reports())
     }
-}
-
-/// The target that a record is for, if it is whole enough to say so.
-pub(crate) fn target_of(bytes: &[u8]) -> Option<u16> {
-    Inject::split(bytes).map(|(head, _)| head.target)
 }

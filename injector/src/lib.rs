@@ -9,6 +9,7 @@
 //! | `probe`, `canary` | a SYN that asks for the way to a target and back; when it is asked, and what follows |
 //! | `probing` | the same once, outside of a run |
 //! | `gate`, `ears` | what that means for the drain; from the receiver to it |
+//! | `nft` | nftables by its program |
 //! | `fence` | the kernel's guard and the notrack rules, kept by the supervisor |
 //! | `engines` | which engine each target has, and why, in words |
 //! | `role` | the process: drain in the main thread, receiver in a second |
@@ -36,6 +37,7 @@ mod greeting;
 pub mod guard;
 pub mod handshake;
 mod ipsec;
+pub mod nft;
 pub mod open;
 pub mod path;
 mod pcap;

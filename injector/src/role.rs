@@ -100,9 +100,6 @@ fn drain_until_done<E: Engine>(region: &'static Region, mut drain: Drain<E>) {
     heartbeat.set_state(RoleState::Running);
     while !control.halt() {
         heartbeat.beat(shm::monotonic_ms());
-        if drain.shuts_all() {
-            control.set_deaf_ms(shm::monotonic_ms());
-        }
         if drain.round() > 0 {
             drain.publish(&counters);
             continue;

@@ -54,6 +54,8 @@ impl Stage {
         let options = HttpOptions::default();
         if args.keep_clients {
             network::route_range(&net.target, net.client.v4(), 32, net.assistant.v4())?;
+            // Where the probe of the way speaks from.
+            network::route_range(&net.target, [203, 0, 113, 0].into(), 24, net.assistant.v4())?;
         }
         Ok(Self {
             _services: [

@@ -179,12 +179,22 @@ fn a_busy_target_that_answers_sessions_is_never_paused() {
     world.answered(5 * SECOND, 400);
     for _ in 0..100 {
         world.run(SECOND / 2);
-        if world.canary.is_asking() {
-            world.canary.traffic(0);
-        }
+        world.canary.traffic(0);
         assert!(world.report().verdict.passes(), "{:?}", world.report());
     }
     assert_eq!((world.report().verdict, world.report().failures), (Verdict::Traffic, 0));
+}
+
+#[test]
+fn a_doubt_is_asked_at_once_but_not_all_the_time() {
+    let mut world = World::new();
+    world.answered(3 * SECOND, 400);
+    assert_eq!(world.syns().len(), 1);
+    for _ in 0..60 {
+        world.canary.doubt(0, world.now_us);
+        world.answered(SECOND / 10, 400);
+    }
+    assert!((3..=4).contains(&world.syns().len()), "{} in six seconds of doubt", world.syns().len());
 }
 
 #[test]

@@ -158,7 +158,7 @@ fn link_is_the_default_where_it_is_guarded() -> Result<()> {
 fn kept_clients_are_sent_by_link() -> Result<()> {
     real::find("nft")?;
     let stage = Stage::new()?;
-    network::route_range(&stage.net.target, stage.net.client.v4(), 32, stage.net.assistant.v4())?;
+    stage.route_real_clients()?;
     let _intercept = stage.intercept()?;
     let run = stage.run(&["--keep-clients"])?;
     ensure!(engine(&run.stats()?)?.0 == "link", "{:?}", engine(&run.stats()?)?);
