@@ -2,6 +2,8 @@
 
 use flow::named_enum;
 
+use crate::probe::Report;
+
 named_enum! {
     /// Counters of [`shm::Role::Injector`], by index.
     pub enum Count {
@@ -55,6 +57,10 @@ named_enum! {
         Detours => "detours",
         /// Times that a target changed from one engine to another.
         Switches => "switches",
+        /// Packets of probes that the kernel took: SYNs, and the resets behind their answers. They are none of `segments`.
+        Probes => "probes",
+        /// Records not sent because the probe of their target's way fails: shards send segments again, datagrams are lost.
+        Held => "held",
         /// Claims handed to the return receiver.
         Claims => "claims",
         /// Claims that found the queue to the receiver full; the SYN went out all the same.
@@ -115,7 +121,17 @@ pub const fn choice_index(target: usize) -> usize {
     Count::COUNT + target
 }
 
-const _: () = assert!(choice_index(topology::plan::MAX_TARGETS - 1) < shm::COUNTERS_PER_ROLE);
+/// Counter index of the first of [`Report::WORDS`] gauges of the `target`-th target of the plan in the block of
+/// [`shm::Role::Injector`]: how the probe of its way stands. Panics when `target` is not below [`topology::plan::MAX_TARGETS`].
+pub const fn canary_index(target: usize) -> usize {
+    assert!(target < topology::plan::MAX_TARGETS);
+    choice_index(topology::plan::MAX_TARGETS - 1) + 1 + target * Report::WORDS
+}
+
+const _: () = assert!(
+    canary_index(topology::plan::MAX_TARGETS - 1) + Report::WORDS <= shm::COUNTERS_PER_ROLE,
+    "the block holds all of them"
+);
 
 named_enum! {
     /// Counters of [`shm::Role::Receiver`], by index; then one [`InterceptCount`] block for each intercept of the plan.

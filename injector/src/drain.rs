@@ -3,12 +3,16 @@
 //! A ring's cursor is published after its batch was sent: a successor of a killed injector repeats at most that batch,
 //! and TCP ignores what comes twice.
 
+use std::time::Duration;
+
 use flow::record::inject_bit;
 use flow::{Endpoint, Inject};
 use shm::{Consumer, Counters};
+use zerocopy::IntoBytes as _;
 
 use crate::claims::{Claim, ClaimSender};
-use crate::count::{Count, choice_index};
+use crate::count::{Count, canary_index, choice_index};
+use crate::gate::Gate;
 use crate::guard::Guard;
 use crate::sender::Engine;
 use crate::tally::Tally;
@@ -25,6 +29,8 @@ pub struct Drain<E> {
     guard: Guard,
     engine: E,
     claims: Option<ClaimSender>,
+    /// There when the ways to the targets are probed.
+    gate: Option<Gate>,
     tally: Tally,
     /// What the guard refused: counted while the engine holds `tally`.
     refused: Tally,
@@ -41,6 +47,7 @@ impl<E: Engine> Drain<E> {
             guard,
             engine,
             claims,
+            gate: None,
             tally: Tally::default(),
             refused: Tally::default(),
             faults: 0,
@@ -48,15 +55,49 @@ impl<E: Engine> Drain<E> {
         }
     }
 
+    /// Sends only where this lets it.
+    pub(crate) fn behind(mut self, gate: Option<Gate>) -> Self {
+        self.gate = gate;
+        self
+    }
+
     /// One turn over all rings; how many records were taken.
     pub fn round(&mut self) -> usize {
         self.engine.look(&mut self.tally);
+        self.look_at_ways();
+        if self.is_waiting() {
+            return 0;
+        }
         (0..self.rings.len()).map(|ring| self.turn(ring)).sum()
     }
 
     /// Whether nothing waits in any ring, as of now.
     pub fn is_empty(&mut self) -> bool {
         self.rings.iter_mut().all(Consumer::is_empty)
+    }
+
+    /// Whether nothing is taken before it is known which targets are reached.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.gate.as_ref().is_some_and(Gate::is_waiting)
+    }
+
+    /// The run ends: nothing is waited for any more.
+    pub(crate) fn end_waiting(&mut self) {
+        self.gate.iter_mut().for_each(Gate::end_waiting);
+    }
+
+    /// Time until there is something to do though nothing comes, `most` at most.
+    pub(crate) fn rest(&self, most: Duration) -> Duration {
+        let due_us = self.gate.as_ref().map_or(u64::MAX, Gate::due_us);
+        most.min(Duration::from_micros(due_us.saturating_sub(shm::monotonic_us())))
+    }
+
+    /// Probes the ways to the targets, by the very engine that sends to each of them.
+    fn look_at_ways(&mut self) {
+        let Self { guard, engine, claims, gate, tally, .. } = self;
+        if let Some(gate) = gate {
+            gate.turn(shm::monotonic_us(), &mut |record| post(engine, guard, claims.as_mut(), tally, record));
+        }
     }
 
     /// Adds what was counted since the last call to the role's block.
@@ -69,10 +110,15 @@ impl<E: Engine> Drain<E> {
         for (target, choice) in self.engine.news().into_iter().flatten().enumerate() {
             counters.set(choice_index(target), choice.index() as u64);
         }
+        for (target, report) in self.gate.as_mut().and_then(Gate::news).into_iter().flatten() {
+            for (word, value) in report.to_words().into_iter().enumerate() {
+                counters.set(canary_index(usize::from(target)) + word, value);
+            }
+        }
     }
 
     fn turn(&mut self, ring: usize) -> usize {
-        let Self { rings, guard, engine, claims, tally, refused, .. } = self;
+        let Self { rings, guard, engine, claims, gate, tally, refused, .. } = self;
         let batch = rings[ring].peek_batch(BATCH);
         if batch.is_empty() {
             return 0;
@@ -88,7 +134,14 @@ impl<E: Engine> Drain<E> {
             claims.wake();
         }
         let allowed = batch.iter().filter_map(|bytes| match guard.check(bytes) {
-            Ok(out) => Some(out),
+            Ok(out) if gate.as_ref().is_some_and(|gate| gate.shuts(out.head.target)) => {
+                refused.add(Count::Held, 1);
+                None
+            }
+            Ok(out) => {
+                gate.iter_mut().for_each(|gate| gate.sends(&out.head));
+                Some(out)
+            }
             Err(count) => {
                 refused.add(count, 1);
                 None
@@ -112,6 +165,31 @@ impl<E: Engine> Drain<E> {
             self.guard.look_at_routes();
         }
     }
+}
+
+/// Sends one packet of a probe; what is counted about it is no part of the figures of sessions.
+pub(crate) fn post<E: Engine>(
+    engine: &mut E,
+    guard: &Guard,
+    claims: Option<&mut ClaimSender>,
+    tally: &mut Tally,
+    record: &Inject,
+) -> Result<(), u16> {
+    let bytes = record.as_bytes();
+    let out = guard.check(bytes).map_err(|count| count.index() as u16)?;
+    if let (Some(claims), Some((client, target))) = (claims, claimed(guard, bytes)) {
+        // One that is lost is one that intercept answers nothing to: the next try claims again.
+        claims.push(Claim { client, target });
+        claims.wake();
+    }
+    let mut sent = Tally::default();
+    engine.send(std::iter::once(out), &mut sent);
+    if sent.get(Count::Segments) > 0 {
+        tally.add(Count::Probes, 1);
+        return Ok(());
+    }
+    let errno = Count::errnos().iter().find(|count| sent.get(**count) > 0);
+    Err(errno.copied().unwrap_or(Count::OtherErrno).index() as u16)
 }
 
 /// The flow of a record that asks to be claimed, or that is sent again: perhaps its answer had no owner, because an intercept

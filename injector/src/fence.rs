@@ -16,9 +16,8 @@
 //! what it was. Until it is whole again no frame leaves by link.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::AsFd as _;
-use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -26,7 +25,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use netlink_sys::Socket;
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use shm::GUARDED_DEVICES;
@@ -34,6 +33,7 @@ use topology::Plan;
 use topology::guard::Place;
 use topology::plan::{Clients, Protocol};
 
+use crate::nft::{self, News, NftError};
 use crate::path::route_to;
 use crate::rtnl;
 use crate::sys::MARK;
@@ -75,6 +75,15 @@ pub enum Note {
     },
 }
 
+impl From<NftError> for Note {
+    fn from(error: NftError) -> Self {
+        match error {
+            NftError::Missing => Note::NoNft,
+            NftError::Refused(said) => Note::Refused { said },
+        }
+    }
+}
+
 /// The rules as they should stand in the kernel.
 struct Rules {
     plan: Plan,
@@ -95,8 +104,6 @@ struct Watch {
     dropped: Arc<AtomicU64>,
 }
 
-/// News of rules (linux/netfilter/nfnetlink.h).
-const NFNLGRP_NFTABLES: u32 = 7;
 /// Between two looks at the table: where other programs change rules all the time, nft would cost a core.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Between looks when nothing is heard; the counters are read then.
@@ -105,7 +112,7 @@ const CALM: Duration = Duration::from_secs(10);
 impl Fence {
     /// Installs the guard of this plan. Also what of it is not in place, if anything.
     pub fn install(plan: &Plan) -> Result<(Self, Option<Note>), Note> {
-        let table = table_of(&plan.name);
+        let table = nft::table_of(PREFIX, &plan.name);
         let mut rules = Rules {
             plan: plan.clone(),
             table: table.clone(),
@@ -119,14 +126,15 @@ impl Fence {
 
     /// Removes what an instance of this name may have left behind. Nothing there is fine.
     pub fn remove_leftover(name: &str) -> Result<(), Note> {
-        nft(&[], &removal(&table_of(name))).map(drop)
+        Ok(nft::run(&[], &removal(&nft::table_of(PREFIX, name))).map(drop)?)
     }
 
     /// The instances whose guards stand in this network namespace, those of dead ones too.
     pub fn instances() -> Vec<String> {
-        let listed = nft(&[], "list tables\n").unwrap_or_default();
+        let listed = nft::run(&[], "list tables\n").unwrap_or_default();
         let table = |line: &str| Some(line.strip_prefix("table ")?.split_once(' ')?.1.to_owned());
-        let mut names: Vec<String> = listed.lines().filter_map(|line| name_of(&table(line)?)).collect();
+        let mut names: Vec<String> =
+            listed.lines().filter_map(|line| nft::name_of(PREFIX, &table(line)?)).collect();
         names.sort();
         names.dedup();
         names
@@ -150,13 +158,13 @@ impl Fence {
         let Some(rules) = self.rules.take() else { return Ok(()) };
         let stop = Arc::new(EventFd::new()?);
         let groups = [&[rtnl::LINKS][..], &rtnl::ROUTES].concat();
-        let heard =
-            [rtnl::news(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?, rtnl::news(NETLINK_ROUTE, &groups)?];
+        let (rules_news, route_news) = (News::listen()?, rtnl::news(NETLINK_ROUTE, &groups)?);
         let (tell, news) = channel();
         let dropped = Arc::new(AtomicU64::new(0));
         let watcher = Watcher {
             rules,
-            heard,
+            rules_news,
+            route_news,
             stop: Arc::clone(&stop),
             tell,
             dropped: Arc::clone(&dropped),
@@ -189,7 +197,7 @@ impl Drop for Fence {
                 let _ = thread.join();
             }
         }
-        if let Err(note) = nft(&[], &removal(&self.table)) {
+        if let Err(note) = nft::run(&[], &removal(&self.table)) {
             tracing::warn!(
                 "removing the nftables tables {} failed: {note}; remove them with: nft delete table inet {0}; nft delete table netdev {0}",
                 self.table
@@ -207,15 +215,15 @@ impl Rules {
         let inet = inet(&self.table, &self.plan);
         let mut note = None;
         if names.is_empty() {
-            nft(&[], &format!("{}{inet}", removal(&self.table)))?;
+            nft::run(&[], &format!("{}{inet}", removal(&self.table)))?;
         } else {
             let both = format!("{}{inet}{}", removal(&self.table), netdev(&self.table, &self.plan, &names));
-            if let Err(refused) = nft(&[], &both) {
+            if let Err(refused) = nft::run(&[], &both) {
                 // An old kernel has no egress; what there is of the rest is worth having.
-                nft(&[], &format!("{}{inet}", removal_of("inet", &self.table)))?;
+                nft::run(&[], &format!("{}{inet}", nft::removal("inet", &self.table)))?;
                 let said = match refused {
-                    Note::Refused { said } => said,
-                    other => other.to_string(),
+                    NftError::Refused(said) => said,
+                    NftError::Missing => refused.to_string(),
                 };
                 note = Some(Note::NoEgress { devices: names.join(", "), said });
                 self.devices.clear();
@@ -231,7 +239,9 @@ impl Rules {
 
     /// The tables as they stand, without their counts. One a call: nft 1.0.6 does not find the second of a script.
     fn listed(&self) -> Result<String, Note> {
-        let list = |family: &str| nft(&["-s"], &format!("list table {family} {}\n", self.table));
+        let list = |family: &str| {
+            nft::run(&["-s"], &format!("list table {family} {}\n", self.table)).map_err(Note::from)
+        };
         let egress = if self.devices.is_empty() { String::new() } else { list("netdev")? };
         Ok(list("inet")? + &egress)
     }
@@ -255,7 +265,8 @@ fn devices(plan: &Plan) -> Vec<(u32, String)> {
 /// The thread.
 struct Watcher<G> {
     rules: Rules,
-    heard: [Socket; 2],
+    rules_news: News,
+    route_news: Socket,
     stop: Arc<EventFd>,
     tell: Sender<String>,
     dropped: Arc<AtomicU64>,
@@ -285,17 +296,17 @@ impl<G: Fn(&[u32])> Watcher<G> {
     }
 
     /// Whether anything was heard before the time was over.
-    fn wait(&self, sleep: Duration, buffer: &mut Vec<u8>) -> bool {
+    fn wait(&mut self, sleep: Duration, buffer: &mut Vec<u8>) -> bool {
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        let mut fds =
-            [readable(self.stop.as_fd()), readable(self.heard[0].as_fd()), readable(self.heard[1].as_fd())];
+        let mut fds = [
+            readable(self.stop.as_fd()),
+            readable(self.rules_news.socket().as_fd()),
+            readable(self.route_news.as_fd()),
+        ];
         // Whatever poll says, the looks that follow tell.
         let _ = poll(&mut fds, PollTimeout::try_from(sleep).unwrap_or(PollTimeout::MAX));
-        let mut heard = false;
-        for socket in &self.heard {
-            heard |= rtnl::hear(socket, buffer);
-        }
-        heard
+        let routes = rtnl::hear(&self.route_news, buffer);
+        self.rules_news.hear() | routes
     }
 
     fn wait_for_the_end(&self, time: Duration) {
@@ -361,26 +372,17 @@ impl<G: Fn(&[u32])> Watcher<G> {
     }
 }
 
-/// Packets that the table's rules dropped so far; 0 where there is none.
+/// Packets that the tables' rules dropped so far.
 fn dropped(table: &str) -> u64 {
-    let of = |family: &str| {
-        let listed = nft(&[], &format!("list counter {family} {table} {COUNTER}\n")).unwrap_or_default();
-        let mut words = listed.split_whitespace();
-        words.find(|word| *word == "packets").and_then(|_| words.next()?.parse::<u64>().ok()).unwrap_or(0)
-    };
-    of("inet") + of("netdev")
+    nft::counted("inet", table, COUNTER) + nft::counted("netdev", table, COUNTER)
 }
 
 /// The counter of what was dropped.
 const COUNTER: &str = "astray";
 
-/// `add` before `delete` makes the deletion work whether or not the table exists.
+/// Both tables.
 fn removal(table: &str) -> String {
-    removal_of("inet", table) + &removal_of("netdev", table)
-}
-
-fn removal_of(family: &str, table: &str) -> String {
-    format!("add table {family} {table}\ndelete table {family} {table}\n")
+    nft::removal("inet", table) + &nft::removal("netdev", table)
 }
 
 /// Raw IP: not tracked, and only to targets. The last word of all output chains: priority 300.
@@ -476,74 +478,7 @@ fn word(protocol: Protocol) -> &'static str {
     }
 }
 
-/// An identifier that nft takes and that no other instance name gives: other characters than letters and digits as
-/// underscore and two hexadecimal digits.
-fn table_of(name: &str) -> String {
-    let mut table = String::from(PREFIX);
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() {
-            table.push(char::from(byte));
-        } else {
-            write!(table, "_{byte:02x}").expect("a string takes all");
-        }
-    }
-    table
-}
-
-/// The other way round; none where the table is not one of ours.
-fn name_of(table: &str) -> Option<String> {
-    let mut rest = table.strip_prefix(PREFIX)?.bytes();
-    let mut name = Vec::new();
-    while let Some(byte) = rest.next() {
-        name.push(match byte {
-            b'_' => {
-                let digits = [rest.next()?, rest.next()?];
-                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
-            }
-            other => other,
-        });
-    }
-    String::from_utf8(name).ok()
-}
-
 const PREFIX: &str = "tcptwin_";
-
-/// Runs a script; what nft printed.
-fn nft(options: &[&str], script: &str) -> Result<String, Note> {
-    // The paths of ordinary users often lack the administrators' directories.
-    for program in ["nft", "/usr/sbin/nft", "/sbin/nft"] {
-        match run(program, options, script) {
-            Ok(output) if output.status.success() => {
-                return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-            }
-            Ok(output) => {
-                let said = String::from_utf8_lossy(&output.stderr);
-                let said = said
-                    .lines()
-                    .find(|l| l.contains("rror"))
-                    .or(said.lines().next())
-                    .unwrap_or("no reason given");
-                return Err(Note::Refused { said: said.trim().to_owned() });
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Note::Refused { said: e.to_string() }),
-        }
-    }
-    Err(Note::NoNft)
-}
-
-fn run(program: &str, options: &[&str], script: &str) -> io::Result<Output> {
-    let mut child = Command::new(program)
-        .args(options)
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    // A child that reads nothing answers by its status.
-    let _ = child.stdin.take().expect("stdin was asked for").write_all(script.as_bytes());
-    child.wait_with_output()
-}
 
 #[cfg(test)]
 mod tests;

@@ -48,16 +48,40 @@ pub enum DialError {
 /// Tries within the time given.
 const TRIES: u32 = 3;
 
+/// A connection to an intercept that has welcomed this instance, blocking.
+pub(crate) struct Open {
+    pub(crate) stream: TcpStream,
+    pub(crate) link: Link,
+    welcome: Welcome,
+}
+
+impl Open {
+    /// Says farewell, so that the log there shows an end; if it does not arrive, the closed connection says the same.
+    pub(crate) fn bye(mut self, sentence: &str) {
+        if self.link.outgoing().bye(sentence) {
+            let _ = self.stream.write_all(self.link.pending());
+        }
+    }
+}
+
 /// Dials the intercept at `at`, greets it as this plan's instance, and hangs up. Three tries, evenly spaced in `timeout`
 /// (the preflight gives 1.5 s); what no repetition helps against is returned at once.
 pub fn handshake(at: SocketAddr, plan: &Plan, timeout: Duration) -> Result<Welcome, DialError> {
+    let open = dial(at, plan, timeout)?;
+    let welcome = open.welcome.clone();
+    open.bye("preflight only");
+    Ok(welcome)
+}
+
+/// The same without hanging up.
+pub(crate) fn dial(at: SocketAddr, plan: &Plan, timeout: Duration) -> Result<Open, DialError> {
     let start = Instant::now();
     let slot = timeout / TRIES;
     let mut why = String::new();
     for attempt in 1..=TRIES {
         let until = start + slot * attempt;
         match attempt_once(at, plan, until) {
-            Ok(Ok(welcome)) => return Ok(welcome),
+            Ok(Ok(open)) => return Ok(open),
             Ok(Err(Refused { code, sentence, suggestion })) => {
                 return Err(DialError::Refused { at, code, sentence, suggestion });
             }
@@ -95,7 +119,7 @@ impl From<io::Error> for Trial {
     }
 }
 
-fn attempt_once(at: SocketAddr, plan: &Plan, until: Instant) -> Result<Result<Welcome, Refused>, Trial> {
+fn attempt_once(at: SocketAddr, plan: &Plan, until: Instant) -> Result<Result<Open, Refused>, Trial> {
     let left = || match until.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(io::Error::from(io::ErrorKind::TimedOut)),
         left => Ok(left),
@@ -116,11 +140,7 @@ fn attempt_once(at: SocketAddr, plan: &Plan, until: Instant) -> Result<Result<We
             None => None,
         };
         if let Some(verdict) = verdict {
-            // So that its log shows an end; if it does not arrive, the closed connection says the same.
-            if verdict.is_ok() && link.outgoing().bye("preflight only") {
-                let _ = stream.write_all(link.pending());
-            }
-            return Ok(verdict);
+            return Ok(verdict.map(|welcome| Open { stream, link, welcome }));
         }
         if !link.pending().is_empty() {
             continue;

@@ -6,6 +6,10 @@
 //! | `path` | the route to a target, for the preflight |
 //! | `way`, `ways` | how frames to a target are made, and how that is followed; `rtnl` and `ipsec` ask the kernel |
 //! | `handshake` | asks an intercept whether it takes this instance, for the preflight |
+//! | `probe`, `canary` | a SYN that asks for the way to a target and back; when it is asked, and what follows |
+//! | `probing` | the same once, outside of a run |
+//! | `gate`, `ears` | what that means for the drain; from the receiver to it |
+//! | `nft` | nftables by its program |
 //! | `fence` | the kernel's guard and the notrack rules, kept by the supervisor |
 //! | `engines` | which engine each target has, and why, in words |
 //! | `role` | the process: drain in the main thread, receiver in a second |
@@ -20,20 +24,26 @@
 //! | `claims` | flows claimed one by one (`--keep-clients`) |
 //! | `tally`, `count` | what is counted |
 
+mod canary;
 mod claims;
 pub mod count;
 pub mod cut;
 pub mod drain;
+mod ears;
 pub mod engines;
 pub mod fence;
+mod gate;
 mod greeting;
 pub mod guard;
 pub mod handshake;
 mod ipsec;
+pub mod nft;
 pub mod open;
 pub mod path;
 mod pcap;
 mod peer;
+pub mod probe;
+pub mod probing;
 mod receiver;
 pub mod role;
 mod rtnl;
@@ -47,12 +57,14 @@ mod way;
 mod ways;
 
 pub use count::{
-    Count, InterceptCount, LinkState, MAX_INTERCEPTS, ReturnCount, Trouble, choice_index, intercept_index,
+    Count, InterceptCount, LinkState, MAX_INTERCEPTS, ReturnCount, Trouble, canary_index, choice_index,
+    intercept_index,
 };
 pub use engines::Engines;
 pub use fence::Fence;
 pub use handshake::{DialError, handshake};
 pub use open::{Lane, OpenError, Sockets, open};
 pub use path::{RouteError, RouteFacts, route_to};
+pub use probe::{Report, Verdict};
 pub use role::{RunError, run};
 pub use way::Choice;

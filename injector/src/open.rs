@@ -176,6 +176,15 @@ impl Sockets {
         Some(sockets)
     }
 
+    /// The same sockets once more.
+    ///
+    /// # Errors
+    /// There are no more descriptors to be had.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let again = |socket: &Option<OwnedFd>| socket.as_ref().map(OwnedFd::try_clone).transpose();
+        Ok(Self { v4: again(&self.v4)?, v6: again(&self.v6)?, link: again(&self.link)? })
+    }
+
     /// Each socket with its lane.
     pub fn each(&self) -> impl Iterator<Item = (Lane, &OwnedFd)> {
         Lane::ALL.into_iter().filter_map(|lane| Some((lane, self.get(lane)?)))

@@ -26,6 +26,7 @@ use shm::Counters;
 
 use crate::claims::{Claim, LiveClaims};
 use crate::count::{InterceptCount, LinkState, ReturnCount, Trouble, intercept_index};
+use crate::ears::Ear;
 use crate::handshake::words;
 use crate::sorter::Sorter;
 
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     /// There when flows are claimed one by one.
     pub(crate) live: Option<LiveClaims>,
+    /// There when the ways to the targets are probed.
+    pub(crate) ear: Option<Ear>,
     /// A return ring is full: nothing is read until there is room.
     pub(crate) stalled: bool,
 }
@@ -230,7 +233,8 @@ impl Peer {
             interest: EpollFlags::EPOLLOUT,
             since_us: now_us,
             heard_us: now_us,
-            pinged_us: now_us,
+            // At once: how long the channel takes is of use to the first probe.
+            pinged_us: 0,
         }));
         self.speak(now_us, shared)
     }
@@ -475,7 +479,8 @@ fn take_batch(
     now_us: u64,
     shared: &mut Shared,
 ) -> Result<(), Lost> {
-    let (mut headers, mut duplicates, mut lost, mut evicted) = (0, 0, 0, 0);
+    let (mut headers, mut probes, mut duplicates, mut lost, mut evicted) = (0, 0, 0, 0, 0);
+    let back_us = shared.counters.get(intercept_index(index, InterceptCount::RttUs)) / 2;
     let mut verdict = Ok(());
     for record in batch.records() {
         let record: Returned = match record {
@@ -490,6 +495,12 @@ fn take_batch(
             continue;
         }
         *last = Some(Position { epoch: batch.epoch, last: record.position });
+        if let Some(ear) = &mut shared.ear
+            && ear.hear(&record, now_us, back_us as u32)
+        {
+            probes += 1;
+            continue;
+        }
         headers += 1;
         lost += u64::from(!shared.sorter.put(&record));
         if let Some(live) = &mut shared.live {
@@ -502,7 +513,7 @@ fn take_batch(
     add(ReturnCount::Duplicates, duplicates);
     add(ReturnCount::Lost, lost);
     add(ReturnCount::ClaimsEvicted, evicted);
-    shared.counters.add(intercept_index(index, InterceptCount::Headers), headers);
+    shared.counters.add(intercept_index(index, InterceptCount::Headers), headers + probes);
     verdict
 }
 

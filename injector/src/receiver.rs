@@ -17,6 +17,7 @@ use topology::plan::Clients;
 
 use crate::claims::{Claim, LiveClaims};
 use crate::count::{MAX_INTERCEPTS, ReturnCount};
+use crate::ears::Ear;
 use crate::greeting;
 use crate::peer::{Peer, Shared};
 use crate::sorter::Sorter;
@@ -65,6 +66,7 @@ impl Receiver {
             sorter: Sorter::new(region, plan.seeds.shard),
             counters: region.counters(Role::Receiver),
             live,
+            ear: None,
             stalled: false,
         };
         let now_us = shm::monotonic_us();
@@ -76,6 +78,12 @@ impl Receiver {
             .collect();
         let claim_life_us = u64::from(plan.replay.idle_s + 60) * 1_000_000;
         Ok(Self { region, peers, shared, claims, wake, stop, claim_life_us })
+    }
+
+    /// Tells the canary what it hears.
+    pub(crate) fn with(mut self, ear: Option<Ear>) -> Self {
+        self.shared.ear = ear;
+        self
     }
 
     /// Works until it is told to stop.
@@ -132,6 +140,9 @@ impl Receiver {
         }
         let up = self.peers.iter().filter(|p| p.is_up()).count();
         self.shared.counters.set(ReturnCount::Connected.index(), up as u64);
+        if let Some(ear) = &self.shared.ear {
+            ear.tell(up, self.peers.len());
+        }
         if up < self.peers.len() {
             self.region.control().set_deaf_ms(now_us / 1_000);
         }

@@ -12,6 +12,7 @@ use topology::plan::Clients;
 
 use crate::claims;
 use crate::drain::Drain;
+use crate::gate::Gate;
 use crate::guard::Guard;
 use crate::open::Sockets;
 use crate::receiver::Receiver;
@@ -60,6 +61,8 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Sockets) -> Result<(),
     let (sender, claimed) = claims::queue(wake.clone());
     let receiver = Receiver::new(region, plan, claimed, wake.clone(), stop.clone())
         .map_err(|e| system("making an event poll")(e.into()))?;
+    let (gate, ear) = Gate::of(plan, region).unzip();
+    let receiver = receiver.with(ear);
     let thread = std::thread::Builder::new()
         .name("returns".to_owned())
         .spawn(move || receiver.run())
@@ -69,7 +72,7 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Sockets) -> Result<(),
     // Anything will do to start from; not every instance should start from the same.
     let engine = Sender::open(plan, sockets, region.control(), shm::monotonic_ns() as u16);
     let claims = matches!(plan.clients, Clients::Keep).then_some(sender);
-    drain_until_done(region, Drain::new(rings, Guard::new(plan), engine, claims));
+    drain_until_done(region, Drain::new(rings, Guard::new(plan), engine, claims).behind(gate));
 
     stop.store(true, Relaxed);
     // Full means it wakes anyway.
@@ -107,12 +110,13 @@ fn drain_until_done<E: Engine>(region: &'static Region, mut drain: Drain<E>) {
         }
         if control.draining() {
             heartbeat.set_state(RoleState::Draining);
+            drain.end_waiting();
         }
         drain.publish(&counters);
         let ticket = bell.prepare();
-        if drain.is_empty() && !control.halt() {
+        if (drain.is_empty() || drain.is_waiting()) && !control.halt() {
             heartbeat.set_pending(false);
-            bell.wait(ticket, BEAT);
+            bell.wait(ticket, drain.rest(BEAT));
         } else {
             bell.cancel();
         }

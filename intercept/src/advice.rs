@@ -1,5 +1,5 @@
-//! What an operator must know and cannot see: the route that the target needs, and settings of this host that would
-//! carry answers to real users or drop packets. Read from /proc and the routing table, never changed.
+//! What an operator must know and cannot see: the route that the target needs, and settings of this host that would drop
+//! packets. Read from /proc and the routing table, never changed.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -20,33 +20,6 @@ pub(crate) fn route_command(range: &Range, targets: &[SocketAddr]) -> Option<Str
 pub(crate) fn rp_filter_hint() -> &'static str {
     "if the target still answers nothing, it may drop what it receives from there:  \
      sysctl -w net.ipv4.conf.all.rp_filter=2"
-}
-
-/// Warnings about forwarding on an assistant, for the families that are replayed: what it forwards could reach real
-/// users. `ranges` are the clients, as far as they are known.
-pub(crate) fn forwarding_warnings(
-    sysctl: &Path,
-    has_v4: bool,
-    has_v6: bool,
-    ranges: &[Range],
-) -> Vec<String> {
-    let is_on = |name: &str| read(sysctl, name).is_some_and(|v| v != "0");
-    let mut warnings = Vec::new();
-    let families = [(true, has_v4, "net/ipv4/ip_forward"), (false, has_v6, "net/ipv6/conf/all/forwarding")];
-    for (v4, _, name) in families.into_iter().filter(|(_, replayed, _)| *replayed) {
-        if !is_on(name) {
-            continue;
-        }
-        let dotted = name.replace('/', ".");
-        let family = if v4 { "" } else { "-6 " };
-        let example = ranges.iter().find(|r| r.is_v4() == v4).map_or("RANGE".to_owned(), ToString::to_string);
-        warnings.push(format!(
-            "this host forwards packets ({dotted}=1): answers of the test would be SENT ON TO THE CLIENTS' ADDRESSES, which with \
-             --keep-clients are real users. If nothing else needs it:  sysctl -w {dotted}=0\n  \
-             otherwise (containers, a router):  ip {family}route replace blackhole {example}"
-        ));
-    }
-    warnings
 }
 
 /// Interfaces on which the target itself (`--tun`) drops what comes from replayed clients: the way back leads into the
@@ -109,20 +82,6 @@ mod tests {
             route_command(&"198.18.16.0/20".parse().unwrap(), &["127.0.0.1:80".parse().unwrap()]).unwrap();
         assert_eq!(command, "on the target (127.0.0.1):  ip route replace 198.18.16.0/20 via 127.0.0.1");
         assert_eq!(route_command(&"2001:2::/64".parse().unwrap(), &["127.0.0.1:80".parse().unwrap()]), None);
-    }
-
-    #[test]
-    fn forwarding_is_warned_of_for_the_families_that_are_replayed() {
-        let dir = sysctl(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")]);
-        let v4 = forwarding_warnings(&dir, true, false, &["198.18.0.0/15".parse().unwrap()]);
-        assert_eq!(v4.len(), 1);
-        assert!(
-            v4[0].contains("sysctl -w net.ipv4.ip_forward=0") && v4[0].contains("blackhole 198.18.0.0/15")
-        );
-        assert_eq!(forwarding_warnings(&dir, true, true, &[]).len(), 2, "nobody knows the ranges yet");
-        fs::write(dir.join("net/ipv4/ip_forward"), "0").unwrap();
-        assert_eq!(forwarding_warnings(&dir, true, false, &[]), Vec::<String>::new());
-        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

@@ -26,20 +26,10 @@ impl Guide {
 
     /// At the start: settings of this host that would do harm.
     pub(crate) fn start(&self) {
-        let sysctl = Path::new(advice::SYSCTL);
-        match &self.tun {
-            None => {
-                let (v4, v6) = (
-                    self.targets.iter().any(SocketAddr::is_ipv4),
-                    self.targets.iter().any(SocketAddr::is_ipv6),
-                );
-                advice::forwarding_warnings(sysctl, v4, v6, &[]).iter().for_each(|line| warn!("{line}"));
-            }
-            Some(tun) => {
-                if let Some(line) = advice::strict_rp_filter(sysctl, tun) {
-                    warn!("{line}");
-                }
-            }
+        if let Some(tun) = &self.tun
+            && let Some(line) = advice::strict_rp_filter(Path::new(advice::SYSCTL), tun)
+        {
+            warn!("{line}");
         }
     }
 
@@ -58,10 +48,6 @@ impl Guide {
         if !commands.is_empty() {
             info!("answers must come here; if that is not set up yet, {}", commands.join("\n  and "));
             info!("{}", advice::rp_filter_hint());
-        }
-        let (v4, v6) = (new.iter().any(Range::is_v4), new.iter().any(|r| !r.is_v4()));
-        for line in advice::forwarding_warnings(Path::new(advice::SYSCTL), v4, v6, &new) {
-            warn!("{line}");
         }
     }
 }

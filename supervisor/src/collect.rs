@@ -15,11 +15,12 @@ use shm::{Region, Role, RoleState};
 use topology::plan::Protocol;
 use topology::{Plan, wiring};
 
+use crate::canary;
 use crate::member::Member;
 use crate::procfs;
 use crate::stats::{
-    Amount, Capture, Control, Datagrams, Inject, Intercept, Latency, Ledger, Quantiles, Record, Recorded,
-    RecoveryTime, Returned, RoleStats, Sessions, Stats, Target, Turns, Udp, UdpFlows, UdpInject,
+    Amount, Capture, Control, Datagrams, Guard, Inject, Intercept, Latency, Ledger, Quantiles, Record,
+    Recorded, RecoveryTime, Returned, RoleStats, Sessions, Stats, Target, Turns, Udp, UdpFlows, UdpInject,
 };
 
 /// One look at everything.
@@ -103,6 +104,9 @@ impl Collector {
             },
             intercepts: self.intercepts(),
             targets: self.targets(),
+            canary: canary::look(self.region, &self.plan),
+            // Known by the supervisor's loop.
+            guard: Guard::default(),
             rings: self.rings(),
             counters: self.counters(),
             gauges: self.gauges(),

@@ -23,6 +23,7 @@ pub(crate) fn of_this_program() -> u64 {
     add(shard_worker::Latency::ALL.iter().map(|one| one.name()).collect());
     add(capturer::Count::ALL.iter().map(|one| one.name()).collect());
     add(injector::Count::ALL.iter().map(|one| one.name()).collect());
+    add(injector::Verdict::ALL.iter().map(|one| one.name()).collect());
     add(injector::ReturnCount::ALL.iter().map(|one| one.name()).collect());
     add(injector::InterceptCount::ALL.iter().map(|one| one.name()).collect());
     rapidhash::v3::rapidhash_v3(text.as_bytes())

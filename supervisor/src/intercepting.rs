@@ -2,6 +2,7 @@
 //! control socket and its end.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -15,6 +16,7 @@ use shm::LockFile;
 use topology::guard::{self, Place, Taken};
 use topology::{Key, Options, Refusal, listening_from, planner};
 
+use crate::blackhole::{self, Blackhole, State, Wanted};
 use crate::control::{Reply, Request, Server};
 use crate::service::Service;
 use crate::{key, logging, metrics, place, preflight, procfs, words};
@@ -54,6 +56,22 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         }
     }
 
+    let stop = Arc::new(AtomicBool::new(false));
+    let hole = match wanted.tun {
+        // A device of its own: what comes into it ends there.
+        Some(_) => None,
+        None => Some(blackhole::hold(
+            Wanted {
+                name: wanted.name.clone(),
+                services: wanted.services.clone(),
+                interfaces: wanted.interfaces.clone(),
+                guard: wanted.guard,
+                sysctl: Path::new(blackhole::SYSCTL),
+            },
+            Arc::clone(&stop),
+        )?),
+    };
+
     let mut order = intercept::Options::new(wanted.services.tcp);
     order.datagrams = wanted.services.udp;
     order.name.clone_from(&wanted.name);
@@ -63,7 +81,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     order.key = wanted.key;
     order.plain = wanted.plain;
     let stats = Arc::clone(&order.stats);
-    let opened = Intercept::open(order).map_err(|error| Refusal::preflight(error.to_string()))?;
+    let opened = match Intercept::open(order) {
+        Ok(opened) => opened,
+        Err(error) => {
+            hole.into_iter().for_each(Blackhole::leave_as_found);
+            return Err(Refusal::preflight(error.to_string()).into());
+        }
+    };
     let started = Instant::now();
     if let Some(at) = exporter {
         let (stats, name) = (Arc::clone(&stats), wanted.name.clone());
@@ -76,7 +100,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         })?;
     }
 
-    let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     ctrlc::set_handler(move || {
         // The second one does not wait.
@@ -87,6 +110,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     .context("listening for Ctrl-C failed")?;
     let server = Server::bind(&directory, &wanted.name)
         .with_context(|| format!("opening the control socket in {} failed", directory.display()))?;
+    let held = hole.as_ref().map(Blackhole::state);
     let desk = Desk {
         name: wanted.name,
         stats: Arc::clone(&stats),
@@ -94,6 +118,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         started,
         service: Service::of_environment(),
         turns: (0, 0),
+        held: held.clone(),
     };
     let over = Arc::new(AtomicBool::new(false));
     let thread = {
@@ -104,7 +129,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     over.store(true, Relaxed);
     // It closes the control socket.
     let _ = thread.join();
+    let failure = held.and_then(|held| held.failure());
+    drop(hole);
     drop(lock);
+    if let Some(sentence) = failure {
+        anyhow::bail!("{sentence}");
+    }
     let summary = summary?;
     if options.has(Key::Json) {
         println!("{}", serde_json::to_string(&summary)?);
@@ -147,6 +177,8 @@ struct Desk {
     service: Service,
     /// Turns of the capture loop and of the loop of connections at the last sign of life.
     turns: (u64, u64),
+    /// There where answers could be forwarded.
+    held: Option<Arc<State>>,
 }
 
 /// Between looks whether it is over.
@@ -227,6 +259,9 @@ impl Desk {
                 "rss_bytes": look.map_or(0, |look| look.rss_bytes),
             }],
         });
+        if let (Some(held), Value::Object(whole)) = (&self.held, &mut whole) {
+            whole.insert("guard".to_owned(), held.snapshot());
+        }
         if let (Value::Object(whole), Value::Object(counted)) = (&mut whole, self.stats.snapshot()) {
             whole.extend(counted);
         }

@@ -138,6 +138,9 @@ fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
             ),
         );
     }
+    if let Some(held) = now.canary.iter().find(|canary| canary.held) {
+        return ("held", format!("nothing is sent to {} until a probe passes: {}", held.addr, held.trouble));
+    }
     if let Some(sick) = now.targets.iter().find(|target| target.state == "sick") {
         return (
             "sick",
@@ -186,7 +189,7 @@ fn lost(stats: &Stats) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::{Amount, Intercept, Target};
+    use crate::stats::{Amount, Canary, Intercept, Target};
 
     fn sample(uptime_s: f64) -> Sample {
         let mut stats = Stats { uptime_s, state: "running".into(), ..Stats::default() };
@@ -267,6 +270,13 @@ mod tests {
                     now.stats.targets.push(Target { addr, state: "sick".into(), trips: 1 });
                 }),
                 "10.0.3.2:8080 refuses, resets or does not answer",
+            ),
+            (
+                Box::new(|now: &mut Sample| {
+                    let (addr, trouble) = ("10.0.3.2:8080".to_owned(), "a SYN left".to_owned());
+                    now.stats.canary.push(Canary { addr, trouble, held: true, ..Canary::default() });
+                }),
+                "nothing is sent to 10.0.3.2:8080 until a probe passes: a SYN left",
             ),
             (Box::new(|now: &mut Sample| now.stats.control.paused = true), "paused"),
             (Box::new(|_: &mut Sample| {}), "no traffic"),

@@ -27,6 +27,8 @@
 mod adopt;
 mod aftermath;
 mod backoff;
+mod blackhole;
+mod canary;
 mod cli;
 mod collect;
 mod control;

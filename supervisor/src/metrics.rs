@@ -167,6 +167,17 @@ fn feed(stats: &Stats) {
         }
     }
     feed_ledger(stats, &instance, &with);
+    for canary in &stats.canary {
+        let held = f64::from(u8::from(canary.held));
+        gauge!("tcptwin_target_held", with("target", &canary.addr)).set(held);
+        let state = [with("target", &canary.addr), vec![Label::new("state", canary.state.clone())]].concat();
+        gauge!("tcptwin_probe_state", state).set(1.0);
+        counter!("tcptwin_probe_failures_total", with("target", &canary.addr)).absolute(canary.failures);
+        for (hop, us) in [("out", canary.rtt_us.out), ("back", canary.rtt_us.back)] {
+            let hop = [with("target", &canary.addr), vec![Label::new("hop", hop)]].concat();
+            gauge!("tcptwin_probe_microseconds", hop).set(us as f64);
+        }
+    }
     for target in &stats.targets {
         let state = [with("target", &target.addr), vec![Label::new("state", target.state.clone())]].concat();
         gauge!("tcptwin_target_state", state).set(1.0);
@@ -265,6 +276,7 @@ fn feed_ledger(
     counter!("tcptwin_inject_engine_switches_total", instance()).absolute(stats.inject.switches);
     counter!("tcptwin_inject_detours_total", instance()).absolute(stats.inject.detours);
     counter!("tcptwin_inject_astray_total", instance()).absolute(stats.inject.astray);
+    counter!("tcptwin_guard_dropped_total", instance()).absolute(stats.guard.dropped);
     let engine = [("engine", stats.inject.engine.clone()), ("why", stats.inject.why.clone())];
     let labels = instance().into_iter().chain(engine.map(|(key, value)| Label::new(key, value)));
     gauge!("tcptwin_inject_engine", labels.collect::<Vec<_>>()).set(1.0);

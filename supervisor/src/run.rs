@@ -23,7 +23,7 @@ use crate::stats::Stats;
 use crate::supervise::{Ended, House, Setup, Supervisor};
 use crate::terminal::Terminal;
 use crate::upgrade::{self, Handover};
-use crate::{guarding, host, key, logging, metrics, recording, replaying, summary, survey};
+use crate::{canary, guarding, host, key, logging, metrics, recording, replaying, summary, survey};
 
 /// Removes the region's file at the end, whatever the end is. Sessions of a run before this one are not given up before
 /// this one works.
@@ -70,11 +70,14 @@ pub(crate) fn run(options: &Options, of: Command) -> anyhow::Result<ExitCode> {
     };
     let region = region(&plan, found)?;
     let tidy = Tidy { name: plan.name.clone(), armed: !matches!(found, Found::Adopt(_)) };
+    let guarding = guarding::set_up(region, &plan, &directory);
+    let (engines, inject) = guarding.foresee(&plan, &sockets);
+    if !matches!(found, Found::Adopt(_)) {
+        canary::must_pass(region, &plan, &sockets.inject)?;
+    }
     for (name, socket) in sockets.named(&plan).iter().filter(|_| renewed.is_some()) {
         service.keep(name, *socket);
     }
-    let guarding = guarding::set_up(region, &plan, &directory);
-    let (engines, inject) = guarding.foresee(&plan, &sockets);
     let server = Server::bind(&directory, &plan.name)
         .with_context(|| format!("opening the control socket in {} failed", directory.display()))?;
     let signals = Signals::listen()?;

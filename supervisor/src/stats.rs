@@ -49,6 +49,12 @@ pub(crate) struct Stats {
     /// Each target of the plan.
     #[serde(default)]
     pub(crate) targets: Vec<Target>,
+    /// The probe of the way to each target of TCP and back.
+    #[serde(default)]
+    pub(crate) canary: Vec<Canary>,
+    /// The kernel's guard against packets that are not for a target.
+    #[serde(default)]
+    pub(crate) guard: Guard,
     /// Each intercept of the plan.
     pub(crate) intercepts: Vec<Intercept>,
     /// Bytes that stand in the rings, by link.
@@ -362,6 +368,46 @@ pub(crate) struct Target {
     pub(crate) state: String,
     /// How often it became sick, counted in each shard.
     pub(crate) trips: u64,
+}
+
+/// The probe of the way to one target and back.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Canary {
+    /// The target's address and port.
+    pub(crate) addr: String,
+    /// The address that probes speak from.
+    pub(crate) from: String,
+    /// `waiting`, `ok`, `traffic` (sessions are answered, probes are not), `refused` (the ways are whole, the service is down); and
+    /// where nothing is sent: `not_sent`, `rejected`, `unseen`, `channel_down`.
+    pub(crate) state: String,
+    /// Nothing is sent there until a probe passes.
+    pub(crate) held: bool,
+    /// What is wrong, and what to do; empty where nothing is.
+    pub(crate) trouble: String,
+    /// Rounds of probes that failed.
+    pub(crate) failures: u64,
+    /// Seconds since the way was last seen to be whole; none if it never was.
+    pub(crate) last_ok_s: Option<f64>,
+    /// How long the last answer took.
+    pub(crate) rtt_us: HopTimes,
+}
+
+/// From a probe to its answer, microseconds; 0 before the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HopTimes {
+    /// The whole.
+    pub(crate) total: u64,
+    /// Until intercept saw the answer.
+    pub(crate) out: u64,
+    /// From there to here, by the return channel's own round trip.
+    pub(crate) back: u64,
+}
+
+/// The kernel's guard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Guard {
+    /// Packets that it dropped: they bore a replayed client's address or our mark, and were not for a target.
+    pub(crate) dropped: u64,
 }
 
 /// One intercept of the plan.

@@ -87,6 +87,17 @@ pub(crate) fn lines(stats: &Stats) -> Vec<String> {
     for (errno, count) in stats.inject.errors.iter().filter(|(_, count)| **count > 0) {
         add("", format!("{} {errno} when sending", thousands(*count)));
     }
+    for canary in stats.canary.iter().filter(|canary| canary.held || canary.failures > 0) {
+        let now = if canary.held { canary.trouble.as_str() } else { "it is whole now" };
+        add(
+            "way",
+            format!(
+                "to {} and back: {} of probes failed; {now}",
+                canary.addr,
+                counted(canary.failures, "round")
+            ),
+        );
+    }
     for target in stats.targets.iter().filter(|target| target.state != "ok" || target.trips > 0) {
         let times = counted(target.trips, "time");
         add("target", format!("{} {}; new connections were held back {times}", target.addr, target.state));

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `watch` | deaths, restarts, hangs |
 //! | `orders` | what the control socket asks for |
-//! | `engines` | by which engines packets leave |
+//! | `engines` | by which engines packets leave, and whether the ways to the targets are whole |
 //! | `rolling` | another image of the program: into it, and role by role after it |
 //! | `ending` | the ordered end |
 //! | `finale` | when a replay of files begins, and when it is over |
@@ -29,6 +29,7 @@ use shm::{Link, Region, RoleState};
 use topology::{Plan, wiring};
 
 use crate::aftermath::Aftermath;
+use crate::canary;
 use crate::collect::{Collector, Sample};
 use crate::control::Server;
 use crate::live;
@@ -37,6 +38,7 @@ use crate::metrics::Board;
 use crate::service::Service;
 use crate::signals::Signals;
 use crate::sockets::Sockets;
+use crate::stats::Guard;
 use crate::terminal::{self, Terminal};
 use crate::undertaker::Undertaker;
 use crate::upgrade::Handover;
@@ -106,6 +108,7 @@ pub(crate) struct Supervisor {
     house: House,
     fence: Option<Fence>,
     engines: Option<Engines>,
+    canary: canary::News,
     /// Lines of figures are wanted.
     live: bool,
     members: Vec<Member>,
@@ -218,6 +221,7 @@ impl Supervisor {
             house,
             fence,
             engines,
+            canary: canary::News::default(),
             members,
             undertaker: Undertaker::start()?,
             inputs,
@@ -253,6 +257,7 @@ impl Supervisor {
             self.end_with_the_files(now);
             self.report(now);
             self.watch_engines();
+            self.watch_ways();
             if let Phase::Draining(drain) = self.phase {
                 self.phase = self.advance(drain, now);
             }
@@ -380,6 +385,7 @@ impl Supervisor {
             (inject.engine, inject.why) = (engines.engine().to_owned(), engines.why());
         }
         inject.astray = self.fence.as_ref().map_or(0, Fence::dropped);
+        sample.stats.guard = Guard { dropped: sample.stats.inject.astray };
         sample
     }
 

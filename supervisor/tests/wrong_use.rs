@@ -122,6 +122,7 @@ fn each_option_of_run_refuses_nonsense() {
         ("-r 101", "from 0.01 to 100"),
         ("-c 198.18.0.1/20", "Write 198.18.0.0/20"),
         ("-c 198.18.0.0/20 --keep-clients", "exclude each other"),
+        ("--canary off --keep-clients", "would send the target's answers to real users"),
         ("-i eth0,any", "not both"),
         ("--shards 0", "from 1 to 64"),
         ("--cores 5-2", "a list of numbers"),

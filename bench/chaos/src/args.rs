@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// Which faults.
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [
         Kind::Capturer, Kind::Shard, Kind::Injector, Kind::Hang, Kind::Spin, Kind::Intercept, Kind::Channel,
-        Kind::Target, Kind::Supervisor,
+        Kind::Target, Kind::Supervisor, Kind::Guard, Kind::Route, Kind::Neighbour,
     ])]
     pub(crate) faults: Vec<Kind>,
     /// Time between faults of any kind, milliseconds, give or take half of it.
@@ -83,10 +83,16 @@ pub(crate) enum Kind {
     Target,
     /// The supervisor dies (SIGKILL) and is started again with the same name.
     Supervisor,
+    /// Somebody removes the kernel's guard at the online host.
+    Guard,
+    /// The target's route for the replayed clients leads nowhere for a while.
+    Route,
+    /// The target gets another link-layer address.
+    Neighbour,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 9] = [
+    pub(crate) const ALL: [Kind; 12] = [
         Kind::Capturer,
         Kind::Shard,
         Kind::Injector,
@@ -96,6 +102,9 @@ impl Kind {
         Kind::Channel,
         Kind::Target,
         Kind::Supervisor,
+        Kind::Guard,
+        Kind::Route,
+        Kind::Neighbour,
     ];
 
     /// As typed.
@@ -110,6 +119,9 @@ impl Kind {
             Kind::Channel => "channel",
             Kind::Target => "target",
             Kind::Supervisor => "supervisor",
+            Kind::Guard => "guard",
+            Kind::Route => "route",
+            Kind::Neighbour => "neighbour",
         }
     }
 }

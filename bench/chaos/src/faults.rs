@@ -1,5 +1,6 @@
 //! Draws faults and commits them, and takes back those that last a while.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -45,6 +46,18 @@ enum Lasting<'a> {
     NoSupervisor,
     Channel(Impairment<'a>),
     Target(Impairment<'a>),
+    Route,
+}
+
+/// A host that is not there.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 99);
+/// Prefix length of half of the clients' range.
+const HALF: u8 = lab::network::CLIENTS_V4.1 + 1;
+
+/// The clients' range in two, which a route prefers to the whole.
+fn halves() -> [IpAddr; 2] {
+    let base = lab::network::CLIENTS_V4.0;
+    [base, Ipv4Addr::from_bits(base.to_bits() + (1 << (32 - HALF)))].map(IpAddr::from)
 }
 
 /// Packets of the return channel.
@@ -133,6 +146,9 @@ impl<'a> Faults<'a> {
             Kind::Channel => self.cut_channel(now_us),
             Kind::Target => self.cut_target(now_us),
             Kind::Supervisor => self.kill_supervisor(now_us),
+            Kind::Guard => self.remove_guard(),
+            Kind::Route => self.mislead_answers(now_us),
+            Kind::Neighbour => self.change_neighbour(),
         }
     }
 
@@ -200,6 +216,52 @@ impl<'a> Faults<'a> {
         Ok(true)
     }
 
+    fn remove_guard(&mut self) -> Result<bool> {
+        if !self.is_calm() {
+            return Ok(false);
+        }
+        let ns = &self.stage.net.online.ns;
+        let tables = lab::real::run(ns, "nft", &["list", "tables"], START)?.stdout;
+        let tables: Vec<&str> = tables
+            .lines()
+            .filter_map(|line| line.strip_prefix("table "))
+            .filter(|t| t.contains("tcptwin"))
+            .collect();
+        let Some(table) = self.random.of(&tables) else { return Ok(false) };
+        let (family, name) = table.split_once(' ').context("a table has a family and a name")?;
+        lab::real::run(ns, "nft", &["delete", "table", family, name], START)?;
+        self.watch.book().count(Kind::Guard);
+        self.log(&format!("guard {table} removed"));
+        Ok(true)
+    }
+
+    fn mislead_answers(&mut self, now_us: u64) -> Result<bool> {
+        // With kept clients their own routes are the ones in use.
+        if !self.is_calm() || self.args.keep_clients {
+            return Ok(false);
+        }
+        let us = self.random.between(100_000, 3_000_000);
+        for half in halves() {
+            lab::network::route_range(&self.stage.net.target, half, HALF, NOBODY.into())?;
+        }
+        self.watch.book().count(Kind::Route);
+        self.log(&format!("answers lead nowhere for {} ms", us / 1_000));
+        self.lasting.push((now_us + us, Lasting::Route));
+        Ok(true)
+    }
+
+    fn change_neighbour(&mut self) -> Result<bool> {
+        if !self.is_calm() {
+            return Ok(false);
+        }
+        let address = format!("02:00:00:00:01:{:02x}", self.random.between(1, 255));
+        let words = ["link", "set", "eth0", "address", &address];
+        lab::real::run(&self.stage.net.target.ns, "ip", &words, START)?;
+        self.watch.book().count(Kind::Neighbour);
+        self.log(&format!("the target's card is {address}"));
+        Ok(true)
+    }
+
     fn kill_supervisor(&mut self, now_us: u64) -> Result<bool> {
         // A start asks every intercept first, so the channel has to be whole.
         if !self.is_calm() {
@@ -230,6 +292,13 @@ impl<'a> Faults<'a> {
                 Lasting::Target(cut) => {
                     let hits = cut.end()?;
                     self.log(&format!("target path whole again; {hits} packets were dropped"));
+                }
+                Lasting::Route => {
+                    for half in halves() {
+                        let gone = move || lab::netlink::remove_route(half, HALF, NOBODY.into());
+                        self.stage.net.target.ns.enter(gone)?;
+                    }
+                    self.log("answers lead to the assistant again");
                 }
                 Lasting::NoSupervisor => self.start_supervisor()?,
             }

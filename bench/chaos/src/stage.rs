@@ -52,8 +52,16 @@ impl Stage {
         let at_online = SocketAddr::new(net.online.v4(), PORTS.0);
         let at_target = SocketAddr::new(net.target.v4(), PORTS.1);
         let options = HttpOptions::default();
+        // An assistant that would send answers on to the client, were it not for the rule of intercept.
+        net.assistant.ns.set_sysctl("net/ipv4/ip_forward", "1")?;
+        let (clients, length) = network::CLIENTS_V4;
+        network::route_range(&net.assistant, clients.into(), length, net.client.v4())?;
+        // As a machine that takes over an address tells the others.
+        net.target.ns.set_sysctl("net/ipv4/conf/eth0/arp_notify", "1")?;
         if args.keep_clients {
             network::route_range(&net.target, net.client.v4(), 32, net.assistant.v4())?;
+            // Where the probe of the way speaks from.
+            network::route_range(&net.target, [203, 0, 113, 0].into(), 24, net.assistant.v4())?;
         }
         Ok(Self {
             _services: [
@@ -94,7 +102,9 @@ impl Stage {
     /// Starts `tcptwin intercept` without waiting for it.
     pub(crate) fn begin_intercept(&self) -> Result<Instance> {
         let target = self.at_target.to_string();
-        self.twin.begin(Command::Intercept, &self.net.assistant, &["-x", &target, "-i", "eth0"])
+        let name = format!("{}-hole", self.name);
+        let args = ["-x", &target, "-i", "eth0", "--guard", "--name", &name];
+        self.twin.begin(Command::Intercept, &self.net.assistant, &args)
     }
 
     /// All kinds of traffic, from the client host; each request has an id of its own.

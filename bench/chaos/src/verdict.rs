@@ -111,6 +111,8 @@ impl Verdict {
             number("/sessions/completed"),
             if failed.is_empty() { "none".to_owned() } else { failed.join(", ") }
         );
+        let dropped = number("/guard/dropped");
+        self.rule(dropped == 0, || format!("the kernel's guard had to stop {dropped} packets of ours"));
         let lost = number("/sessions/failed/worker_lost");
         self.rule(lost == 0, || format!("{lost} sessions were lost with their workers"));
     }
@@ -141,7 +143,7 @@ impl Verdict {
         for tally in tallies.iter().filter(|tally| tally.faults > 0) {
             let ms = |us: u64| format!("{:.1}", us as f64 / 1_000.0);
             let (kind, recovery) = (tally.kind.name(), &tally.recovery);
-            if tally.kind == Kind::Target {
+            if matches!(tally.kind, Kind::Target | Kind::Guard | Kind::Route | Kind::Neighbour) {
                 println!("{kind:<14} {:>7}", tally.faults);
                 continue;
             }

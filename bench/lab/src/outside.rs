@@ -3,7 +3,7 @@
 //!
 //! | where | what is astray |
 //! |---|---|
-//! | each host's port of the switch | an IPv4 packet whose source is not that host's, unless it is replayed: from an online host to the target's service |
+//! | each host's port of the switch | an IPv4 packet whose source is not that host's, unless it is replayed: from an online host, or a router, to the target's service |
 //! | the same | TCP over IPv6, which a lab that uses this witness does not have |
 //! | client, online2, assistant2 | anything the target sends to them |
 //!
@@ -46,9 +46,17 @@ pub(crate) const VNET: usize = 10;
 impl Outside {
     /// Posts a witness at every host of a network whose only target is this one.
     pub fn new(network: &Network, target: SocketAddr) -> io::Result<Self> {
+        Self::beside(network, target, &[])
+    }
+
+    /// The same where these hosts send on what is for the target.
+    pub fn beside(network: &Network, target: SocketAddr, routers: &[&Host]) -> io::Result<Self> {
         let mut posts = Vec::new();
         for host in network.hosts() {
-            let replays = host.number == network.online.number || host.number == network.online2.number;
+            let replays = [&network.online, &network.online2]
+                .into_iter()
+                .chain(routers.iter().copied())
+                .any(|one| one.number == host.number);
             let program =
                 foreign_sources(v4(host.v4())?, replays.then_some((v4(target.ip())?, target.port())));
             let device = format!("to-{}", host.ns.name());

@@ -5,6 +5,7 @@
 //! | `endpoint` | addresses and ports, IPv4 as v4-mapped IPv6 |
 //! | `seq` | sequence numbers in serial arithmetic |
 //! | `range` | address ranges of replayed clients |
+//! | `probe` | endpoints of clients that probes speak from |
 //! | `record` | the records that cross the rings: captured, injected, returned |
 //! | `reason` | why a byte was dropped |
 //! | `ip` | the IP header of a captured packet, extension headers included |
@@ -27,6 +28,7 @@ pub mod hash;
 pub mod ip;
 pub mod names;
 mod options;
+pub mod probe;
 pub mod range;
 pub mod reason;
 pub mod record;

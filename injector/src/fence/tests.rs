@@ -1,17 +1,7 @@
+use std::process::Command;
+
 use super::*;
 use crate::testing::{in_namespace, ip, plan};
-
-#[test]
-fn names_become_identifiers_and_stay_apart() {
-    assert_eq!(table_of("default"), "tcptwin_default");
-    assert_ne!(table_of("a-b"), table_of("a_b"));
-    assert!(table_of("x; flush ruleset").chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
-    for name in ["default", "a-b_c", "x; flush ruleset"] {
-        assert_eq!(name_of(&table_of(name)).as_deref(), Some(name));
-    }
-    assert_eq!(name_of("filter"), None);
-    assert_eq!(name_of("tcptwin_a_zz"), None);
-}
 
 #[test]
 fn pool_rules_name_the_range_and_keep_rules_the_target() {
@@ -81,7 +71,7 @@ fn a_guard_that_somebody_removes_is_missed_at_once_and_put_back() {
         fence.watch(move |devices| tell.send(devices.to_vec()).unwrap()).unwrap();
         for script in ["delete table netdev tcptwin_test", "flush chain inet tcptwin_test forged"] {
             let begin = Instant::now();
-            nft(&[], script).unwrap();
+            nft::run(&[], script).unwrap();
             let next = || told.recv_timeout(Duration::from_secs(10)).unwrap();
             assert_eq!(next(), Vec::<u32>::new(), "{script}");
             assert!(begin.elapsed() < PAUSE + Duration::from_secs(2), "after {:?}", begin.elapsed());

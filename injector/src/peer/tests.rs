@@ -21,6 +21,7 @@ impl Rig {
         let plan = plan(&["10.0.0.1:80"]);
         let region = region(&plan);
         let shared = Shared {
+            ear: None,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap(),
             sorter: Sorter::new(region, plan.seeds.shard),
             counters: region.counters(Role::Receiver),

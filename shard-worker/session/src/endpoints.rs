@@ -68,7 +68,8 @@ impl Pool {
         &self.range
     }
 
-    /// The next endpoint that hashes to this shard, is rested, and that `free` agrees to; `None`: exhausted for now.
+    /// The next endpoint that hashes to this shard, is rested, is no probe's, and that `free` agrees to; `None`: exhausted for
+    /// now.
     pub fn take(
         &self,
         state: &mut PoolState,
@@ -92,7 +93,8 @@ impl Pool {
             state.cursor += 1;
             let endpoint = self.endpoint(self.permute(position));
             let hash = flow::hash::endpoint_hash(self.shard_seed, &endpoint);
-            if flow::hash::shard_of(hash, self.shards) == self.shard && free(&endpoint) {
+            let ours = flow::hash::shard_of(hash, self.shards) == self.shard;
+            if ours && !flow::probe::is_reserved(&self.range, &endpoint) && free(&endpoint) {
                 state.last_used[block] = stamp;
                 return Some(endpoint);
             }
@@ -179,6 +181,9 @@ mod tests {
     use std::collections::HashSet;
     use zerocopy::FromZeros;
 
+    /// Endpoints of a range of one address that are left to probes.
+    const PROBES: u64 = flow::probe::PORTS.end as u64 - flow::probe::PORTS.start as u64;
+
     fn pool(range: &str, shard: u16, shards: u16) -> Pool {
         Pool::new(range.parse().unwrap(), 7, 11, shard, shards)
     }
@@ -209,13 +214,14 @@ mod tests {
             while let Some(endpoint) = pool.take(&mut state, now_s, |_| true) {
                 assert!(seen.insert(endpoint), "{endpoint} twice");
                 assert!(endpoint.port >= 1024 && pool.range().contains(endpoint.addr));
+                assert!(!flow::probe::is_reserved(pool.range(), &endpoint), "{endpoint} is a probe's");
             }
             now_s += REST_S - 1;
             assert_eq!(pool.take(&mut state, now_s, |_| true), None);
             now_s += 2;
             assert!(pool.take(&mut state, now_s, |_| true).is_some());
         }
-        assert_eq!(seen.len() as u64, PORTS);
+        assert_eq!(seen.len() as u64, PORTS - PROBES);
     }
 
     #[test]
@@ -228,7 +234,7 @@ mod tests {
         while let Some(endpoint) = pool.take(&mut state, 130, |_| true) {
             again.insert(endpoint);
         }
-        assert_eq!(again.len() as u64, PORTS - 1);
+        assert_eq!(again.len() as u64, PORTS - PROBES - 1);
         assert!(!again.contains(&first));
         assert_eq!(pool.take(&mut state, 221, |_| true), Some(first));
     }

@@ -158,7 +158,7 @@ fn the_return_channel_is_cut_for_ten_seconds() -> Result<()> {
 
 fn the_return_channel_is_cut_while_clients_are_kept() -> Result<()> {
     let stage = Stage::new()?;
-    lab::network::route_range(&stage.net.target, stage.net.client.v4(), 32, stage.net.assistant.v4())?;
+    stage.route_real_clients()?;
     cut_off_for_ten_seconds(&stage, &["--shards", "2", "--keep-clients"])
 }
 

@@ -267,7 +267,7 @@ fn link_is_the_default_where_it_is_guarded() -> Result<()> {
 fn kept_clients_are_sent_by_link() -> Result<()> {
     real::find("nft")?;
     let stage = Stage::new()?;
-    network::route_range(&stage.net.target, stage.net.client.v4(), 32, stage.net.assistant.v4())?;
+    stage.route_real_clients()?;
     let _intercept = stage.intercept()?;
     let run = stage.run(&["--keep-clients"])?;
     ensure!(engine(&run.stats()?)?.0 == "link", "{:?}", engine(&run.stats()?)?);
@@ -278,12 +278,15 @@ fn kept_clients_are_sent_by_link() -> Result<()> {
     Ok(())
 }
 
-/// A load under which something happens; every request must arrive, by link at the end.
+/// A load under which something happens; every request must arrive, by link at the end, and nothing anywhere else. Routers may send on
+/// what is for the target.
 fn while_it_runs(
     stage: &Stage,
+    routers: &[&network::Host],
     happens: impl FnOnce(&Instance, &RunningLoad) -> Result<()>,
 ) -> Result<Stats> {
     real::find("nft")?;
+    let mut outside = Outside::beside(&stage.net, stage.at_target(), routers)?;
     let _intercept = stage.intercept()?;
     let run = stage.run(&["--shards", "2"])?;
     wait_for_engine(&run, "link")?;
@@ -293,7 +296,9 @@ fn while_it_runs(
     wait_for_engine(&run, "link")?;
     more(&load, 250)?;
     let report = answered(load.stop()?)?;
-    stage.all_replayed(run, &report, 1)
+    let stats = stage.all_replayed(run, &report, 1)?;
+    ensure!(outside.look()? == 0, "on the wire: {:?}", outside.examples());
+    Ok(stats)
 }
 
 fn ip(host: &network::Host, words: &str) -> Result<()> {
@@ -306,7 +311,7 @@ fn the_next_hop_gets_another_address() -> Result<()> {
     let stage = Stage::new()?;
     // As a machine that takes over an address tells the others.
     stage.net.target.ns.set_sysctl("net/ipv4/conf/eth0/arp_notify", "1")?;
-    let stats = while_it_runs(&stage, |_, load| {
+    let stats = while_it_runs(&stage, &[], |_, load| {
         step("another card has the target's address");
         ip(&stage.net.target, "link set eth0 address 02:00:00:00:00:44")?;
         more(load, 500)?;
@@ -327,7 +332,7 @@ fn the_route_leads_to_another_next_hop() -> Result<()> {
         let values = text.lines().filter(|line| line.starts_with("Ip:")).nth(1).context("no counters")?;
         Ok(values.split(' ').nth(6).context("no ForwDatagrams")?.parse()?)
     };
-    while_it_runs(&stage, |_, load| {
+    while_it_runs(&stage, &[router], |_, load| {
         step("a router comes between");
         ip(&stage.net.online, "route add 10.88.0.4/32 via 10.88.0.7")?;
         // The neighbour is asked for, and the next look finds it.
@@ -363,7 +368,7 @@ fn the_device_goes_down_and_another_takes_over() -> Result<()> {
     };
     online.ns.enter(move || netlink::add_address("eth1", other, 32))?;
     bring_up()?;
-    let stats = while_it_runs(&stage, |run, load| {
+    let stats = while_it_runs(&stage, &[], |run, load| {
         step("the device of the route goes down: the route by the other one stays");
         ip(online, "link set eth1 down")?;
         more(load, 500)?;
@@ -379,7 +384,7 @@ fn the_device_goes_down_and_another_takes_over() -> Result<()> {
 
 fn somebody_removes_the_guard() -> Result<()> {
     let stage = Stage::new()?;
-    let stats = while_it_runs(&stage, |run, load| {
+    let stats = while_it_runs(&stage, &[], |run, load| {
         let tables = tool(&stage.net.online.ns, "nft", &["list", "tables"], LIMIT)?.stdout;
         let table =
             tables.lines().find_map(|line| line.strip_prefix("table netdev ")).context(tables.clone())?;

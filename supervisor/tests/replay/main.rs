@@ -8,6 +8,7 @@
 //! | `stage` | hosts, services and instances that most stories start from |
 //! | `http` | keep-alive, a connection per request, pipelined, IPv6, wrk |
 //! | `bulk` | large requests and answers in super-frames |
+//! | `canary` | the probe of the ways to the targets and back; a host that forwards |
 //! | `databases` | redis, in order and at once |
 //! | `joining` | connections older than the capture |
 //! | `hosts` | several online hosts, several intercepts |
@@ -29,6 +30,7 @@ use std::process::ExitCode;
 
 mod amount;
 mod bulk;
+mod canary;
 mod capture;
 mod databases;
 mod ending;
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
     let groups = [
         http::STORIES,
         bulk::STORIES,
+        canary::STORIES,
         databases::STORIES,
         joining::STORIES,
         hosts::STORIES,

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 use lab::story::{Skipped, Story, step};
-use lab::{Answers, HttpOptions, HttpService, Load, Mode, network};
+use lab::{Answers, HttpOptions, HttpService, Load, Mode};
 
 use crate::stage::{ONLINE_PORT, Stage, answered};
 
@@ -99,7 +99,7 @@ fn intercept_on_the_target_with_a_tun_device() -> Result<()> {
 fn real_client_addresses_are_kept() -> Result<()> {
     let stage = Stage::new()?;
     // As an operator would: only the answers to the clients of the experiment go to the assistant.
-    network::route_range(&stage.net.target, stage.net.client.v4(), 32, stage.net.assistant.v4())?;
+    stage.route_real_clients()?;
     let _intercept = stage.intercept()?;
     let run = stage.run(&["--keep-clients", "--shards", "2"])?;
     let mut report = stage.send(Load { rate: Some(1_000.0), ..stage.load(2_000) })?;

@@ -1,6 +1,6 @@
 //! Where most stories start: online and target services that write down every id, one intercept on the assistant host.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use lab::load::RunningLoad;
 use lab::story::step;
 use lab::{
     Answers, Fidelity, Host, HttpOptions, HttpService, Instance, Load, LoadReport, Network, Stats, Twin,
-    Witness, wait,
+    Witness, network, wait,
 };
 
 /// Port of the captured service.
@@ -91,6 +91,15 @@ impl Stage {
     pub(crate) fn intercept(&self) -> Result<Instance> {
         step("intercept on the assistant host");
         self.twin.intercept(&self.net.assistant, &["-x", &self.at_target().to_string(), "-i", "eth0"])
+    }
+
+    /// Sends the answers to real clients by the assistant: those of the experiment, and as by a route for everybody those to nobody
+    /// in particular.
+    pub(crate) fn route_real_clients(&self) -> Result<()> {
+        let Network { target, client, assistant, .. } = &self.net;
+        network::route_range(target, client.v4(), 32, assistant.v4())?;
+        network::route_range(target, IpAddr::from([203, 0, 113, 0]), 24, assistant.v4())?;
+        Ok(())
     }
 
     /// A run on the online host with options added.

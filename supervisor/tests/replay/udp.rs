@@ -15,7 +15,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use lab::real::{Dnsmasq, dnsmasq};
 use lab::story::{Story, step};
-use lab::{Host, Instance, Load, Stats, network, wait};
+use lab::{Host, Instance, Load, Stats, wait};
 
 use crate::stage::{SETTLE, Stage, clean, end};
 
@@ -424,7 +424,7 @@ fn a_worker_killed_under_datagrams() -> Result<()> {
 fn datagrams_of_real_client_addresses() -> Result<()> {
     let stage = Stage::new()?;
     // As an operator would: only the answers to the clients of the experiment go to the assistant.
-    network::route_range(&stage.net.target, stage.net.client.v4(), 32, stage.net.assistant.v4())?;
+    stage.route_real_clients()?;
     let mut scene = Scene::on(stage, &["--keep-clients"])?;
     let sent = ask(&scene.stage, scene.at_online(), 30, 10, &[100])?;
     scene.arrived(sent.datagrams)?;

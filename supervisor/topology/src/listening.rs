@@ -31,6 +31,8 @@ pub struct Listening {
     pub key: Option<[u8; 32]>,
     /// `--plain` was given: peers beyond loopback may come without a key.
     pub plain: bool,
+    /// `--guard`: a rule of its own against forwarding.
+    pub guard: bool,
 }
 
 /// Reads the options of `intercept`; `key` is what `--key` names or what stands in its usual place.
@@ -74,7 +76,17 @@ pub fn listening_from(options: &Options, key: Option<[u8; 32]>) -> Result<Listen
              or, in a network that you trust, give --plain here and to `tcptwin run`",
         ));
     }
-    Ok(Listening { name, services, interfaces, tun, listen, key: key.filter(|_| !plain), plain })
+    let guard = guard(options)?;
+    Ok(Listening { name, services, interfaces, tun, listen, key: key.filter(|_| !plain), plain, guard })
+}
+
+fn guard(options: &Options) -> Result<bool, Refusal> {
+    match options.one(Key::Guard) {
+        Some(given) if options.has(Key::Tun) => {
+            Err(given.refuse("what comes into the device of --tun goes nowhere by itself. Leave --guard out"))
+        }
+        given => Ok(given.is_some()),
+    }
 }
 
 /// `-c`, or the default ranges of the families that the services have.
@@ -121,6 +133,7 @@ mod tests {
         for (pairs, part) in [
             (&[(Key::Tun, ""), (Key::Interface, "eth0")][..], "Leave -i out"),
             (&[(Key::Clients, "198.18.0.0/15")], "a range is for --tun only"),
+            (&[(Key::Tun, ""), (Key::Guard, "")], "goes nowhere by itself"),
             (&[(Key::Listen, "here")], "resolves no names"),
             (&[(Key::Listen, "10.0.4.2:0")], "port 0"),
             (&[(Key::Map, "10.0.3.2")], "the target has no port"),

@@ -326,6 +326,24 @@ impl Key {
                 ),
                 None,
             ),
+            Key::Canary => (
+                None,
+                Many("off|ADDR"),
+                TRAFFIC,
+                Some(
+                    "Do not probe the ways to the targets and back; or, with --keep-clients, probe them from these addresses, which nobody has [default: on, from an endpoint that no session has]",
+                ),
+                None,
+            ),
+            Key::Guard => (
+                None,
+                Flag,
+                TRAFFIC,
+                None,
+                Some(
+                    "Where this host forwards packets: install a rule that drops what the targets send to anybody beyond it; it goes at the end",
+                ),
+            ),
             Key::CaptureBuffer => (
                 None,
                 One("SIZE"),

@@ -40,6 +40,10 @@ named_enum! {
         Capture => "capture",
         /// Injection engine.
         Inject => "inject",
+        /// Whether, and from where, the ways to the targets are probed.
+        Canary => "canary",
+        /// A rule against forwarding, where intercept's host forwards.
+        Guard => "guard",
         /// An expression that captured traffic must match.
         Filter => "filter",
         /// Only clients in these ranges.

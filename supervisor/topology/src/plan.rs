@@ -40,6 +40,9 @@ pub struct Plan {
     /// How packets leave.
     #[serde(default)]
     pub inject: InjectEngine,
+    /// Whether and from where the way to each target and back is probed.
+    #[serde(default)]
+    pub canary: CanaryPlan,
     /// `-n` in thousandths: 1000 is one copy of each flow.
     pub copies_milli: u32,
     /// `-r` in parts per million: 1,000,000 is all flows.
@@ -185,6 +188,19 @@ pub enum InjectEngine {
     Raw,
     /// Frames through libpcap; raw IP while the next hop is not known.
     Pcap,
+}
+
+/// The probe of the way to each target and back (`--canary`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CanaryPlan {
+    /// From an endpoint that no session has: of the client range, or with kept clients of a range that nobody has.
+    #[default]
+    On,
+    /// From these addresses, one of a family.
+    From(Vec<IpAddr>),
+    /// Not at all.
+    Off,
 }
 
 /// Live capture.
@@ -348,7 +364,7 @@ pub const MAX_TARGETS: usize = 256;
 
 impl Plan {
     /// The smallest plan that works, for one role alone in a test or a bench: these mappings (`[udp:][IP:]PORT-TARGET:PORT`),
-    /// the default client ranges, one shard, a few MiB. Panics when a text is no such mapping.
+    /// the default client ranges, one shard, no probes, a few MiB. Panics when a text is no such mapping.
     pub fn small(mappings: &[&str]) -> Self {
         let parse = |(text, target): (&&str, u16)| {
             let (protocol, text) =
@@ -388,6 +404,7 @@ impl Plan {
             trace: None,
             record: None,
             inject: InjectEngine::Auto,
+            canary: CanaryPlan::Off,
             copies_milli: 1_000,
             percent_ppm: 1_000_000,
             shards: 1,

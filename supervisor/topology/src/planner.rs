@@ -1,7 +1,7 @@
 //! From options to a [`Plan`]: defaults, bounds, and a sentence for everything that is out of them. Facts about the
 //! machine are arguments; whether host and network allow the plan is the preflight's question, not this one's.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use flow::Range;
 
@@ -9,8 +9,8 @@ use crate::clients::clients;
 use crate::mapping;
 use crate::options::{Given, Key, Options};
 use crate::plan::{
-    CaptureEngine, CapturePlan, FilterPlan, InjectEngine, Join, MAX_NETS, MAX_TARGETS, Mapping, OnGap,
-    ReplayPlan, Rtt, Seeds, Target,
+    CanaryPlan, CaptureEngine, CapturePlan, FilterPlan, InjectEngine, Join, MAX_NETS, MAX_TARGETS, Mapping,
+    OnGap, ReplayPlan, Rtt, Seeds, Target,
 };
 use crate::recording;
 use crate::sizes::{self, share_out};
@@ -95,6 +95,7 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
         trace,
         record,
         inject: options.one(Key::Inject).map_or(Ok(InjectEngine::Auto), inject)?,
+        canary: canary(options)?,
         copies_milli: options.one(Key::Copies).map_or(Ok(1_000), |given| read(given, copies_milli))?,
         percent_ppm: options.one(Key::Percent).map_or(Ok(1_000_000), |given| read(given, percent_ppm))?,
         shards,
@@ -395,6 +396,36 @@ fn inject(given: &Given) -> Result<InjectEngine, Refusal> {
         "pcap" => Ok(InjectEngine::Pcap),
         _ => Err(given.refuse("the engine is `link`, `raw` or `pcap`. Leave it out for the best one here")),
     }
+}
+
+/// `--canary`: what real clients' addresses rest on cannot be switched off.
+fn canary(options: &Options) -> Result<CanaryPlan, Refusal> {
+    let keep = options.has(Key::KeepClients);
+    let mut from = Vec::new();
+    for given in options.all(Key::Canary) {
+        match given.text.as_str() {
+            "off" if keep => {
+                return Err(given.refuse(
+                    "with --keep-clients a wrong route would send the target's answers to real users, and the probe is what notices. Leave it on",
+                ));
+            }
+            "off" => return Ok(CanaryPlan::Off),
+            text => match text.parse::<IpAddr>() {
+                Ok(ip) if keep => from.push(ip),
+                Ok(_) => {
+                    return Err(given.refuse(
+                        "an address to probe from is for --keep-clients only; a client range has one of its own",
+                    ));
+                }
+                Err(_) => {
+                    return Err(given.refuse(
+                        "say `off`, or an address that nobody has and that the target answers by the intercept",
+                    ));
+                }
+            },
+        }
+    }
+    Ok(if from.is_empty() { CanaryPlan::On } else { CanaryPlan::From(from) })
 }
 
 /// Smallest capture buffer: eight super-frames and some hundred small ones.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use crate::mapping;
 use crate::options::{Key, Options};
 use crate::plan::{
-    CaptureEngine, Clients, InjectEngine, Limits, MAX_MAPPINGS, Mapping, NOWHERE, Protocol, RecordPlan,
-    Rings, Seeds,
+    CanaryPlan, CaptureEngine, Clients, InjectEngine, Limits, MAX_MAPPINGS, Mapping, NOWHERE, Protocol,
+    RecordPlan, Rings, Seeds,
 };
 use crate::planner::{self, DEFAULT_NAME, Facts};
 use crate::sizes;
@@ -73,6 +73,7 @@ pub fn plan_to_record(options: &Options, facts: &Facts) -> Result<Plan, Refusal>
         record: Some(record),
         trace: None,
         inject: InjectEngine::Auto,
+        canary: CanaryPlan::Off,
         copies_milli: 1_000,
         percent_ppm: 1_000_000,
         shards: 0,

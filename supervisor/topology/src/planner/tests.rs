@@ -49,6 +49,23 @@ fn the_smallest_command_line_makes_a_whole_plan() {
 }
 
 #[test]
+fn ways_are_probed_unless_nobody_real_is_at_risk() {
+    assert_eq!(plan(&[]).unwrap().canary, CanaryPlan::On);
+    assert_eq!(plan(&[(Key::Canary, "off")]).unwrap().canary, CanaryPlan::Off);
+    let keep = |text| plan(&[(Key::KeepClients, ""), (Key::Canary, text)]);
+    let from = CanaryPlan::From(vec!["10.7.7.7".parse().unwrap(), "fd00::7".parse().unwrap()]);
+    assert_eq!(keep("10.7.7.7,fd00::7").unwrap().canary, from);
+    for (refused, part) in [
+        (keep("off"), "would send the target's answers to real users"),
+        (keep("nobody"), "say `off`, or an address"),
+        (plan(&[(Key::Canary, "10.7.7.7")]), "for --keep-clients only"),
+    ] {
+        let refusal = refused.unwrap_err();
+        assert!(refusal.exit == 2 && refusal.sentence.contains(part), "{refusal}");
+    }
+}
+
+#[test]
 fn what_is_captured_can_be_narrowed() {
     let plan =
         plan(&[(Key::Net, "10.0.0.0/8,fd00::7"), (Key::NotNet, "10.1.2.x"), (Key::Filter, "tcp")]).unwrap();
