@@ -11,7 +11,7 @@ use topology::plan::CaptureEngine;
 
 use crate::count::{MAX_RINGS, POSITIONS};
 use crate::error::OpenError;
-use crate::filter::Frames;
+use crate::filter::{Frames, NOTHING};
 use crate::interfaces::{self, Interface};
 use crate::live::RINGS;
 use crate::online::program;
@@ -80,6 +80,23 @@ pub fn open(plan: &Plan) -> Result<Vec<CaptureSocket>, OpenError> {
         CaptureEngine::Pcap => crate::pcap::try_out(plan).map(|()| vec![]),
         CaptureEngine::Xdp => xdp::open(plan, &wanted),
     }
+}
+
+/// Lets the kernel keep nothing more in these sockets, now and whoever reads from them. The engines without such sockets end
+/// with their role.
+///
+/// # Errors
+/// The first of a socket that goes on; the others are closed all the same.
+pub fn deafen(plan: &Plan, sockets: &[CaptureSocket]) -> io::Result<()> {
+    if matches!(plan.capture.engine, CaptureEngine::Pcap | CaptureEngine::Xdp) {
+        return Ok(());
+    }
+    sockets.iter().map(|socket| socket.0.attach(&NOTHING)).fold(Ok(()), io::Result::and)
+}
+
+/// Whether the supervisor's sockets are all that captures: [`deafen`] ends it then.
+pub const fn is_held_by_sockets(plan: &Plan) -> bool {
+    plan.trace.is_none() && matches!(plan.capture.engine, CaptureEngine::Ring | CaptureEngine::Simple)
 }
 
 /// Takes over sockets that were handed down by number.

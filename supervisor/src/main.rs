@@ -13,6 +13,7 @@
 //! | `sockets` | what outlives the roles |
 //! | `spawn`, `role`, `member`, `undertaker` | starting a role; being one; one process over its life, and after it |
 //! | `backoff`, `hang`, `aftermath`, `drain` | how soon again; alive or hung; what a death costs; the ordered end |
+//! | `halt` | the kill switch |
 //! | `quarantine` | what workers died of twice, kept and shown again |
 //! | `control`, `ctl`, `place` | the control socket, its clients, where it is |
 //! | `collect`, `stats` | counters and /proc → the figures |
@@ -34,6 +35,7 @@ mod demo;
 mod drain;
 mod format;
 mod guarding;
+mod halt;
 mod hang;
 mod host;
 mod intercepting;

@@ -7,12 +7,14 @@
 //! | `orders` | what the control socket asks for |
 //! | `engines` | by which engines packets leave |
 //! | `rolling` | another image of the program: into it, and role by role after it |
+//! | `halting` | the end at once |
 //! | `ending` | the ordered end |
 //! | `finale` | when a replay of files begins, and when it is over |
 
 mod ending;
 mod engines;
 mod finale;
+mod halting;
 mod orders;
 mod rolling;
 mod watch;
@@ -31,6 +33,7 @@ use topology::{Plan, wiring};
 use crate::aftermath::Aftermath;
 use crate::collect::{Collector, Sample};
 use crate::control::Server;
+use crate::halt::Switch;
 use crate::live;
 use crate::member::Member;
 use crate::metrics::Board;
@@ -80,6 +83,8 @@ pub(crate) struct House {
     pub(crate) directory: PathBuf,
     /// Where the program was started from; the file may be another one by now.
     pub(crate) program: PathBuf,
+    /// The kill switch.
+    pub(crate) halt_file: PathBuf,
     /// Roles log warnings only, and there is no view.
     pub(crate) quiet: bool,
     /// The summary is JSON, and there is no view.
@@ -104,6 +109,7 @@ pub(crate) struct Supervisor {
     service: Service,
     board: Option<Board>,
     house: House,
+    switch: Switch,
     fence: Option<Fence>,
     engines: Option<Engines>,
     /// Lines of figures are wanted.
@@ -122,6 +128,7 @@ pub(crate) struct Supervisor {
     /// The condition that the view has explained.
     told: &'static str,
     failure: Option<String>,
+    halted: bool,
     was_running: bool,
     finale: Option<finale::Finale>,
 }
@@ -215,6 +222,7 @@ impl Supervisor {
             service,
             board,
             live: !house.quiet && !house.json,
+            switch: Switch::watch(house.halt_file.clone()),
             house,
             fence,
             engines,
@@ -230,6 +238,7 @@ impl Supervisor {
             events: Vec::new(),
             told: "",
             failure: None,
+            halted: false,
             finale: None,
         })
     }
@@ -244,6 +253,7 @@ impl Supervisor {
         loop {
             self.wait();
             let now = Instant::now();
+            self.halt_if_thrown(now);
             self.see_deaths(now);
             self.start_due(now);
             self.answer(now);
@@ -305,6 +315,7 @@ impl Supervisor {
         let sleep = due.map_or(tick, |due| due.min(tick)).min(self.until_silent(tick));
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds = vec![readable(self.signals.bell())];
+        fds.extend(self.switch.news().map(readable));
         fds.extend(self.members.iter().filter_map(Member::alive).map(readable));
         fds.extend(self.server.waits_for().map(|(fd, writing)| {
             PollFd::new(fd, if writing { PollFlags::POLLOUT } else { PollFlags::POLLIN })
