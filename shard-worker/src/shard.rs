@@ -15,6 +15,9 @@
 //! and what it refuses for that reason is counted as wanted and dropped as `paused`, with the copies that the flow would
 //! have had. A flow that outlives the pause is joined like any flow older than the capture.
 //!
+//! **Shed.** While the run takes more than it may (`--budget-cpu`), flows above a draw are left out in the same way, as `shed`, and
+//! if need be those that exist are ended (`session/src/shedding.rs`).
+//!
 //! **A file waits.** See [`Shard::is_full`] and [`Table::should_wait`]: offline nothing is dropped for want of room.
 //!
 //! **Datagrams.** One is copied as often as its flow wants while there is room in the inject ring; when that ends, the transaction
@@ -151,6 +154,9 @@ impl Shard {
             paused: control.paused() && !self.patient,
             percent_ppm: control.percent_ppm(),
             copies_milli: control.copies_milli(),
+            // A file waits instead.
+            admitted_ppm: if self.patient { ALL } else { control.admitted_ppm() },
+            kept_ppm: if self.patient { ALL } else { control.kept_ppm() },
         };
         while let Some((name, segment)) = taken.next_captured() {
             self.journal.at(name);
@@ -205,8 +211,8 @@ impl Shard {
         ordered: &Ordered,
     ) -> bool {
         let Some(datagrams) = &mut self.datagrams else { return true };
-        let &Ordered { paused, percent_ppm, copies_milli } = ordered;
-        let order = Order { paused, percent_ppm, copies_milli };
+        let &Ordered { paused, percent_ppm, copies_milli, admitted_ppm, kept_ppm } = ordered;
+        let order = Order { paused, percent_ppm, copies_milli, admitted_ppm, kept_ppm };
         let Item::Captured(position) = name else { return true };
         let done = self.begun.take().filter(|(at, _)| *at == position).map_or(0, |(_, copies)| copies);
         if name == self.left_out {
@@ -237,13 +243,22 @@ impl Shard {
     fn captured(&mut self, now_us: u64, segment: &Captured, payload: &[u8], ordered: &Ordered) {
         let before = self.table.tally().count(Count::SampledOut);
         self.table.captured(now_us, segment, payload, ordered.percent(), ordered.copies_milli);
-        if ordered.paused && self.table.tally().count(Count::SampledOut) != before {
+        if ordered.leaves_out() && self.table.tally().count(Count::SampledOut) != before {
             // How many sessions the flow would have, had it been begun; the machine asks in the same way.
             let (seed, copies_milli) = (self.table.config().seeds.sample, ordered.copies_milli);
             let (client, server) = (&segment.client, &segment.server);
             let copies = sample::copies(seed, client, server, 0, ordered.percent_ppm, copies_milli);
-            self.publisher.paused(copies, payload.len());
+            self.publisher.leave_out(ordered.paused, copies, payload.len());
         }
+    }
+
+    /// Ends flows that there is no room for; true when more are to be looked at.
+    pub(crate) fn shed(&mut self, now_us: u64, control: &Control) -> bool {
+        if self.patient {
+            return false;
+        }
+        self.journal.at(Item::Sessions);
+        self.table.shed(now_us, control.kept_ppm())
     }
 
     /// Runs the timers that are due; true if any were.
@@ -322,11 +337,21 @@ struct Ordered {
     paused: bool,
     percent_ppm: u32,
     copies_milli: u32,
+    admitted_ppm: u32,
+    kept_ppm: u32,
 }
 
+/// Parts per million.
+const ALL: u32 = 1_000_000;
+
 impl Ordered {
-    /// While paused, flows that are not known are sampled out.
-    const fn percent(&self) -> u32 {
-        if self.paused { 0 } else { self.percent_ppm }
+    /// While paused, flows that are not known are sampled out; while there is no room for them, some.
+    fn percent(&self) -> u32 {
+        if self.paused { 0 } else { self.percent_ppm.min(self.admitted_ppm) }
+    }
+
+    /// Whether flows are sampled out that are wanted.
+    fn leaves_out(&self) -> bool {
+        self.percent() < self.percent_ppm
     }
 }

@@ -13,6 +13,7 @@
 //! | `sockets` | what outlives the roles |
 //! | `spawn`, `role`, `member`, `undertaker` | starting a role; being one; one process over its life, and after it |
 //! | `backoff`, `hang`, `aftermath`, `drain` | how soon again; alive or hung; what a death costs; the ordered end |
+//! | `budget` | how much may be replayed within a budget of CPU time |
 //! | `halt` | the kill switch |
 //! | `quarantine` | what workers died of twice, kept and shown again |
 //! | `control`, `ctl`, `place` | the control socket, its clients, where it is |
@@ -27,6 +28,7 @@
 mod adopt;
 mod aftermath;
 mod backoff;
+mod budget;
 mod cli;
 mod collect;
 mod control;

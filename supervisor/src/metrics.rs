@@ -167,6 +167,18 @@ fn feed(stats: &Stats) {
         }
     }
     feed_ledger(stats, &instance, &with);
+    if let Some(restraint) = &stats.restraint {
+        gauge!("tcptwin_asked_percent", instance()).set(stats.control.asked_percent);
+        gauge!("tcptwin_ramp_left_seconds", instance()).set(restraint.ramp_left_s);
+        gauge!("tcptwin_cpu_percent", instance()).set(restraint.cpu_percent);
+        gauge!("tcptwin_cpu_budget_percent", instance()).set(restraint.cpu_budget_percent);
+        gauge!("tcptwin_admitted_percent", instance()).set(restraint.admitted_percent);
+        gauge!("tcptwin_kept_percent", instance()).set(restraint.kept_percent);
+        for step in ["whole", "leaving_out", "shedding", "blind"] {
+            gauge!("tcptwin_restraint_step", with("step", step))
+                .set(f64::from(u8::from(restraint.step == step)));
+        }
+    }
     for target in &stats.targets {
         let state = [with("target", &target.addr), vec![Label::new("state", target.state.clone())]].concat();
         gauge!("tcptwin_target_state", state).set(1.0);

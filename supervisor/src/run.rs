@@ -281,7 +281,9 @@ fn region(plan: &Plan, found: Found) -> Result<&'static Region, Refusal> {
     }
     let spec = wiring::region_spec(plan, shard_worker::arena_bytes);
     let region = Region::create(&plan.name, &spec, &plan.to_bytes(), plan.instance).map_err(refused)?;
-    region.control().set_percent_ppm(plan.percent_ppm);
+    region.control().set_asked_ppm(plan.percent_ppm);
+    // A ramp begins with nothing.
+    region.control().set_percent_ppm(if plan.restraint.ramp_ms == 0 { plan.percent_ppm } else { 0 });
     region.control().set_copies_milli(plan.copies_milli);
     Ok(region)
 }

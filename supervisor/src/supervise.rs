@@ -8,6 +8,7 @@
 //! | `engines` | by which engines packets leave |
 //! | `rolling` | another image of the program: into it, and role by role after it |
 //! | `halting` | the end at once |
+//! | `keeping` | budget and ramp |
 //! | `ending` | the ordered end |
 //! | `finale` | when a replay of files begins, and when it is over |
 
@@ -15,6 +16,7 @@ mod ending;
 mod engines;
 mod finale;
 mod halting;
+mod keeping;
 mod orders;
 mod rolling;
 mod watch;
@@ -129,6 +131,7 @@ pub(crate) struct Supervisor {
     told: &'static str,
     failure: Option<String>,
     halted: bool,
+    keeping: keeping::Keeping,
     was_running: bool,
     finale: Option<finale::Finale>,
 }
@@ -210,6 +213,7 @@ impl Supervisor {
         let aftermath = Aftermath::new(region, plan.clone(), house.directory.clone());
         let age = Duration::from_micros(shm::monotonic_us().saturating_sub(house.started_us));
         let now = Instant::now();
+        let keeping = keeping::Keeping::new(plan.restraint.cpu_milli);
         let collector = Collector::new(region, plan.clone(), now.checked_sub(age).unwrap_or(now));
         Ok(Self {
             region,
@@ -239,6 +243,7 @@ impl Supervisor {
             told: "",
             failure: None,
             halted: false,
+            keeping,
             finale: None,
         })
     }
@@ -246,6 +251,7 @@ impl Supervisor {
     /// Runs until the end. Must be called by the main thread ([`crate::spawn`]).
     pub(crate) fn run(mut self) -> Ended {
         let begin = Instant::now();
+        self.keep_nothing_yet();
         let every = if self.terminal.is_terminal { LINE } else { LOG_LINE };
         let mut last = self.sample();
         let (mut next_line, mut next_sample) = (begin + every, begin + LINE);
@@ -258,6 +264,7 @@ impl Supervisor {
             self.start_due(now);
             self.answer(now);
             self.watch(now);
+            self.keep(now);
             self.roll(now);
             self.end_if_asked(now);
             self.end_with_the_files(now);
@@ -391,6 +398,7 @@ impl Supervisor {
             (inject.engine, inject.why) = (engines.engine().to_owned(), engines.why());
         }
         inject.astray = self.fence.as_ref().map_or(0, Fence::dropped);
+        sample.stats.restraint = self.restraint();
         sample
     }
 
@@ -455,6 +463,10 @@ impl Supervisor {
         // Yellow where it asks for attention.
         let text = match finale::progress(&now, elapsed) {
             Some(progress) => format!("{text}   {progress}"),
+            None => text,
+        };
+        let text = match live::ramp(&now.stats) {
+            Some(ramp) => format!("{text}   {ramp}"),
             None => text,
         };
         self.paint(text, good);

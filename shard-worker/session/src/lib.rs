@@ -54,6 +54,7 @@ mod online;
 mod ready;
 mod sack;
 mod sender;
+mod shedding;
 mod slot;
 mod specimen;
 mod stash;

@@ -15,6 +15,7 @@
 //! | `sender` | what leaves: windows, gates, retransmission |
 //! | `timers` | deadlines |
 //! | `foresight` | memory asked for before it is needed |
+//! | `shedding` | flows ended to make room |
 //! | `ending` | FIN, RST, reconnect, the end |
 
 use flow::hash::flow_hash;
@@ -34,6 +35,7 @@ use crate::foresight::Foresight;
 use crate::index::{Batch, Index};
 use crate::nearest::Nearest;
 use crate::ready::Ready;
+use crate::shedding::Shedding;
 use crate::slot::{NEVER, NONE, Phase, Slot, is};
 use crate::strangers::Strangers;
 use crate::tally::{Count, Tally};
@@ -106,6 +108,7 @@ pub struct Table {
     abandoned: u32,
     /// Where the search for the oldest backlogs goes on.
     pub(crate) hand: u32,
+    pub(crate) shedding: Shedding,
     /// Challenges in the present second (RFC 5961, section 7).
     pub(crate) challenges: (u64, u32),
     pub(crate) foresight: Foresight,
@@ -166,6 +169,7 @@ impl Table {
             deaf_us: 0,
             abandoned: 0,
             hand: 0,
+            shedding: Shedding::default(),
             challenges: (0, 0),
             foresight: Foresight::default(),
             config,

@@ -53,6 +53,8 @@ named_enum! {
         FailedIdle => "failed_idle",
         /// ... at the end of the run.
         FailedStopped => "failed_stopped",
+        /// ... because their flows were shed.
+        FailedShed => "failed_shed",
         /// ... with a worker.
         FailedWorkerLost => "failed_worker_lost",
         /// Flows refused because the table was full (per copy).

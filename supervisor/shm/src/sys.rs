@@ -34,12 +34,18 @@ pub fn set_fine_timers() -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// CPU priority of the calling thread and of those that it starts from now on (setpriority(2)): 0 is usual, 19 the last. Only
-/// downwards without privileges.
-pub fn set_nice(nice: u8) -> io::Result<()> {
-    // SAFETY: three integers; the kernel touches no memory of ours.
-    let rc = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice.into()) };
-    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+/// Lowers the CPU priority of the calling thread, and of those that it starts from now on, by so much (nice(2)); 19 is the last. It
+/// needs no privilege.
+pub fn give_way(by: u8) -> io::Result<()> {
+    // What it returns may be -1 without an error.
+    nix::errno::Errno::clear();
+    // SAFETY: an integer; the kernel touches no memory of ours.
+    let now = unsafe { libc::nice(by.into()) };
+    match nix::errno::Errno::last_raw() {
+        0 => Ok(()),
+        _ if now != -1 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
 }
 
 /// A descriptor that becomes readable when a process, with all its threads, is dead and can be reaped (pidfd_open(2),
@@ -80,7 +86,7 @@ mod tests {
     fn a_lower_priority_is_ones_own_thread_s() {
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                set_nice(19).unwrap();
+                give_way(19).unwrap();
                 let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
                 // Field 19 of proc_pid_stat(5), counted from the end of the name.
                 let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();

@@ -50,7 +50,7 @@ impl Supervisor {
             Order::Upgrade => self.prepare_upgrade(now),
             Order::Halt => self.halt(now, "by tcptwin ctl halt"),
             Order::Percent(ppm) if (1..=1_000_000).contains(&ppm) => {
-                control.set_percent_ppm(ppm);
+                self.ask_percent(ppm);
                 self.event(format!("{} % of new flows by ctl", f64::from(ppm) / 1e4));
                 said(format!("{} % of new flows from now on; open ones go on", f64::from(ppm) / 1e4))
             }

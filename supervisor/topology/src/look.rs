@@ -431,7 +431,7 @@ impl Key {
                 One("N"),
                 RESTRAINT,
                 Some(
-                    "CPU priority of capturer, shards and injector, from 0 (as any other) to 19 (last) [default: 10]",
+                    "By how much the CPU priority of capturer, shards and injector is lower, from 0 to 19 [default: 10]",
                 ),
                 None,
             ),

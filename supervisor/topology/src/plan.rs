@@ -341,7 +341,7 @@ pub struct ReplayPlan {
 /// What a run keeps itself to, for the sake of its host and of the targets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restraint {
-    /// CPU priority of the roles, as nice(2) has it.
+    /// By how much the CPU priority of the roles is lower than the supervisor's, as nice(2) has it.
     pub nice: u8,
     /// CPU time of all processes together, thousandths of one core.
     pub cpu_milli: Option<u32>,
