@@ -36,7 +36,7 @@ use topology::Plan;
 use crate::config::{datagrams, machine_config, table_bytes};
 use crate::counters::{Gauge, Publisher, WorkerCount};
 use crate::inbox::{Found, Inbox, Taken};
-use crate::outbox::Outbox;
+use crate::outbox::{Book, Outbox};
 
 /// Pumps of one step: 1,024 records, so that input waits a millisecond at most behind a long backlog of output.
 const PUMPS: usize = 64;
@@ -56,6 +56,25 @@ pub(crate) struct Shard {
     known: Known,
     /// The source is a file, which can wait.
     patient: bool,
+    /// Bytes of output that may wait for the injector, where it keeps to a rate: what waits there is too late to be thought over,
+    /// and makes answers look slow.
+    waiting_bytes: Option<u64>,
+    region: &'static Region,
+}
+
+/// Time for which output may wait for a rate: shorter than the shortest retransmission.
+const WAITS_FOR_MS: u64 = 20;
+/// A small packet in a ring, bytes.
+const SMALL_RECORD: u64 = 256;
+/// However slow the rate is, bytes: two full packets.
+const LEAST_WAITING: u64 = 4_096;
+
+/// What of the output of one shard may wait for the injector.
+fn waiting_bytes(plan: &Plan) -> Option<u64> {
+    let bits = plan.restraint.bits.map(|bits| bits / 8 * WAITS_FOR_MS / 1_000);
+    let packets = plan.restraint.packets.map(|packets| packets * SMALL_RECORD * WAITS_FOR_MS / 1_000);
+    let most = bits.into_iter().chain(packets).min()?;
+    Some((most / u64::from(plan.shards.max(1))).max(LEAST_WAITING))
 }
 
 /// Absolute values of other parts as last published.
@@ -90,7 +109,9 @@ impl Shard {
         let mut publisher = Publisher::new(region.counters(Role::Shard(number)), table.tally());
         publisher.add(WorkerCount::Repeated, repeated.into());
         let injector = region.doorbell(Role::Injector);
-        let outbox = Outbox::new(region.producer(Link::Inject(number)));
+        let book = |per_s| Book::new(region.control(), per_s, plan.trace.is_some());
+        let book = plan.restraint.connections.map(book);
+        let outbox = Outbox::new(region.producer(Link::Inject(number)), book);
         let copies = publisher.gauge(Gauge::DatagramCopies) as u32;
         let begun = (copies > 0).then(|| (publisher.gauge(Gauge::DatagramBegun), copies));
         let mut shard = Self {
@@ -105,6 +126,8 @@ impl Shard {
             left_out,
             known: Known::default(),
             patient: plan.trace.is_some(),
+            waiting_bytes: waiting_bytes(plan),
+            region,
         };
         if matches!(left_out, Item::Session(_)) {
             shard.has_left_out();
@@ -120,6 +143,11 @@ impl Shard {
         self.outbox.has_room()
     }
 
+    /// Whether output has to wait because of a rate.
+    pub(crate) fn is_held_back(&self) -> bool {
+        self.waiting_bytes.is_some_and(|bytes| self.region.link_depth(Link::Inject(self.number)) > bytes)
+    }
+
     /// Whether captured segments wait where they are, because sessions hold half of the memory there is.
     ///
     /// Nobody waits for ever. What is held moves without any more input: a turn leaves when its gate opens or its longest wait
@@ -127,7 +155,7 @@ impl Shard {
     /// a hole is given up once the file has stood still for a second, and a target that takes nothing times its sessions
     /// out. Answers are taken all the while, so each of these frees chunks until there is room again.
     pub(crate) fn is_full(&self) -> bool {
-        self.patient && self.table.is_crowded()
+        self.patient && (self.table.is_crowded() || self.is_held_back())
     }
 
     /// Gives a batch to the machine: answers first, so that the turns they open go out with what was captured meanwhile.
@@ -218,6 +246,15 @@ impl Shard {
         if name == self.left_out {
             datagrams.turn_away(segment, flow::Drop::Quarantined, &order, done);
             self.has_left_out();
+            return true;
+        }
+        if !self.patient
+            && self
+                .waiting_bytes
+                .is_some_and(|bytes| self.region.link_depth(Link::Inject(self.number)) > bytes)
+        {
+            // A datagram that waits is of no use to anybody.
+            datagrams.turn_away(segment, flow::Drop::Shed, &order, done);
             return true;
         }
         let copies = datagrams.copies(segment, &order, done > 0);

@@ -182,7 +182,8 @@ impl Worker {
         let due = shard.tick(now_us);
         let shedding = !abandoning && shard.shed(now_us, control);
         let all_given_up = !abandoning || shard.table.abandon(now_us);
-        let more = shard.pump(now_us);
+        // The last words do not wait: there is a second for them.
+        let more = !abandoning && shard.is_held_back() || shard.pump(now_us);
         let had_input = taken.as_ref().is_some_and(|taken| !taken.is_untouched());
         let sent = shard.commit(now_us, taken.as_mut(), false);
         if let Phase::Abandoning { pumped, .. } = phase {

@@ -1,4 +1,5 @@
-//! How much of its traffic a run may replay so that it stays within `--budget-cpu`. Pure: it is told time and CPU time, and says
+//! How much of its traffic a run may replay so that it stays within `--budget-cpu`; and, with the time for which packets wait in place of
+//! the CPU time, within its rates. Pure: it is told time and CPU time, and says
 //! what follows.
 //!
 //! | step | is taken when the last one was not enough |
@@ -26,7 +27,7 @@ pub(crate) struct Share {
 }
 
 /// How far it went.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Step {
     /// All that was asked for.
     #[default]

@@ -126,7 +126,11 @@ fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
                 restraint.admitted_percent
             ),
         };
-        return ("over budget", format!("CPU {used:.0} % of a core, budget {budget} %: {what}"));
+        let why = match used > 0.0 && budget > 0.0 {
+            true => format!("CPU {used:.0} % of a core, budget {budget} %"),
+            false => "at the limit of packets, bits or connections".to_owned(),
+        };
+        return ("over budget", format!("{why}: {what}"));
     }
     let reason =
         |stats: &Stats, name: &str| stats.ledger.dropped.get(name).map_or(0, |amount| amount.segments);

@@ -170,6 +170,7 @@ fn feed(stats: &Stats) {
     if let Some(restraint) = &stats.restraint {
         gauge!("tcptwin_asked_percent", instance()).set(stats.control.asked_percent);
         gauge!("tcptwin_ramp_left_seconds", instance()).set(restraint.ramp_left_s);
+        counter!("tcptwin_held_milliseconds_total", instance()).absolute((restraint.held_s * 1e3) as u64);
         gauge!("tcptwin_cpu_percent", instance()).set(restraint.cpu_percent);
         gauge!("tcptwin_cpu_budget_percent", instance()).set(restraint.cpu_budget_percent);
         gauge!("tcptwin_admitted_percent", instance()).set(restraint.admitted_percent);

@@ -372,6 +372,18 @@ pub(crate) struct Restraint {
     pub(crate) admitted_percent: f64,
     /// Draws of open flows are below this.
     pub(crate) kept_percent: f64,
+    /// Time for which packets waited because of a rate, so far.
+    #[serde(default)]
+    pub(crate) held_s: f64,
+    /// `--max-pps`; 0 without.
+    #[serde(default)]
+    pub(crate) max_packets_per_s: u64,
+    /// `--max-bps`; 0 without.
+    #[serde(default)]
+    pub(crate) max_bits_per_s: u64,
+    /// `--max-cps`; 0 without.
+    #[serde(default)]
+    pub(crate) max_connections_per_s: u64,
     /// Time until the share of flows is what was asked for.
     pub(crate) ramp_left_s: f64,
 }

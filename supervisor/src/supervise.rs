@@ -213,7 +213,7 @@ impl Supervisor {
         let aftermath = Aftermath::new(region, plan.clone(), house.directory.clone());
         let age = Duration::from_micros(shm::monotonic_us().saturating_sub(house.started_us));
         let now = Instant::now();
-        let keeping = keeping::Keeping::new(plan.restraint.cpu_milli);
+        let keeping = keeping::Keeping::new(&plan);
         let collector = Collector::new(region, plan.clone(), now.checked_sub(age).unwrap_or(now));
         Ok(Self {
             region,

@@ -54,6 +54,12 @@ pub(crate) const DUE: usize = 1024;
 pub trait Sink {
     /// One record; the parts together are `head.payload_len` bytes.
     fn emit<'p>(&mut self, head: &Inject, parts: impl Iterator<Item = &'p [u8]>);
+
+    /// Books the moment at which a connection may be begun: now, unless there is a rate to be kept. None when that would be too
+    /// late.
+    fn book(&mut self, now_us: u64) -> Option<u64> {
+        Some(now_us)
+    }
 }
 
 /// A session found in an arena, as far as those may know that condemn it.

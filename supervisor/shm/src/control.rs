@@ -23,6 +23,7 @@ pub struct Control {
     asked_ppm: AtomicU32,
     ramp_begin_ms: AtomicU64,
     connect_ns: AtomicU64,
+    held_us: AtomicU64,
 }
 
 /// One whole in parts per million.
@@ -153,6 +154,16 @@ impl Control {
     /// See [`Control::ramp_begin_ms`].
     pub fn set_ramp_begin_ms(&self, ms: u64) {
         self.ramp_begin_ms.store(ms, Relaxed);
+    }
+
+    /// Time for which packets waited because of a rate, microseconds in all; the injector's.
+    pub fn held_us(&self) -> u64 {
+        self.held_us.load(Relaxed)
+    }
+
+    /// See [`Control::held_us`].
+    pub fn add_held_us(&self, us: u64) {
+        self.held_us.fetch_add(us, Relaxed);
     }
 
     /// Books the next moment at which a connection may be begun, when one may be each `interval_ns`, whichever shard asks: says

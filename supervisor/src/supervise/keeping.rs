@@ -1,4 +1,5 @@
-//! What the run keeps itself to: the budget of CPU time, and the ramp. Looked at each 100 ms.
+//! What the run keeps itself to: the budget of CPU time, what to do when rates make packets wait for too long, and the ramp.
+//! Looked at each 100 ms.
 
 use std::time::{Duration, Instant};
 
@@ -7,21 +8,41 @@ use crate::budget::{Governor, Share, Step, files_wait};
 use crate::member::Member;
 use crate::procfs;
 use crate::stats::Restraint;
+use topology::Plan;
 
 /// What it keeps.
 pub(super) struct Keeping {
     governor: Option<Governor>,
+    /// Of the time for which packets wait because of a rate.
+    rates: Option<Governor>,
+    waited_us: u64,
+    /// As the injector had told last.
+    held_us: u64,
     next: Instant,
     /// The ramp's part, parts per million.
     ramped_ppm: u32,
 }
 
 const MILLION: u32 = 1_000_000;
+/// The part of the time for which packets may wait because of a rate, thousandths: with more of it they wait ever longer.
+const WAITING_MILLI: u32 = 900;
+/// Connections that are booked further ahead count as waiting all the time: half of what they may wait.
+const BOOKED_NS: u64 = 1_000_000_000;
 
 impl Keeping {
     /// From this moment on.
-    pub(super) fn new(budget_milli: Option<u32>) -> Self {
-        Self { governor: budget_milli.map(Governor::new), next: Instant::now(), ramped_ppm: MILLION }
+    pub(super) fn new(plan: &Plan) -> Self {
+        let wanted = &plan.restraint;
+        // What comes from files waits there.
+        let rates = (wanted.is_paced() || wanted.connections.is_some()) && plan.trace.is_none();
+        Self {
+            governor: wanted.cpu_milli.map(Governor::new),
+            rates: rates.then(|| Governor::new(WAITING_MILLI)),
+            waited_us: 0,
+            held_us: 0,
+            next: Instant::now(),
+            ramped_ppm: MILLION,
+        }
     }
 }
 
@@ -70,23 +91,45 @@ impl Supervisor {
     }
 
     fn keep_to_the_budget(&mut self) {
-        let Some(mut governor) = self.keeping.governor.take() else { return };
-        let own = procfs::cpu_of_process(std::process::id()).unwrap_or_default();
-        let cpu = self.members.iter().map(Member::cpu_exact).sum::<Duration>() + own;
-        let (now_ms, cpu_us) = (shm::monotonic_ms(), cpu.as_micros() as u64);
-        if self.plan.trace.is_some() {
-            self.region.control().set_blind(files_wait(&mut governor, now_ms, cpu_us));
-        } else {
-            let (before, used) = (governor.step(), governor.used_milli());
-            let share = governor.look(now_ms, cpu_us, self.region.control().percent_ppm());
-            self.apply(share);
-            if let Some(text) = words(before, governor.step(), share) {
-                let used = used.max(governor.used_milli()) as f64 / 10.0;
-                let budget = self.plan.restraint.cpu_milli.map_or(0.0, |milli| f64::from(milli) / 10.0);
-                self.event(format!("CPU {used:.0} % of a core, budget {budget} %: {text}"));
+        let (control, now_ms) = (self.region.control(), shm::monotonic_ms());
+        let (mut cpu, mut rates) = (self.keeping.governor.take(), self.keeping.rates.take());
+        let asked_ppm = control.percent_ppm();
+        let mut share = Share { admitted_ppm: MILLION, kept_ppm: MILLION, blind: false };
+        if let Some(governor) = &mut cpu {
+            let own = procfs::cpu_of_process(std::process::id()).unwrap_or_default();
+            let spent = self.members.iter().map(Member::cpu_exact).sum::<Duration>() + own;
+            let spent_us = spent.as_micros() as u64;
+            if self.plan.trace.is_some() {
+                share.blind = files_wait(governor, now_ms, spent_us);
+            } else {
+                let (before, used) = (governor.step(), governor.used_milli());
+                share = governor.look(now_ms, spent_us, asked_ppm);
+                if let Some(text) = words(before, governor.step(), share) {
+                    let used = used.max(governor.used_milli()) as f64 / 10.0;
+                    let budget = self.plan.restraint.cpu_milli.map_or(0.0, |milli| f64::from(milli) / 10.0);
+                    self.event(format!("CPU {used:.0} % of a core, budget {budget} %: {text}"));
+                }
             }
         }
-        self.keeping.governor = Some(governor);
+        if let Some(governor) = &mut rates {
+            let ahead_ns = control.connections_booked_ns().saturating_sub(shm::monotonic_ns());
+            let booked = if ahead_ns > BOOKED_NS { TICK.as_micros() as u64 } else { 0 };
+            let held_us = control.held_us();
+            self.keeping.waited_us +=
+                booked.max(held_us - std::mem::replace(&mut self.keeping.held_us, held_us));
+            let before = governor.step();
+            let other = governor.look(now_ms, self.keeping.waited_us, asked_ppm);
+            if let Some(text) = words(before, governor.step(), other) {
+                self.event(format!("at the limit of packets, bits or connections: {text}"));
+            }
+            share.admitted_ppm = share.admitted_ppm.min(other.admitted_ppm);
+            share.kept_ppm = share.kept_ppm.min(other.kept_ppm);
+            share.blind |= other.blind;
+        }
+        if cpu.is_some() || rates.is_some() {
+            self.apply(share);
+        }
+        (self.keeping.governor, self.keeping.rates) = (cpu, rates);
     }
 
     fn apply(&self, share: Share) {
@@ -101,9 +144,12 @@ impl Supervisor {
     pub(super) fn restraint(&self) -> Option<Restraint> {
         let (wanted, control) = (&self.plan.restraint, self.region.control());
         let governor = self.keeping.governor.as_ref();
-        if governor.is_none() && wanted.ramp_ms == 0 {
+        let rates = self.keeping.rates.as_ref();
+        let rated = wanted.is_paced() || wanted.connections.is_some();
+        if governor.is_none() && wanted.ramp_ms == 0 && !rated {
             return None;
         }
+        let steps = [governor, rates].into_iter().flatten().map(Governor::step);
         let passed_ms = match control.ramp_begin_ms() {
             0 => 0,
             begin_ms => shm::monotonic_ms().saturating_sub(begin_ms),
@@ -111,7 +157,11 @@ impl Supervisor {
         Some(Restraint {
             cpu_percent: governor.map_or(0.0, |governor| governor.used_milli() as f64 / 10.0),
             cpu_budget_percent: wanted.cpu_milli.map_or(0.0, |milli| f64::from(milli) / 10.0),
-            step: governor.map_or(Step::Whole, Governor::step).name().to_owned(),
+            step: steps.max().unwrap_or_default().name().to_owned(),
+            held_s: control.held_us() as f64 / 1e6,
+            max_packets_per_s: wanted.packets.unwrap_or(0),
+            max_bits_per_s: wanted.bits.unwrap_or(0),
+            max_connections_per_s: wanted.connections.unwrap_or(0),
             admitted_percent: f64::from(control.admitted_ppm()) / 1e4,
             kept_percent: f64::from(control.kept_ppm()) / 1e4,
             ramp_left_s: wanted.ramp_ms.saturating_sub(passed_ms) as f64 / 1e3,

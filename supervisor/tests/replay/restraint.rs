@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use lab::departures::{Departure, most_within};
 use lab::story::{Story, step};
 use lab::twin::{Kind, leftovers};
 use lab::{Departures, Instance, Load, Mode, wait};
@@ -14,6 +15,9 @@ pub(crate) const STORIES: &[Story] = &[
     ("a_halt_under_load_takes_100_ms_and_stays", 120, a_halt_under_load_takes_100_ms_and_stays),
     ("roles_give_way_to_production", 60, roles_give_way_to_production),
     ("over_budget_flows_are_shed_and_counted", 180, over_budget_flows_are_shed_and_counted),
+    ("no_100_ms_hold_more_packets_than_allowed", 120, no_100_ms_hold_more_packets_than_allowed),
+    ("no_100_ms_hold_more_bits_than_allowed", 120, no_100_ms_hold_more_bits_than_allowed),
+    ("no_100_ms_hold_more_connections_than_allowed", 120, no_100_ms_hold_more_connections_than_allowed),
     ("a_ramp_lets_flows_in_by_and_by", 60, a_ramp_lets_flows_in_by_and_by),
 ];
 
@@ -199,4 +203,57 @@ fn a_ramp_lets_flows_in_by_and_by() -> Result<()> {
         - ["duplicate", "joined_midturn"].map(|reason| stats.dropped(reason)).iter().sum::<u64>();
     ensure!(others == 0, "{}", stats.ledger());
     Ok(())
+}
+
+const WINDOW_NS: u64 = 100_000_000;
+
+/// Replays `load` for some seconds under `option`, and holds what left within any 100 ms against `most`; then insists on an exact
+/// ledger and on nothing lost but what was shed.
+fn limited(
+    option: [&str; 2],
+    load: Load,
+    stage: &Stage,
+    most: u64,
+    what: fn(&Departure) -> u64,
+) -> Result<()> {
+    let run = stage.run(&[option[0], option[1], "--shards", "2"])?;
+    let departures = Departures::start(&stage.net, &stage.net.online)?;
+    let load = stage.start(Load { time: Duration::from_secs(60), ..load })?;
+    std::thread::sleep(Duration::from_secs(8));
+    load.stop()?;
+    run.wait_quiet(SETTLE)?.check_ledger()?;
+    let noted = departures.stop()?;
+    let seconds =
+        noted.last().zip(noted.first()).map_or(0, |(last, first)| last.time_ns - first.time_ns) as f64 / 1e9;
+    let worst = most_within(&noted, WINDOW_NS, what);
+    let mean = noted.iter().map(what).sum::<u64>() as f64 / seconds.max(0.1) / 10.0;
+    step(format!("in 100 ms: {mean:.1} in the mean of {seconds:.1} s, {worst} at most, {most} allowed"));
+    ensure!(worst <= most * 105 / 100, "{worst} in 100 ms, {most} allowed");
+    ensure!(worst >= most * 7 / 10, "{worst} at most: the limit was not reached, or is kept too well");
+    let stats = run.stop_run()?;
+    let known = ["duplicate", "shed", "joined_midturn", "not_joined", "stopped"];
+    let others = stats.dropped_in_all() - known.map(|reason| stats.dropped(reason)).iter().sum::<u64>();
+    ensure!(others == 0, "{}", stats.ledger());
+    Ok(())
+}
+
+fn no_100_ms_hold_more_packets_than_allowed() -> Result<()> {
+    let stage = Stage::new()?;
+    let _intercept = stage.intercept()?;
+    let load = Load { rate: Some(1_500.0), ..stage.load(100_000) };
+    limited(["--max-pps", "600"], load, &stage, 60, |one| one.packets)
+}
+
+fn no_100_ms_hold_more_bits_than_allowed() -> Result<()> {
+    let stage = Stage::new()?;
+    let _intercept = stage.intercept()?;
+    let load = Load { rate: Some(60.0), body_bytes: 100_000, ..stage.load(100_000) };
+    limited(["--max-bps", "20M"], load, &stage, 2_000_000, |one| one.bytes * 8)
+}
+
+fn no_100_ms_hold_more_connections_than_allowed() -> Result<()> {
+    let stage = Stage::new()?;
+    let _intercept = stage.intercept()?;
+    let load = Load { mode: Mode::ClientCloses, rate: Some(500.0), ..stage.load(100_000) };
+    limited(["--max-cps", "200"], load, &stage, 20, |one| u64::from(one.syn))
 }

@@ -19,6 +19,33 @@ const MOST_BITS: u64 = 1_000_000_000_000;
 /// Longest ramp: a week.
 const LONGEST_RAMP_MS: u64 = 7 * 24 * 3_600_000;
 
+/// Time that one unit takes, picoseconds, so that no 100 ms hold more than five percent above the rate, whole units counted: units
+/// leave up to `most` at once, and up to [`SLACK_NS`] before their time.
+///
+/// In a window lie the units that its time pays for and the last piece: hence the room without it. At the lowest rates, where one
+/// unit is more than five percent, this is somewhat slower than the rate.
+pub fn unit_ps(per_s: u64, most: u64) -> u64 {
+    const WINDOW_PS: u128 = (100_000_000 + SLACK_NS as u128 + LATE_NS as u128) * 1_000;
+    let room = (within_100_ms(per_s) + 1).saturating_sub(most).max(1);
+    let cost = (WINDOW_PS / u128::from(room)).max(1_000_000_000_000 / u128::from(per_s.max(1)));
+    u64::try_from(cost).unwrap_or(u64::MAX)
+}
+
+/// Units that may leave at once: a fiftieth of what 100 ms may hold, and `least`.
+pub fn piece(per_s: u64, least: u64) -> u64 {
+    (within_100_ms(per_s) / 50).max(least)
+}
+
+/// A tenth of the rate and five percent more.
+const fn within_100_ms(per_s: u64) -> u64 {
+    per_s.saturating_mul(105) / 1_000
+}
+
+/// How much earlier than at its time a unit may leave, so that whoever wakes up late catches up.
+pub const SLACK_NS: u64 = 2_000_000;
+/// What passes between the look at the clock and the wire.
+const LATE_NS: u64 = 1_000_000;
+
 /// From the options; none given is none, but for the priority.
 pub(crate) fn restraint(options: &Options) -> Result<Restraint, Refusal> {
     let rate = |key: Key, what: &str, low: u64, high: u64| {
@@ -102,6 +129,18 @@ mod tests {
         };
         assert_eq!(all, want);
         assert_eq!(of(&[]).unwrap(), Restraint { nice: DEFAULT_NICE, ..Restraint::default() });
+    }
+
+    #[test]
+    fn a_rate_is_kept_without_giving_much_away() {
+        for per_s in [10_u64, 15, 100, 999, 1_000, 12_345, 1_000_000] {
+            let rate = 1e12 / unit_ps(per_s, piece(per_s, 1)) as f64;
+            assert!(rate <= per_s as f64 * 1.001, "{per_s}: {rate}");
+            assert!(rate >= per_s as f64 * 0.6, "{per_s}: {rate}");
+            assert!(per_s < 1_000 || rate >= per_s as f64 * 0.97, "{per_s}: {rate}");
+        }
+        let bytes = 1e12 / unit_ps(1_000_000 / 8, 1_500) as f64;
+        assert!(bytes > 0.85 * 125_000.0, "one megabit: {bytes} bytes a second");
     }
 
     #[test]
