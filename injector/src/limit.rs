@@ -46,7 +46,7 @@ impl Rate {
 
 /// The rates of a run.
 #[derive(Debug)]
-pub struct Limit {
+pub(crate) struct Limit {
     packets: Option<Rate>,
     bytes: Option<Rate>,
     connections: Option<Rate>,
@@ -58,7 +58,11 @@ pub struct Limit {
 
 impl Limit {
     /// None where no rate was asked for.
-    pub fn new(wanted: &Restraint, control: &'static Control, heartbeat: &'static Heartbeat) -> Option<Self> {
+    pub(crate) fn new(
+        wanted: &Restraint,
+        control: &'static Control,
+        heartbeat: &'static Heartbeat,
+    ) -> Option<Self> {
         if !wanted.is_paced() && wanted.connections.is_none() {
             return None;
         }

@@ -17,7 +17,7 @@
 //! | payload beyond 64 KiB (BIG TCP, RFC 2675) | cut to the MSS like any super-frame |
 
 use flow::record::{flag, inject_bit, opt};
-use flow::{Inject, Seq, TcpFields};
+use flow::{Drop, Inject, Seq, TcpFields};
 
 use crate::chunks::Chunks;
 use crate::config::Config;
@@ -235,10 +235,14 @@ impl Table {
             false if slot.outstanding() > 0 => Attempt::Repeat,
             false => Attempt::First,
         };
-        match self.targets.ask(now_us, slot.target, id, attempt) {
-            Leave::Now if slot.tries & try_bit::BOOKED == 0 && !self.book(now_us, id, out) => {}
+        let booked = slot.tries & try_bit::BOOKED != 0;
+        let leave = self.targets.ask(now_us, slot.target, id, attempt);
+        if leave == Leave::Now && !booked && !self.book(now_us, id, out) {
+            return;
+        }
+        let slot = self.slots.get_mut(id);
+        match leave {
             Leave::Now => {
-                let slot = self.slots.get_mut(id);
                 slot.tries &= !(try_bit::PACED | try_bit::WAITING | try_bit::BOOKED);
                 Emit { config: &self.config, tally: &mut self.tally, out, room, now_us }.syn(slot);
             }

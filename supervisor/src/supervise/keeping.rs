@@ -124,7 +124,6 @@ impl Supervisor {
             }
             share.admitted_ppm = share.admitted_ppm.min(other.admitted_ppm);
             share.kept_ppm = share.kept_ppm.min(other.kept_ppm);
-            share.blind |= other.blind;
         }
         if cpu.is_some() || rates.is_some() {
             self.apply(share);
