@@ -68,8 +68,8 @@ const LEAST_PPM: u32 = 10_000;
 /// Calm before the share grows, ms; it doubles after each attempt that failed.
 const CALM_MS: u64 = 2_000;
 const LONGEST_CALM_MS: u64 = 120_000;
-/// Growth that holds for so long was no mistake, ms.
-const HELD_MS: u64 = 10_000;
+/// Growth that holds for so long was no mistake, ms: flows that stay open for long fill a larger share slowly.
+const HELD_MS: u64 = 60_000;
 
 /// Keeps the account.
 #[derive(Debug)]
@@ -104,10 +104,7 @@ impl Governor {
 
     /// Takes the CPU time so far (microseconds) of all processes; `asked_ppm` is the share without any budget.
     pub(crate) fn look(&mut self, now_ms: u64, cpu_us: u64, asked_ppm: u32) -> Share {
-        self.looks.push_back((now_ms, cpu_us));
-        while self.looks.get(1).is_some_and(|(at_ms, _)| now_ms - at_ms >= WINDOW_MS) {
-            self.looks.pop_front();
-        }
+        self.note(now_ms, cpu_us);
         let span_ms = now_ms - self.looks[0].0;
         let long = self.milli_since(WINDOW_MS);
         self.used_milli = long;
@@ -129,6 +126,20 @@ impl Governor {
             (self.grown_ms, self.calm_ms) = (None, CALM_MS);
         }
         self.share()
+    }
+
+    /// The same where nothing is ever left out, because what there is can wait: whether it has to, now.
+    pub(crate) fn makes_wait(&mut self, now_ms: u64, cpu_us: u64) -> bool {
+        self.note(now_ms, cpu_us);
+        self.used_milli = self.milli_since(WINDOW_MS);
+        self.used_milli > self.budget_milli
+    }
+
+    fn note(&mut self, now_ms: u64, cpu_us: u64) {
+        self.looks.push_back((now_ms, cpu_us));
+        while self.looks.get(1).is_some_and(|(at_ms, _)| now_ms - at_ms >= WINDOW_MS) {
+            self.looks.pop_front();
+        }
     }
 
     /// How far it went.
@@ -203,14 +214,6 @@ impl Governor {
     }
 }
 
-/// The same for packet files, which wait: whether they do now.
-pub(crate) fn files_wait(governor: &mut Governor, now_ms: u64, cpu_us: u64) -> bool {
-    governor.look(now_ms, cpu_us, MILLION);
-    // Nothing is shed, so nothing is ever to be given back.
-    (governor.step, governor.share_ppm) = (Step::Whole, MILLION);
-    governor.milli_since(SHORT_MS) > governor.budget_milli
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,7 +272,7 @@ mod tests {
     #[test]
     fn a_run_within_its_budget_is_left_alone() {
         let mut host = Host::new(500, 1.0);
-        host.runs(600, 50.0, |ms| if ms % 7_000 < 300 { 690.0 } else { 400.0 });
+        host.runs(600, 50.0, |ms| if ms % 7_000 < 300 { 650.0 } else { 350.0 });
         assert_eq!(
             (host.changes, host.governor.step()),
             (0, Step::Whole),
@@ -296,7 +299,7 @@ mod tests {
     #[test]
     fn where_capturing_alone_is_too_much_it_stops() {
         let mut host = Host::new(50, 1.0);
-        host.runs(10, 200.0, |_| 500.0);
+        host.runs(8, 200.0, |_| 500.0);
         assert_eq!((host.governor.step(), host.share.blind), (Step::Blind, true));
         host.changes = 0;
         host.runs(600, 200.0, |_| 500.0);
@@ -347,7 +350,7 @@ mod tests {
             let used = if waits { 0 } else { 100_000 };
             cpu_us += used;
             spent += used;
-            waits = files_wait(&mut governor, 1_000 + look * 100, cpu_us);
+            waits = governor.makes_wait(1_000 + look * 100, cpu_us);
         }
         let share = spent as f64 / 100e6;
         assert!((0.15..=0.3).contains(&share), "{share} of a core");

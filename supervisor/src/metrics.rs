@@ -145,6 +145,7 @@ fn feed(stats: &Stats) {
     }
     gauge!("tcptwin_paused", instance()).set(f64::from(u8::from(stats.control.paused)));
     gauge!("tcptwin_percent", instance()).set(stats.control.percent);
+    gauge!("tcptwin_asked_percent", instance()).set(stats.control.asked_percent);
     gauge!("tcptwin_copies", instance()).set(stats.control.copies);
     for role in &stats.roles {
         let labels = || {
@@ -168,7 +169,6 @@ fn feed(stats: &Stats) {
     }
     feed_ledger(stats, &instance, &with);
     if let Some(restraint) = &stats.restraint {
-        gauge!("tcptwin_asked_percent", instance()).set(stats.control.asked_percent);
         gauge!("tcptwin_ramp_left_seconds", instance()).set(restraint.ramp_left_s);
         counter!("tcptwin_held_milliseconds_total", instance()).absolute((restraint.held_s * 1e3) as u64);
         gauge!("tcptwin_cpu_percent", instance()).set(restraint.cpu_percent);

@@ -63,7 +63,9 @@ pub(crate) fn cpu_exact(pid: u32) -> Option<Duration> {
 
 /// CPU time of all threads of a process, the dead ones included: its own clock, exact, and cheaper than reading /proc.
 pub(crate) fn cpu_of_process(pid: u32) -> Option<Duration> {
-    let clock = nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(pid.cast_signed())).ok()?;
+    // Other numbers mean this process, or none that there can be.
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0)?;
+    let clock = nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(pid)).ok()?;
     Some(nix::time::clock_gettime(clock).ok()?.into())
 }
 

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Phase, Supervisor, TICK};
-use crate::budget::{Governor, Share, Step, files_wait};
+use crate::budget::{Governor, Share, Step};
 use crate::member::Member;
 use crate::procfs;
 use crate::stats::Restraint;
@@ -100,7 +100,7 @@ impl Supervisor {
             let spent = self.members.iter().map(Member::cpu_exact).sum::<Duration>() + own;
             let spent_us = spent.as_micros() as u64;
             if self.plan.trace.is_some() {
-                share.blind = files_wait(governor, now_ms, spent_us);
+                share.blind = governor.makes_wait(now_ms, spent_us);
             } else {
                 let (before, used) = (governor.step(), governor.used_milli());
                 share = governor.look(now_ms, spent_us, asked_ppm);
