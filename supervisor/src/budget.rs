@@ -353,6 +353,6 @@ mod tests {
             waits = governor.makes_wait(1_000 + look * 100, cpu_us);
         }
         let share = spent as f64 / 100e6;
-        assert!((0.15..=0.3).contains(&share), "{share} of a core");
+        assert!((0.15..=0.32).contains(&share), "{share} of a core");
     }
 }
