@@ -65,7 +65,7 @@ named_enum! {
         Reconnects => "reconnects",
         /// Of these, because a turn that was partly sent lost the rest to a hole.
         GapReconnects => "gap_reconnects",
-        /// Times that a SYN had to wait because its target is sick or reconnects are capped.
+        /// Times that a SYN had to wait: its target is sick, reconnects are capped, or connections have a rate.
         ConnectsPaused => "connects_paused",
         /// Times that a target became sick.
         TargetTrips => "target_trips",
