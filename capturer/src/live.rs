@@ -6,9 +6,9 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use topology::Plan;
 
 use crate::error::RoleError;
-use crate::filter::NOTHING;
+use crate::filter::{Instruction, NOTHING};
 use crate::interfaces;
-use crate::open::{CaptureSocket, interface_names, ring_specs};
+use crate::open::{CaptureSocket, interface_names, ring_programs, ring_specs};
 use crate::packet_ring::{PacketRing, Start};
 use crate::source::{Frame, Links, Source};
 
@@ -23,6 +23,8 @@ pub struct Live {
     turn: usize,
     promiscuous: bool,
     downs: u64,
+    /// Filters of small and of large frames.
+    programs: [Vec<Instruction>; RINGS],
 }
 
 #[derive(Debug)]
@@ -70,7 +72,8 @@ impl Live {
             let Ok(rings) = rings.try_into() else { break };
             interfaces.push(Interface { name, rings, first, link: Link::Up });
         }
-        Ok(Self { interfaces, turn: 0, promiscuous: plan.capture.promiscuous, downs: 0 })
+        let programs = ring_programs(plan);
+        Ok(Self { interfaces, turn: 0, promiscuous: plan.capture.promiscuous, downs: 0, programs })
     }
 }
 
@@ -132,6 +135,18 @@ impl Source for Live {
                 tracing::warn!(
                     "closing the capture filter failed: {error}; the last frames may be taken twice"
                 );
+            }
+        }
+    }
+
+    fn reopen(&mut self) {
+        for interface in &self.interfaces {
+            for (ring, program) in interface.rings.iter().zip(&self.programs) {
+                if let Err(error) = ring.socket().attach(program) {
+                    tracing::warn!(
+                        "opening the capture filter again failed: {error}; the run has to be started anew"
+                    );
+                }
             }
         }
     }

@@ -145,7 +145,7 @@ impl Offline {
     fn work(&mut self) {
         while !self.control.halt() && !self.control.draining() {
             self.beat();
-            if self.control.paused() {
+            if self.control.paused() || self.control.blind() {
                 self.pause();
                 continue;
             }

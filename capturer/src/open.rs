@@ -11,7 +11,7 @@ use topology::plan::CaptureEngine;
 
 use crate::count::{MAX_RINGS, POSITIONS};
 use crate::error::OpenError;
-use crate::filter::Frames;
+use crate::filter::{Frames, Instruction, NOTHING};
 use crate::interfaces::{self, Interface};
 use crate::live::RINGS;
 use crate::online::program;
@@ -83,6 +83,23 @@ pub fn open(plan: &Plan) -> Result<Vec<CaptureSocket>, OpenError> {
     }
 }
 
+/// Lets the kernel keep nothing more in these sockets, now and whoever reads from them. The engines without such sockets end
+/// with their role.
+///
+/// # Errors
+/// The first of a socket that goes on; the others are closed all the same.
+pub fn deafen(plan: &Plan, sockets: &[CaptureSocket]) -> io::Result<()> {
+    if matches!(plan.capture.engine, CaptureEngine::Pcap | CaptureEngine::Xdp) {
+        return Ok(());
+    }
+    sockets.iter().map(|socket| socket.0.attach(&NOTHING)).fold(Ok(()), io::Result::and)
+}
+
+/// Whether the supervisor's sockets are all that captures: [`deafen`] ends it then.
+pub const fn is_held_by_sockets(plan: &Plan) -> bool {
+    plan.trace.is_none() && matches!(plan.capture.engine, CaptureEngine::Ring | CaptureEngine::Simple)
+}
+
 /// Takes over sockets that were handed down by number.
 pub fn inherit(plan: &Plan, numbers: &[RawFd]) -> Result<Vec<CaptureSocket>, OpenError> {
     if plan.capture.engine == CaptureEngine::Ring && plan.trace.is_none() {
@@ -129,7 +146,7 @@ pub fn take_over(plan: &Plan, sockets: Vec<OwnedFd>) -> Result<Vec<CaptureSocket
     if sockets.len() != wanted || plan.capture.engine != CaptureEngine::Ring {
         return Err(OpenError::Sockets { wanted, got: sockets.len() });
     }
-    let small = specs[0].packet_bytes();
+    let programs = ring_programs(plan);
     let mut taken = vec![];
     for (i, socket) in sockets.into_iter().map(PacketSocket::from).enumerate() {
         let failed = |source| OpenError::Kept { place: i, source };
@@ -139,14 +156,13 @@ pub fn take_over(plan: &Plan, sockets: Vec<OwnedFd>) -> Result<Vec<CaptureSocket
             None => Bound::Any,
             Some(name) => Bound::Interface(known(&existing, name)?.index),
         };
-        let frames = [Frames::UpTo(small), Frames::Above(small)][i % RINGS];
         if !socket.is_ring_of_packets().map_err(failed)? {
             return Err(wrong("it is no packet ring"));
         }
         if socket.bound().map_err(failed)? != bound {
             return Err(wrong("it listens on another interface"));
         }
-        if socket.filter().map_err(failed)? != program(plan, 0, frames) {
+        if socket.filter().map_err(failed)? != programs[i % RINGS] {
             return Err(wrong("its filter is another plan's"));
         }
         // The kernel refuses to map anything but the whole ring.
@@ -191,6 +207,12 @@ pub(crate) fn ring_specs(plan: &Plan) -> [RingSpec; RINGS] {
     [RingSpec::with_slots(SMALL_SLOT_BYTES, half), RingSpec::for_packets(LARGE_PACKET_BYTES, half)]
 }
 
+/// Their filters.
+pub(crate) fn ring_programs(plan: &Plan) -> [Vec<Instruction>; RINGS] {
+    let small = ring_specs(plan)[0].packet_bytes();
+    [Frames::UpTo(small), Frames::Above(small)].map(|frames| program(plan, 0, frames))
+}
+
 /// The link header that the frames of this interface begin with in the simple engine; 0 where there is none that we know.
 pub(crate) fn link_header(interface: &str) -> io::Result<u32> {
     Ok(match link_type(interface)? {
@@ -211,15 +233,13 @@ fn known<'a>(existing: &'a [Interface], name: &str) -> Result<&'a Interface, Ope
 }
 
 fn open_rings(plan: &Plan, wanted: &[Option<&Interface>]) -> Result<Vec<CaptureSocket>, OpenError> {
-    let specs = ring_specs(plan);
-    let small = specs[0].packet_bytes();
+    let (specs, programs) = (ring_specs(plan), ring_programs(plan));
     let mut sockets = vec![];
     for interface in wanted {
         let (name, index) =
             interface.map_or(("any", 0), |interface| (interface.name.as_str(), interface.index));
-        for (spec, frames) in specs.iter().zip([Frames::UpTo(small), Frames::Above(small)]) {
-            let program = program(plan, 0, frames);
-            let socket = open_socket(spec, &program, index, hearing(plan)).map_err(|source| {
+        for (spec, program) in specs.iter().zip(&programs) {
+            let socket = open_socket(spec, program, index, hearing(plan)).map_err(|source| {
                 OpenError::new("opening a capture ring", name, spec.bytes() as u64 >> 20, source)
             })?;
             sockets.push(CaptureSocket(socket));

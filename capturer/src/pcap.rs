@@ -159,6 +159,10 @@ impl Source for Pcap {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         self.until_ns = now.as_nanos() as u64;
     }
+
+    fn reopen(&mut self) {
+        self.until_ns = u64::MAX;
+    }
 }
 
 impl Device {

@@ -80,6 +80,7 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Vec<CaptureSocket>) ->
         moderator: Moderator::new(),
         last_beat_ms: 0,
         last_attend_ms: 0,
+        budgeted: plan.restraint.cpu_milli.is_some(),
     }
     .run();
     Ok(())
@@ -117,12 +118,16 @@ struct Capturer {
     moderator: Moderator,
     last_beat_ms: u64,
     last_attend_ms: u64,
+    /// Capture may be stopped for a while.
+    budgeted: bool,
 }
 
 impl Capturer {
     fn run(mut self) {
         self.heartbeat.set_state(RoleState::Running);
         let mut draining = false;
+        // A predecessor may have died with its sockets closed or open: the other of what is wanted, so that it is seen to.
+        let mut open = !self.budgeted || self.control.blind();
         // Frames since the last pause, and how long that was.
         let (mut frames, mut slept_us) = (0, u32::MAX);
         let mut blind = 0;
@@ -131,6 +136,10 @@ impl Capturer {
                 draining = true;
                 self.source.close();
                 self.heartbeat.set_state(RoleState::Draining);
+            }
+            if open == self.control.blind() && !draining {
+                open = !open;
+                if open { self.source.reopen() } else { self.source.close() }
             }
             let leaving = self.control.leaving() == self.heartbeat.epoch();
             let taken = self.batch();

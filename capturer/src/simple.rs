@@ -13,7 +13,8 @@ use topology::Plan;
 use trace::link::kind;
 
 use crate::error::RoleError;
-use crate::filter::NOTHING;
+use crate::filter::{Frames, Instruction, NOTHING};
+use crate::online::program;
 use crate::open::{CaptureSocket, ETHERNET_HEADER, link_header};
 use crate::source::{Frame, Links, Source};
 use crate::sys::{Bound, PacketSocket};
@@ -26,6 +27,8 @@ pub struct Simple {
     interfaces: Vec<Interface>,
     turn: usize,
     downs: u64,
+    /// Filters for frames that begin at the IP header, and behind an Ethernet header.
+    programs: [Vec<Instruction>; 2],
 }
 
 struct Interface {
@@ -61,7 +64,8 @@ impl Simple {
                     .map_err(|source| failed(&name, source))?,
             );
         }
-        Ok(Self { interfaces, turn: 0, downs: 0 })
+        let programs = [0, ETHERNET_HEADER].map(|header| program(plan, header, Frames::All));
+        Ok(Self { interfaces, turn: 0, downs: 0, programs })
     }
 }
 
@@ -153,6 +157,15 @@ impl Source for Simple {
         for interface in &self.interfaces {
             if let Err(error) = interface.socket.attach(&NOTHING) {
                 tracing::warn!("closing the capture filter of {} failed: {error}", interface.name);
+            }
+        }
+    }
+
+    fn reopen(&mut self) {
+        for interface in &self.interfaces {
+            let header = link_header(&interface.name).unwrap_or(0);
+            if let Err(error) = interface.socket.attach(&self.programs[usize::from(header > 0)]) {
+                tracing::warn!("opening the capture filter of {} again failed: {error}", interface.name);
             }
         }
     }

@@ -71,4 +71,7 @@ pub trait Source {
 
     /// Takes no more frames from the network; what the kernel holds can still be drained.
     fn close(&mut self);
+
+    /// Takes frames again.
+    fn reopen(&mut self);
 }

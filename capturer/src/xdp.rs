@@ -253,5 +253,15 @@ mod there {
                 }
             }
         }
+
+        fn reopen(&mut self) {
+            for one in &self.interfaces {
+                for (number, queue) in (0..).zip(&one.queues) {
+                    if let Err(error) = one.map.put(number, queue.as_fd()) {
+                        tracing::warn!("capturing on {} again failed: {error}", one.watch.name());
+                    }
+                }
+            }
+        }
     }
 }

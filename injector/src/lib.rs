@@ -2,6 +2,7 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | `limit` | rates that are kept |
 //! | `open` | the sockets that outlive the role, opened by the supervisor |
 //! | `path` | the route to a target, for the preflight |
 //! | `way`, `ways` | how frames to a target are made, and how that is followed; `rtnl` and `ipsec` ask the kernel |
@@ -37,6 +38,7 @@ mod greeting;
 pub mod guard;
 pub mod handshake;
 mod ipsec;
+mod limit;
 pub mod nft;
 pub mod open;
 pub mod path;

@@ -14,6 +14,7 @@ use crate::claims;
 use crate::drain::Drain;
 use crate::gate::Gate;
 use crate::guard::Guard;
+use crate::limit::Limit;
 use crate::open::Sockets;
 use crate::receiver::Receiver;
 use crate::sender::{Engine, Sender};
@@ -70,7 +71,12 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Sockets) -> Result<(),
 
     let rings = (0..region.spec().shards).map(|shard| region.consumer(Link::Inject(shard))).collect();
     // Anything will do to start from; not every instance should start from the same.
-    let engine = Sender::open(plan, sockets, region.control(), shm::monotonic_ns() as u16);
+    let mut engine = Sender::open(plan, sockets, region.control(), shm::monotonic_ns() as u16);
+    if let Some(limit) = Limit::new(&plan.restraint, region.control(), region.heartbeat(Role::Injector)) {
+        // Sleeps between packets end up to 50 µs late without.
+        let _ = shm::set_fine_timers();
+        engine.keep_to(limit);
+    }
     let claims = matches!(plan.clients, Clients::Keep).then_some(sender);
     drain_until_done(region, Drain::new(rings, Guard::new(plan), engine, claims).behind(gate));
 

@@ -29,6 +29,7 @@ use topology::plan::{InjectEngine, Protocol};
 use crate::count::Count;
 use crate::cut::{Pieces, SuperFrames, segment_len};
 use crate::guard::Outgoing;
+use crate::limit::Limit;
 use crate::open::{Lane, Sockets};
 use crate::pcap::Pcap;
 use crate::sys::{BURST, Burst, Destination, MAX_HEAD, Scratch, VNET};
@@ -68,6 +69,7 @@ pub struct Sender {
     /// Super-frames given up in a row.
     refused: u32,
     told: bool,
+    limit: Option<Limit>,
 }
 
 /// What decides about the engines, from outside this thread.
@@ -155,17 +157,36 @@ impl Sender {
             pacer: Pacer::default(),
             refused: 0,
             told: false,
+            limit: None,
         }
+    }
+
+    /// Keeps to these rates from now on: whoever sends waits where it must.
+    pub(crate) fn keep_to(&mut self, limit: Limit) {
+        self.limit = Some(limit);
     }
 }
 
 impl Engine for Sender {
     fn send<'p>(&mut self, batch: impl Iterator<Item = Outgoing<'p>>, tally: &mut Tally) {
-        let Self { sockets, paths, pcap, scratch, sent, ip_id, datagram_id, pacer, refused, .. } = self;
+        let Self { sockets, paths, pcap, scratch, sent, ip_id, datagram_id, pacer, refused, limit, .. } =
+            self;
+        let most_bytes = limit.as_ref().map_or(u16::MAX, Limit::most_bytes);
+        let most_segments = limit.as_ref().map_or(u16::MAX, Limit::most_segments);
         let cut_all = *refused >= REFUSALS;
         let burst = scratch.burst();
-        let mut post =
-            Post { burst, sent, lane: None, socket: None, retries: RETRIES, pacer, refused, tally };
+        let mut post = Post {
+            burst,
+            sent,
+            lane: None,
+            socket: None,
+            retries: RETRIES,
+            pacer,
+            refused,
+            tally,
+            limit,
+            due_ns: 0,
+        };
         for out in batch {
             let v4 = out.target.endpoint.addr.is_v4();
             let path = paths.get(usize::from(out.head.target));
@@ -181,12 +202,20 @@ impl Engine for Sender {
                 && let Some(way) =
                     path.filter(|path| path.choice == Choice::Pcap).and_then(|path| path.way.ok())
             {
-                for (tcp, payload) in Pieces::new(&out.head, out.payload, way.mtu, v4) {
+                for (tcp, payload) in Pieces::new(&out.head, out.payload, way.mtu.min(most_bytes), v4) {
+                    if !post.admit(tcp.flags) {
+                        return;
+                    }
                     *ip_id = ip_id.wrapping_add(1);
                     let done = pcap.send(&way, client, target, &tcp, payload, *ip_id);
                     post.tally.add(Count::Calls, 1);
                     match done {
-                        Ok(bytes) => Sent { again, ..Sent::of(bytes, payload, tcp.flags) }.count(post.tally),
+                        Ok(bytes) => {
+                            let sent = Sent { again, ..Sent::of(bytes, payload, tcp.flags) };
+                            post.spend(&sent);
+                            post.has_left();
+                            sent.count(post.tally);
+                        }
                         Err(error) => {
                             post.tally.add(Count::of_errno(error.raw_os_error().unwrap_or(0)), 1);
                             post.tally.add(Count::Dropped, 1);
@@ -208,8 +237,16 @@ impl Engine for Sender {
             }
             if let Some((path, way)) = by_link.and_then(|path| Some((path, path.way.ok()?))) {
                 let most = if cut_all { SuperFrames::default() } else { way.super_frames };
-                let segment = segment_len(&out.head, way.mtu, v4);
-                for (tcp, payload) in Pieces::super_frames(&out.head, out.payload, way.mtu, v4, most) {
+                let most = SuperFrames {
+                    bytes: most.bytes.min(most_bytes),
+                    segments: most.segments.min(most_segments),
+                };
+                let mtu = way.mtu.min(most_bytes);
+                let segment = segment_len(&out.head, mtu, v4);
+                for (tcp, payload) in Pieces::super_frames(&out.head, out.payload, mtu, v4, most) {
+                    if !post.admit(tcp.flags) {
+                        return;
+                    }
                     let segments = payload.len().div_ceil(segment).max(1) as u16;
                     let mut headers = 0;
                     post.push(&path.to, payload, |head| {
@@ -224,7 +261,10 @@ impl Engine for Sender {
                 continue;
             }
             let detour = path.is_some_and(|path| path.choice != Choice::RawAsked);
-            for (tcp, payload) in Pieces::new(&out.head, out.payload, out.target.mtu, v4) {
+            for (tcp, payload) in Pieces::new(&out.head, out.payload, out.target.mtu.min(most_bytes), v4) {
+                if !post.admit(tcp.flags) {
+                    return;
+                }
                 *ip_id = ip_id.wrapping_add(1);
                 post.push(&out.target.to, payload, |head| {
                     let head: &mut [u8; MAX_HEADERS] =
@@ -354,6 +394,9 @@ struct Post<'s, 'p> {
     pacer: &'s mut Pacer,
     refused: &'s mut u32,
     tally: &'s mut Tally,
+    limit: &'s mut Option<Limit>,
+    /// When the first message of the burst was to leave.
+    due_ns: u64,
 }
 
 impl<'p> Post<'_, 'p> {
@@ -366,6 +409,43 @@ impl<'p> Post<'_, 'p> {
         }
     }
 
+    /// Waits until one more message may leave; what was added before leaves meanwhile. False when the run is halted: nothing leaves
+    /// any more.
+    fn admit(&mut self, flags: u16) -> bool {
+        let Some(limit) = self.limit.as_ref() else { return true };
+        let syn = flags & flag::SYN != 0;
+        let wait_ns = limit.wait_ns(shm::monotonic_ns(), syn);
+        if wait_ns == 0 {
+            return true;
+        }
+        self.flush();
+        // What it says now is another: the burst may have been late.
+        while let Some(limit) = self.limit.as_ref() {
+            match limit.wait_ns(shm::monotonic_ns(), syn) {
+                0 => return true,
+                wait_ns if !limit.sleep(wait_ns) => return false,
+                _ => {}
+            }
+        }
+        true
+    }
+
+    fn spend(&mut self, sent: &Sent) {
+        if let Some(limit) = self.limit {
+            let now_ns = shm::monotonic_ns();
+            if self.burst.len() <= 1 {
+                self.due_ns = now_ns;
+            }
+            limit.spend(now_ns, sent.segments, sent.bytes, sent.flags & flag::SYN != 0);
+        }
+    }
+
+    fn has_left(&mut self) {
+        if let Some(limit) = self.limit {
+            limit.has_left(self.due_ns, shm::monotonic_ns());
+        }
+    }
+
     /// Adds a datagram, in fragments where the path takes no more. Always by raw IP: the device's help with checksums and cutting
     /// is for segments.
     fn datagram(&mut self, out: &Outgoing<'p>, id: u32) {
@@ -373,8 +453,12 @@ impl<'p> Post<'_, 'p> {
             return self.tally.add(Count::WrongFamily, 1);
         }
         let (from, to) = (out.head.client, out.target.endpoint);
-        let mut pieces = emit_udp::Pieces::new(from, to, out.payload, out.target.mtu, id).peekable();
+        let mtu = out.target.mtu.min(self.limit.as_ref().map_or(u16::MAX, Limit::most_bytes));
+        let mut pieces = emit_udp::Pieces::new(from, to, out.payload, mtu, id).peekable();
         while let Some(piece) = pieces.next() {
+            if !self.admit(0) {
+                return;
+            }
             let datagram = match (piece.is_fragment(), pieces.peek()) {
                 (false, _) => Datagram::Whole,
                 (true, Some(_)) => Datagram::Part,
@@ -405,6 +489,8 @@ impl<'p> Post<'_, 'p> {
             *sent = what;
             len
         });
+        let sent = *sent;
+        self.spend(&sent);
     }
 
     /// Hands the burst to the kernel, to the last message, and empties it.
@@ -444,6 +530,9 @@ impl<'p> Post<'_, 'p> {
             }
         }
         self.pacer.after(self.burst.len(), taken);
+        if self.burst.len() > 0 {
+            self.has_left();
+        }
         self.burst.clear();
     }
 }

@@ -141,9 +141,9 @@ pub const fn health(counter: u64) -> Health {
     Health { sick: counter & 1 != 0, trips: counter >> 1 }
 }
 
-/// Captured bytes that were not replayed because replay was paused: the machine took them for sampled out.
+/// Captured bytes that were left out under a reason, while the machine took them for sampled out.
 #[derive(Clone, Copy, Debug, Default)]
-struct Paused {
+struct LeftOut {
     segments: u64,
     wanted_segments: u64,
     wanted_bytes: u64,
@@ -157,13 +157,16 @@ pub(crate) struct Publisher {
     changed: Vec<u16>,
     counts: [u64; Count::COUNT],
     dropped: [Dropped; Drop::COUNT],
-    paused: Paused,
+    /// As `paused`, and as `shed`.
+    left_out: [LeftOut; LEFT_OUT.len()],
     latencies: [Histogram; Latency::COUNT],
     latencies_us: u64,
     /// Each target: the trips that predecessors have counted, and what was published last.
     targets: Vec<(u64, Option<Health>)>,
 }
 
+/// Reasons under which flows are left out that the machine is told to sample out.
+const LEFT_OUT: [Drop; 2] = [Drop::Paused, Drop::Shed];
 /// Histograms are published this often at most.
 const HISTOGRAMS_US: u64 = 100_000;
 
@@ -176,7 +179,7 @@ impl Publisher {
             counters,
             counts: [0; Count::COUNT],
             dropped: [Dropped::default(); Drop::COUNT],
-            paused: Paused::default(),
+            left_out: [LeftOut::default(); LEFT_OUT.len()],
             latencies: std::array::from_fn(|_| Histogram::default()),
             latencies_us: 0,
             targets: Vec::new(),
@@ -212,12 +215,13 @@ impl Publisher {
         *known = now;
     }
 
-    /// A segment of a flow that is not begun because of the pause; it would have gone to `copies` sessions.
-    pub(crate) fn paused(&mut self, copies: u32, payload_bytes: usize) {
+    /// A segment of a flow that is not begun although it is wanted; it would have gone to `copies` sessions.
+    pub(crate) fn leave_out(&mut self, paused: bool, copies: u32, payload_bytes: usize) {
         if copies > 0 {
-            self.paused.segments += 1;
-            self.paused.wanted_segments += u64::from(copies);
-            self.paused.wanted_bytes += u64::from(copies) * payload_bytes as u64;
+            let left_out = &mut self.left_out[usize::from(!paused)];
+            left_out.segments += 1;
+            left_out.wanted_segments += u64::from(copies);
+            left_out.wanted_bytes += u64::from(copies) * payload_bytes as u64;
         }
     }
 
@@ -269,17 +273,18 @@ impl Publisher {
     }
 
     fn note_counts(&mut self, tally: &Tally) {
-        let pause = std::mem::take(&mut self.paused);
+        let left_out = std::mem::take(&mut self.left_out);
         for (index, &now) in tally.counts().iter().enumerate() {
             let more = now - std::mem::replace(&mut self.counts[index], now);
             self.grow(index, more);
         }
-        if pause.segments != 0 {
+        for (left_out, reason) in left_out.iter().zip(LEFT_OUT).filter(|(left_out, _)| left_out.segments != 0)
+        {
             // What the machine took for sampled out: wrapping, since a counter only grows.
-            self.grow(offset_count(Count::SampledOut), pause.segments.wrapping_neg());
-            self.grow(offset_count(Count::Wanted), pause.wanted_bytes);
-            self.grow(offset_dropped_segments(Drop::Paused), pause.wanted_segments);
-            self.grow(offset_dropped_bytes(Drop::Paused), pause.wanted_bytes);
+            self.grow(offset_count(Count::SampledOut), left_out.segments.wrapping_neg());
+            self.grow(offset_count(Count::Wanted), left_out.wanted_bytes);
+            self.grow(offset_dropped_segments(reason), left_out.wanted_segments);
+            self.grow(offset_dropped_bytes(reason), left_out.wanted_bytes);
         }
         for &reason in Drop::ALL {
             let now = tally.dropped(reason);

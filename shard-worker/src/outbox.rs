@@ -3,7 +3,8 @@
 
 use flow::Inject;
 use session::{BURST, BURST_BYTES, Sink};
-use shm::Producer;
+use shm::{Control, Producer};
+use topology::restraint::unit_ps;
 use zerocopy::IntoBytes;
 
 /// Ring bytes of the largest burst: each record is its head, its payload, the ring's own head, rounded up to a line.
@@ -17,11 +18,32 @@ pub(crate) struct Outbox {
     ring: Producer,
     /// Records that found no room although it had been made, or whose parts are not as long as their head says: bugs.
     refused: u64,
+    /// The rate of connections, where there is one.
+    book: Option<Book>,
+}
+
+/// How connections are booked.
+#[derive(Clone, Copy)]
+pub(crate) struct Book {
+    control: &'static Control,
+    interval_ns: u64,
+    most_ns: u64,
+}
+
+/// Longest that a connection waits for its moment: beyond it a client would have gone.
+const MOST_NS: u64 = 2_000_000_000;
+
+impl Book {
+    /// For so many connections a second; what comes from a file waits as long as it takes.
+    pub(crate) fn new(control: &'static Control, per_s: u64, patient: bool) -> Self {
+        let most_ns = if patient { u64::MAX } else { MOST_NS };
+        Self { control, interval_ns: unit_ps(per_s, 1) / 1_000, most_ns }
+    }
 }
 
 impl Outbox {
-    pub(crate) fn new(ring: Producer) -> Self {
-        Self { ring, refused: 0 }
+    pub(crate) fn new(ring: Producer, book: Option<Book>) -> Self {
+        Self { ring, refused: 0, book }
     }
 
     /// Whether a full burst fits now.
@@ -73,6 +95,12 @@ impl Sink for Outbox {
             self.refused += 1;
         }
     }
+
+    fn book(&mut self, now_us: u64) -> Option<u64> {
+        let Some(Book { control, interval_ns, most_ns }) = self.book else { return Some(now_us) };
+        let at_ns = control.book_connection(now_us * 1_000, interval_ns, most_ns)?;
+        Some(at_ns.div_ceil(1_000))
+    }
 }
 
 #[cfg(test)]
@@ -86,7 +114,7 @@ mod tests {
     #[test]
     fn the_largest_burst_fits_whenever_there_is_room() {
         let (ring, mut injector) = shm::ring::heap(MIN_RING.next_power_of_two() as u32);
-        let mut outbox = Outbox::new(ring);
+        let mut outbox = Outbox::new(ring, None);
         let payload = vec![7; BURST_BYTES];
         let mut seen = 0;
         for lap in 0..400usize {
@@ -113,7 +141,7 @@ mod tests {
     #[test]
     fn parts_that_do_not_add_up_are_not_sent() {
         let (ring, mut injector) = shm::ring::heap(1 << 16);
-        let mut outbox = Outbox::new(ring);
+        let mut outbox = Outbox::new(ring, None);
         outbox.emit(&head(10), [&[1u8; 4][..]].into_iter());
         outbox.emit(&head(3), [&[1u8; 4][..]].into_iter());
         assert!(!outbox.publish() && injector.is_empty());

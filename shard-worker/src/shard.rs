@@ -15,6 +15,9 @@
 //! and what it refuses for that reason is counted as wanted and dropped as `paused`, with the copies that the flow would
 //! have had. A flow that outlives the pause is joined like any flow older than the capture.
 //!
+//! **Shed.** While the run takes more than it may (`--budget-cpu`), flows above a draw are left out in the same way, as `shed`, and
+//! if need be those that exist are ended (`session/src/shedding.rs`).
+//!
 //! **A file waits.** See [`Shard::is_full`] and [`Table::should_wait`]: offline nothing is dropped for want of room.
 //!
 //! **Datagrams.** One is copied as often as its flow wants while there is room in the inject ring; when that ends, the transaction
@@ -33,7 +36,7 @@ use topology::Plan;
 use crate::config::{datagrams, machine_config, table_bytes};
 use crate::counters::{Gauge, Publisher, WorkerCount};
 use crate::inbox::{Found, Inbox, Taken};
-use crate::outbox::Outbox;
+use crate::outbox::{Book, Outbox};
 
 /// Pumps of one step: 1,024 records, so that input waits a millisecond at most behind a long backlog of output.
 const PUMPS: usize = 64;
@@ -53,6 +56,25 @@ pub(crate) struct Shard {
     known: Known,
     /// The source is a file, which can wait.
     patient: bool,
+    /// Bytes of output that may wait for the injector, where it keeps to a rate: what waits there is too late to be thought over,
+    /// and makes answers look slow.
+    waiting_bytes: Option<u64>,
+    region: &'static Region,
+}
+
+/// Time for which output may wait for a rate: shorter than the shortest retransmission.
+const WAITS_FOR_MS: u64 = 20;
+/// A small packet in a ring, bytes.
+const SMALL_RECORD: u64 = 256;
+/// However slow the rate is, bytes: two full packets.
+const LEAST_WAITING: u64 = 4_096;
+
+/// What of the output of one shard may wait for the injector.
+fn waiting_bytes(plan: &Plan) -> Option<u64> {
+    let bits = plan.restraint.bits.map(|bits| bits / 8 * WAITS_FOR_MS / 1_000);
+    let packets = plan.restraint.packets.map(|packets| packets * SMALL_RECORD * WAITS_FOR_MS / 1_000);
+    let most = bits.into_iter().chain(packets).min()?;
+    Some((most / u64::from(plan.shards.max(1))).max(LEAST_WAITING))
 }
 
 /// Absolute values of other parts as last published.
@@ -87,7 +109,9 @@ impl Shard {
         let mut publisher = Publisher::new(region.counters(Role::Shard(number)), table.tally());
         publisher.add(WorkerCount::Repeated, repeated.into());
         let injector = region.doorbell(Role::Injector);
-        let outbox = Outbox::new(region.producer(Link::Inject(number)));
+        let book = |per_s| Book::new(region.control(), per_s, plan.trace.is_some());
+        let book = plan.restraint.connections.map(book);
+        let outbox = Outbox::new(region.producer(Link::Inject(number)), book);
         let copies = publisher.gauge(Gauge::DatagramCopies) as u32;
         let begun = (copies > 0).then(|| (publisher.gauge(Gauge::DatagramBegun), copies));
         let mut shard = Self {
@@ -102,6 +126,8 @@ impl Shard {
             left_out,
             known: Known::default(),
             patient: plan.trace.is_some(),
+            waiting_bytes: waiting_bytes(plan),
+            region,
         };
         if matches!(left_out, Item::Session(_)) {
             shard.has_left_out();
@@ -117,6 +143,11 @@ impl Shard {
         self.outbox.has_room()
     }
 
+    /// Whether output has to wait because of a rate.
+    pub(crate) fn is_held_back(&self) -> bool {
+        self.waiting_bytes.is_some_and(|bytes| self.region.link_depth(Link::Inject(self.number)) > bytes)
+    }
+
     /// Whether captured segments wait where they are, because sessions hold half of the memory there is.
     ///
     /// Nobody waits for ever. What is held moves without any more input: a turn leaves when its gate opens or its longest wait
@@ -124,7 +155,7 @@ impl Shard {
     /// a hole is given up once the file has stood still for a second, and a target that takes nothing times its sessions
     /// out. Answers are taken all the while, so each of these frees chunks until there is room again.
     pub(crate) fn is_full(&self) -> bool {
-        self.patient && self.table.is_crowded()
+        self.patient && (self.table.is_crowded() || self.is_held_back())
     }
 
     /// Gives a batch to the machine: answers first, so that the turns they open go out with what was captured meanwhile.
@@ -151,6 +182,9 @@ impl Shard {
             paused: control.paused() && !self.patient,
             percent_ppm: control.percent_ppm(),
             copies_milli: control.copies_milli(),
+            // A file waits instead.
+            admitted_ppm: if self.patient { ALL } else { control.admitted_ppm() },
+            kept_ppm: if self.patient { ALL } else { control.kept_ppm() },
         };
         while let Some((name, segment)) = taken.next_captured() {
             self.journal.at(name);
@@ -205,13 +239,22 @@ impl Shard {
         ordered: &Ordered,
     ) -> bool {
         let Some(datagrams) = &mut self.datagrams else { return true };
-        let &Ordered { paused, percent_ppm, copies_milli } = ordered;
-        let order = Order { paused, percent_ppm, copies_milli };
+        let &Ordered { paused, percent_ppm, copies_milli, admitted_ppm, kept_ppm } = ordered;
+        let order = Order { paused, percent_ppm, copies_milli, admitted_ppm, kept_ppm };
         let Item::Captured(position) = name else { return true };
         let done = self.begun.take().filter(|(at, _)| *at == position).map_or(0, |(_, copies)| copies);
         if name == self.left_out {
             datagrams.turn_away(segment, flow::Drop::Quarantined, &order, done);
             self.has_left_out();
+            return true;
+        }
+        if !self.patient
+            && self
+                .waiting_bytes
+                .is_some_and(|bytes| self.region.link_depth(Link::Inject(self.number)) > bytes)
+        {
+            // A datagram that waits is of no use to anybody.
+            datagrams.turn_away(segment, flow::Drop::Shed, &order, done);
             return true;
         }
         let copies = datagrams.copies(segment, &order, done > 0);
@@ -237,13 +280,22 @@ impl Shard {
     fn captured(&mut self, now_us: u64, segment: &Captured, payload: &[u8], ordered: &Ordered) {
         let before = self.table.tally().count(Count::SampledOut);
         self.table.captured(now_us, segment, payload, ordered.percent(), ordered.copies_milli);
-        if ordered.paused && self.table.tally().count(Count::SampledOut) != before {
+        if ordered.leaves_out() && self.table.tally().count(Count::SampledOut) != before {
             // How many sessions the flow would have, had it been begun; the machine asks in the same way.
             let (seed, copies_milli) = (self.table.config().seeds.sample, ordered.copies_milli);
             let (client, server) = (&segment.client, &segment.server);
             let copies = sample::copies(seed, client, server, 0, ordered.percent_ppm, copies_milli);
-            self.publisher.paused(copies, payload.len());
+            self.publisher.leave_out(ordered.paused, copies, payload.len());
         }
+    }
+
+    /// Ends flows that there is no room for; true when more are to be looked at.
+    pub(crate) fn shed(&mut self, now_us: u64, control: &Control) -> bool {
+        if self.patient {
+            return false;
+        }
+        self.journal.at(Item::Sessions);
+        self.table.shed(now_us, control.kept_ppm())
     }
 
     /// Runs the timers that are due; true if any were.
@@ -322,11 +374,21 @@ struct Ordered {
     paused: bool,
     percent_ppm: u32,
     copies_milli: u32,
+    admitted_ppm: u32,
+    kept_ppm: u32,
 }
 
+/// Parts per million.
+const ALL: u32 = 1_000_000;
+
 impl Ordered {
-    /// While paused, flows that are not known are sampled out.
-    const fn percent(&self) -> u32 {
-        if self.paused { 0 } else { self.percent_ppm }
+    /// While paused, flows that are not known are sampled out; while there is no room for them, some.
+    fn percent(&self) -> u32 {
+        if self.paused { 0 } else { self.percent_ppm.min(self.admitted_ppm) }
+    }
+
+    /// Whether flows are sampled out that are wanted.
+    fn leaves_out(&self) -> bool {
+        self.percent() < self.percent_ppm
     }
 }

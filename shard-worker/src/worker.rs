@@ -180,15 +180,17 @@ impl Worker {
         }
         let held_up = full || taken.as_ref().is_some_and(Taken::is_untouched);
         let due = shard.tick(now_us);
+        let shedding = !abandoning && shard.shed(now_us, control);
         let all_given_up = !abandoning || shard.table.abandon(now_us);
-        let more = shard.pump(now_us);
+        // The last words do not wait: there is a second for them.
+        let more = !abandoning && shard.is_held_back() || shard.pump(now_us);
         let had_input = taken.as_ref().is_some_and(|taken| !taken.is_untouched());
         let sent = shard.commit(now_us, taken.as_mut(), false);
         if let Phase::Abandoning { pumped, .. } = phase {
             *pumped = all_given_up && !more;
         }
         shard.note_faults(inbox.faults());
-        if had_input || due || sent {
+        if had_input || due || sent || shedding {
             shard.publisher.add(WorkerCount::Batches, 1);
             Step::Worked
         } else if more || held_up {

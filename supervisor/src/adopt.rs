@@ -132,7 +132,11 @@ pub(crate) fn take(region: &Region, plan: &Plan) -> Result<(), shm::RegionError>
     region.adopt(&plan.to_bytes())?;
     let control = region.control();
     if old.as_ref().is_none_or(|old| old.percent_ppm != plan.percent_ppm) {
-        control.set_percent_ppm(plan.percent_ppm);
+        control.set_asked_ppm(plan.percent_ppm);
+    }
+    // Where a ramp goes on, the supervisor's loop sets its part of it.
+    if plan.restraint.ramp_ms == 0 {
+        control.set_percent_ppm(control.asked_ppm());
     }
     if old.as_ref().is_none_or(|old| old.copies_milli != plan.copies_milli) {
         control.set_copies_milli(plan.copies_milli);

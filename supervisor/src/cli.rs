@@ -89,6 +89,8 @@ pub(crate) enum Order {
     Copies(u32),
     /// Go on as the program that stands at the instance's path now.
     Upgrade,
+    /// The kill switch.
+    Halt,
 }
 
 /// Reads the command line of this process.
@@ -180,6 +182,7 @@ pub(crate) fn command() -> clap::Command {
                 .subcommand(clap::Command::new("pause").about("Start no new session; what is captured meanwhile is counted as `paused`"))
                 .subcommand(clap::Command::new("resume").about("Go on after `pause`"))
                 .subcommand(clap::Command::new("stop").about("Drain and end, as Ctrl-C does"))
+                .subcommand(clap::Command::new("halt").about("The kill switch: capture and send nothing any more, now; nothing of this name starts before the file that it names is removed"))
                 .subcommand(clap::Command::new("upgrade").about("Go on as the program that stands at the instance's path now, with all sessions; drain when it cannot take them over"))
                 .subcommand(clap::Command::new("percent").about("Share of new flows to replay").arg(number("PERCENT")))
                 .subcommand(clap::Command::new("copies").about("Copies of each new flow").arg(number("N"))),
@@ -284,6 +287,7 @@ fn order(matches: &ArgMatches) -> Result<Order, Refusal> {
         "resume" => Order::Resume,
         "stop" => Order::Stop,
         "upgrade" => Order::Upgrade,
+        "halt" => Order::Halt,
         "percent" => Order::Percent(number(planner::percent_ppm)?),
         "copies" => Order::Copies(number(planner::copies_milli)?),
         other => unreachable!("clap accepts only the commands it was given, not {other}"),

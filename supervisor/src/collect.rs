@@ -100,9 +100,12 @@ impl Collector {
             control: Control {
                 paused: control.paused(),
                 percent: f64::from(control.percent_ppm()) / 1e4,
+                asked_percent: f64::from(control.asked_ppm()) / 1e4,
                 copies: f64::from(control.copies_milli()) / 1e3,
             },
             intercepts: self.intercepts(),
+            // Known by the supervisor's loop.
+            restraint: None,
             targets: self.targets(),
             canary: canary::look(self.region, &self.plan),
             // Known by the supervisor's loop.
@@ -280,6 +283,7 @@ impl Collector {
             ("superseded", Count::FailedSuperseded),
             ("idle", Count::FailedIdle),
             ("stopped", Count::FailedStopped),
+            ("shed", Count::FailedShed),
             ("worker_lost", Count::FailedWorkerLost),
             ("table_full", Count::RefusedTableFull),
         ];

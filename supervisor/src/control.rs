@@ -40,6 +40,8 @@ pub(crate) enum Request {
     },
     /// Go on as the program that stands at the path of this one now.
     Upgrade,
+    /// Capture and send nothing any more, now, and end.
+    Halt,
 }
 
 /// What comes back.

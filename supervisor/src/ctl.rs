@@ -58,6 +58,7 @@ pub(crate) fn ctl(name: &str, order: Order) -> anyhow::Result<ExitCode> {
         Order::Percent(ppm) => Request::Percent { ppm },
         Order::Copies(milli) => Request::Copies { milli },
         Order::Upgrade => Request::Upgrade,
+        Order::Halt => Request::Halt,
     };
     let reply = ask(name, request)?;
     let text = reply.as_str().map_or_else(|| reply.to_string(), str::to_owned);

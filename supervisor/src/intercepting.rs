@@ -27,6 +27,7 @@ use crate::{key, logging, metrics, place, preflight, procfs, words};
 /// A [`Refusal`] before the start; anything else is a failure while running.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     logging::start("intercept", logging::level(options.has(Key::Quiet)));
+    procfs::volunteer_for_oom(procfs::OOM_OF_SUPERVISORS);
     let wanted = listening_from(options, key::of_options(options)?)?;
     let exporter = planner::metrics_addr(options)?;
     if !procfs::capable(procfs::CAP_NET_RAW) {
@@ -229,7 +230,8 @@ impl Desk {
             | Request::Resume
             | Request::Percent { .. }
             | Request::Copies { .. }
-            | Request::Upgrade => Reply::Error(format!(
+            | Request::Upgrade
+            | Request::Halt => Reply::Error(format!(
                 "{} is an intercept, which only knows `stop`. Ask the run instead: tcptwin ctl --name NAME ...",
                 self.name
             )),

@@ -90,6 +90,14 @@ fn join(head: String, short: &str, long: &str, columns: usize) -> String {
     }
 }
 
+/// How far the ramp is, while there is one.
+pub(crate) fn ramp(stats: &Stats) -> Option<String> {
+    let left_s = stats.restraint.as_ref()?.ramp_left_s;
+    let percent = stats.control.percent;
+    (left_s > 0.0)
+        .then(|| format!("ramp {percent:.1} %, {} s to {} %", left_s.ceil(), stats.control.asked_percent))
+}
+
 /// How the target does, in a word, and what to do about it.
 fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
     let grew = |now: u64, before: u64| now.saturating_sub(before);
@@ -108,6 +116,21 @@ fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
     }
     if now.state == "draining" {
         return ("draining", String::new());
+    }
+    if let Some(restraint) = now.restraint.as_ref().filter(|restraint| restraint.step != "whole") {
+        let (used, budget) = (restraint.cpu_percent, restraint.cpu_budget_percent);
+        let what = match restraint.step.as_str() {
+            "blind" => "nothing is captured until there is room again".to_owned(),
+            _ => format!(
+                "{:.1} % of the flows are replayed, the others are `shed`",
+                restraint.admitted_percent
+            ),
+        };
+        let why = match used > 0.0 && budget > 0.0 {
+            true => format!("CPU {used:.0} % of a core, budget {budget} %"),
+            false => "at the limit of packets, bits or connections".to_owned(),
+        };
+        return ("over budget", format!("{why}: {what}"));
     }
     let reason =
         |stats: &Stats, name: &str| stats.ledger.dropped.get(name).map_or(0, |amount| amount.segments);
@@ -279,6 +302,18 @@ mod tests {
                 "nothing is sent to 10.0.3.2:8080 until a probe passes: a SYN left",
             ),
             (Box::new(|now: &mut Sample| now.stats.control.paused = true), "paused"),
+            (
+                Box::new(|now: &mut Sample| {
+                    now.stats.restraint = Some(crate::stats::Restraint {
+                        cpu_percent: 61.0,
+                        cpu_budget_percent: 50.0,
+                        step: "shedding".into(),
+                        admitted_percent: 40.0,
+                        ..Default::default()
+                    });
+                }),
+                "CPU 61 % of a core, budget 50 %: 40.0 % of the flows",
+            ),
             (Box::new(|_: &mut Sample| {}), "no traffic"),
         ] {
             let line = shown(change, None);

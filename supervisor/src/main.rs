@@ -13,6 +13,8 @@
 //! | `sockets` | what outlives the roles |
 //! | `spawn`, `role`, `member`, `undertaker` | starting a role; being one; one process over its life, and after it |
 //! | `backoff`, `hang`, `aftermath`, `drain` | how soon again; alive or hung; what a death costs; the ordered end |
+//! | `budget` | how much may be replayed within a budget of CPU time |
+//! | `halt` | the kill switch |
 //! | `quarantine` | what workers died of twice, kept and shown again |
 //! | `control`, `ctl`, `place` | the control socket, its clients, where it is |
 //! | `collect`, `stats` | counters and /proc → the figures |
@@ -28,6 +30,7 @@ mod adopt;
 mod aftermath;
 mod backoff;
 mod blackhole;
+mod budget;
 mod canary;
 mod cli;
 mod collect;
@@ -38,6 +41,7 @@ mod drain;
 mod format;
 mod generate;
 mod guarding;
+mod halt;
 mod hang;
 mod host;
 mod intercepting;

@@ -145,6 +145,7 @@ fn feed(stats: &Stats) {
     }
     gauge!("tcptwin_paused", instance()).set(f64::from(u8::from(stats.control.paused)));
     gauge!("tcptwin_percent", instance()).set(stats.control.percent);
+    gauge!("tcptwin_asked_percent", instance()).set(stats.control.asked_percent);
     gauge!("tcptwin_copies", instance()).set(stats.control.copies);
     for role in &stats.roles {
         let labels = || {
@@ -176,6 +177,18 @@ fn feed(stats: &Stats) {
         for (hop, us) in [("out", canary.rtt_us.out), ("back", canary.rtt_us.back)] {
             let hop = [with("target", &canary.addr), vec![Label::new("hop", hop)]].concat();
             gauge!("tcptwin_probe_microseconds", hop).set(us as f64);
+        }
+    }
+    if let Some(restraint) = &stats.restraint {
+        gauge!("tcptwin_ramp_left_seconds", instance()).set(restraint.ramp_left_s);
+        counter!("tcptwin_held_milliseconds_total", instance()).absolute((restraint.held_s * 1e3) as u64);
+        gauge!("tcptwin_cpu_percent", instance()).set(restraint.cpu_percent);
+        gauge!("tcptwin_cpu_budget_percent", instance()).set(restraint.cpu_budget_percent);
+        gauge!("tcptwin_admitted_percent", instance()).set(restraint.admitted_percent);
+        gauge!("tcptwin_kept_percent", instance()).set(restraint.kept_percent);
+        for step in ["whole", "leaving_out", "shedding", "blind"] {
+            gauge!("tcptwin_restraint_step", with("step", step))
+                .set(f64::from(u8::from(restraint.step == step)));
         }
     }
     for target in &stats.targets {

@@ -14,7 +14,7 @@ use topology::plan::Clients;
 use topology::{Key, Options, Plan, Refusal};
 
 use crate::adopt::{self, Found};
-use crate::{place, procfs};
+use crate::{halt, place, procfs};
 
 /// What the checks found.
 pub(crate) struct Ready {
@@ -26,6 +26,8 @@ pub(crate) struct Ready {
     pub(crate) lock: LockFile,
     /// Where lock and control socket are.
     pub(crate) directory: PathBuf,
+    /// The kill switch.
+    pub(crate) halt_file: PathBuf,
     /// What the person should know, though it is no obstacle.
     pub(crate) notes: Vec<String>,
 }
@@ -44,13 +46,14 @@ const RANGE_TRIES: usize = 8;
 pub(crate) fn check(mut plan: Plan, options: &Options) -> Result<Ready, Refusal> {
     rights(&plan)?;
     let directory = place::directory().map_err(Refusal::preflight)?;
+    let halt_file = halt::file(options, &directory, &plan.name)?;
     let lock = lock(&plan.name, &directory)?;
     let mut notes = Vec::new();
     let found = adopt::look(&mut plan, &mut notes)?;
     interfaces(&plan)?;
     directory_of_files(&mut plan)?;
     if plan.records_only() {
-        return Ok(Ready { plan, found, lock, directory, notes });
+        return Ok(Ready { plan, found, lock, directory, halt_file, notes });
     }
     notes.extend(of_another_host(&plan));
     let routes = routes(&mut plan, options.has(Key::Lab))?;
@@ -62,7 +65,7 @@ pub(crate) fn check(mut plan: Plan, options: &Options) -> Result<Ready, Refusal>
         Found::Adopt(_) => {}
         Found::Nothing | Found::Remove => intercepts(&mut plan, &taken, &mut notes)?,
     }
-    Ok(Ready { plan, found, lock, directory, notes })
+    Ok(Ready { plan, found, lock, directory, halt_file, notes })
 }
 
 fn rights(plan: &Plan) -> Result<(), Refusal> {

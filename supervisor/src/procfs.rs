@@ -61,6 +61,35 @@ pub(crate) fn cpu_exact(pid: u32) -> Option<Duration> {
     nanoseconds.map(Duration::from_nanos).or_else(|| Some(look(pid)?.cpu))
 }
 
+/// CPU time of all threads of a process, the dead ones included: its own clock, exact, and cheaper than reading /proc.
+pub(crate) fn cpu_of_process(pid: u32) -> Option<Duration> {
+    // Other numbers mean this process, or none that there can be.
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0)?;
+    let clock = nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(pid)).ok()?;
+    Some(nix::time::clock_gettime(clock).ok()?.into())
+}
+
+/// When the host runs out of memory, this process is chosen before others (proc_pid_oom_score_adj(5)): nothing of a replay is
+/// worth a process of production. Never lowers what a service manager had set, and needs no privilege.
+pub(crate) fn volunteer_for_oom(score: i32) {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let now = fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if now.is_some_and(|now| now >= score) {
+        return;
+    }
+    if let Err(error) = fs::write(FILE, score.to_string()) {
+        tracing::warn!(
+            "the kernel was not told to choose this process first when memory runs out ({}): {FILE} cannot be written",
+            crate::words::of_io(&error)
+        );
+    }
+}
+
+/// Roles go first of all: their successors find all sessions again.
+pub(crate) const OOM_OF_ROLES: i32 = 1_000;
+/// Then who watches them; with it they would all go.
+pub(crate) const OOM_OF_SUPERVISORS: i32 = 900;
+
 /// Whether this process holds a capability (its number in capabilities(7)) in its effective set.
 pub(crate) fn capable(number: u32) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -91,5 +120,10 @@ mod tests {
         assert!(look.rss_bytes > 0 && matches!(look.state, 'R' | 'S'));
         assert!(cpu_exact(std::process::id()).unwrap() > Duration::ZERO);
         assert_eq!(super::look(u32::MAX), None);
+        let (before, begin) = (cpu_of_process(std::process::id()).unwrap(), std::time::Instant::now());
+        std::thread::spawn(move || while begin.elapsed() < Duration::from_millis(30) {}).join().unwrap();
+        let spent = cpu_of_process(std::process::id()).unwrap() - before;
+        assert!(spent > Duration::from_millis(3), "threads that ended count too: {spent:?}");
+        assert_eq!(cpu_of_process(u32::MAX), None);
     }
 }

@@ -41,6 +41,9 @@ struct Specimen {
     arena: Vec<Cut>,
 }
 
+/// Parts per million that are all.
+const ALL: u32 = 1_000_000;
+
 /// A part of the shard's arena.
 #[derive(Serialize, Deserialize)]
 struct Cut {
@@ -234,8 +237,13 @@ impl Specimen {
         let arena = zerocopy::IntoBytes::as_mut_bytes(arena);
         let mut sent = Sent(0);
         if let Some(mut datagrams) = shard_worker::datagrams(arena, &self.plan, self.shard) {
-            let order =
-                Order { paused: false, percent_ppm: self.percent_ppm, copies_milli: self.copies_milli };
+            let order = Order {
+                paused: false,
+                percent_ppm: self.percent_ppm,
+                copies_milli: self.copies_milli,
+                admitted_ppm: ALL,
+                kept_ppm: ALL,
+            };
             let copies = datagrams.copies(head, &order, false);
             for copy in 0..copies {
                 datagrams.send(self.time_us, head, payload, [copy, copies], &mut sent);

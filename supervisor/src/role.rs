@@ -14,7 +14,7 @@ use nix::unistd::getppid;
 use shm::Region;
 use topology::{Plan, Process, Refusal};
 
-use crate::logging;
+use crate::{logging, procfs};
 
 /// The command line of a role.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,8 +111,16 @@ fn live(args: &RoleArgs) -> anyhow::Result<()> {
         );
     }
     abort_on_panic();
+    procfs::volunteer_for_oom(procfs::OOM_OF_ROLES);
     let plan = Plan::from_bytes(&region.plan_bytes())
         .context("the plan in the region is not readable by this program")?;
+    // Before any thread is started: each has a priority of its own, and begins with that of who started it.
+    if let Err(error) = shm::give_way(plan.restraint.nice) {
+        tracing::warn!(
+            "CPU priority {} could not be had ({error}); running with the usual one",
+            plan.restraint.nice
+        );
+    }
     match args.process {
         Process::Capturer => {
             let fds: Vec<RawFd> = args.fds.iter().flatten().copied().collect();

@@ -23,7 +23,7 @@ use crate::stats::Stats;
 use crate::supervise::{Ended, House, Setup, Supervisor};
 use crate::terminal::Terminal;
 use crate::upgrade::{self, Handover};
-use crate::{canary, guarding, host, key, logging, metrics, recording, replaying, summary, survey};
+use crate::{canary, guarding, host, key, logging, metrics, procfs, recording, replaying, summary, survey};
 
 /// Removes the region's file at the end, whatever the end is. Sessions of a run before this one are not given up before
 /// this one works.
@@ -50,6 +50,7 @@ pub(crate) fn run(options: &Options, of: Command) -> anyhow::Result<ExitCode> {
     let started_us = shm::monotonic_us();
     let (quiet, json) = (options.has(Key::Quiet), options.has(Key::Json));
     logging::start("supervisor", logging::level(quiet));
+    procfs::volunteer_for_oom(procfs::OOM_OF_SUPERVISORS);
     let kept = Service::kept();
     let mut plan = match of {
         Command::Record => plan_to_record(options, &host::facts(None)?)?,
@@ -58,7 +59,7 @@ pub(crate) fn run(options: &Options, of: Command) -> anyhow::Result<ExitCode> {
     compile(&mut plan, options)?;
     replaying::settle(&mut plan)?;
     let metrics = planner::metrics_addr(options)?;
-    let Ready { plan, found, lock, directory, notes } = preflight::check(plan, options)?;
+    let Ready { plan, found, lock, directory, halt_file, notes } = preflight::check(plan, options)?;
     let service = Service::of_environment();
 
     // From here on things are made, in an order in which each can still be refused without leaving any behind.
@@ -97,8 +98,16 @@ pub(crate) fn run(options: &Options, of: Command) -> anyhow::Result<ExitCode> {
         }
     }
     let program = std::env::current_exe().context("asking for the path of this program failed")?;
-    let house =
-        House { directory, program, quiet, json, metrics, lock: lock.as_fd().as_raw_fd(), started_us };
+    let house = House {
+        directory,
+        program,
+        halt_file,
+        quiet,
+        json,
+        metrics,
+        lock: lock.as_fd().as_raw_fd(),
+        started_us,
+    };
     let renewed = renewed == Some(Renewed::OldRegion);
     let setup = Setup {
         region,
@@ -163,6 +172,7 @@ pub(crate) fn resume(before: Handover) -> anyhow::Result<ExitCode> {
     let house = House {
         directory: before.directory.clone(),
         program: before.program.clone(),
+        halt_file: before.halt_file.clone(),
         quiet: before.quiet,
         json: before.json,
         metrics: before.metrics,
@@ -286,7 +296,9 @@ fn region(plan: &Plan, found: Found) -> Result<&'static Region, Refusal> {
     }
     let spec = wiring::region_spec(plan, shard_worker::arena_bytes);
     let region = Region::create(&plan.name, &spec, &plan.to_bytes(), plan.instance).map_err(refused)?;
-    region.control().set_percent_ppm(plan.percent_ppm);
+    region.control().set_asked_ppm(plan.percent_ppm);
+    // A ramp begins with nothing.
+    region.control().set_percent_ppm(if plan.restraint.ramp_ms == 0 { plan.percent_ppm } else { 0 });
     region.control().set_copies_milli(plan.copies_milli);
     Ok(region)
 }

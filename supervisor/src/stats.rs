@@ -46,6 +46,9 @@ pub(crate) struct Stats {
     pub(crate) latency_us: Latency,
     /// What can be changed while running, as it stands.
     pub(crate) control: Control,
+    /// What the run keeps itself to, where it was told to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) restraint: Option<Restraint>,
     /// Each target of the plan.
     #[serde(default)]
     pub(crate) targets: Vec<Target>,
@@ -353,10 +356,42 @@ pub(crate) struct Quantiles {
 pub(crate) struct Control {
     /// Nothing new is replayed.
     pub(crate) paused: bool,
-    /// Share of flows.
+    /// Share of flows, as far as the ramp is.
     pub(crate) percent: f64,
+    /// Share of flows that was asked for.
+    #[serde(default)]
+    pub(crate) asked_percent: f64,
     /// Copies of each flow.
     pub(crate) copies: f64,
+}
+
+/// What a run keeps itself to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Restraint {
+    /// CPU time of all processes in the last second, percent of one core.
+    pub(crate) cpu_percent: f64,
+    /// What it may be; 0 without a budget.
+    pub(crate) cpu_budget_percent: f64,
+    /// `whole`, `leaving_out` (new flows), `shedding` (open ones too), `blind` (nothing is captured).
+    pub(crate) step: String,
+    /// Draws of new flows are below this.
+    pub(crate) admitted_percent: f64,
+    /// Draws of open flows are below this.
+    pub(crate) kept_percent: f64,
+    /// Time for which packets waited because of a rate, so far.
+    #[serde(default)]
+    pub(crate) held_s: f64,
+    /// `--max-pps`; 0 without.
+    #[serde(default)]
+    pub(crate) max_packets_per_s: u64,
+    /// `--max-bps`; 0 without.
+    #[serde(default)]
+    pub(crate) max_bits_per_s: u64,
+    /// `--max-cps`; 0 without.
+    #[serde(default)]
+    pub(crate) max_connections_per_s: u64,
+    /// Time until the share of flows is what was asked for.
+    pub(crate) ramp_left_s: f64,
 }
 
 /// One target of the plan.

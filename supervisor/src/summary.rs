@@ -98,6 +98,17 @@ pub(crate) fn lines(stats: &Stats) -> Vec<String> {
             ),
         );
     }
+    if let Some(restraint) = stats.restraint.as_ref().filter(|restraint| restraint.cpu_budget_percent > 0.0) {
+        let step = restraint.step.replace('_', " ");
+        let (used, budget) = (restraint.cpu_percent, restraint.cpu_budget_percent);
+        add(
+            "budget",
+            format!(
+                "CPU {used:.1} % of {budget} %, {step}: {:.1} % of new flows",
+                restraint.admitted_percent
+            ),
+        );
+    }
     for target in stats.targets.iter().filter(|target| target.state != "ok" || target.trips > 0) {
         let times = counted(target.trips, "time");
         add("target", format!("{} {}; new connections were held back {times}", target.addr, target.state));

@@ -7,12 +7,16 @@
 //! | `orders` | what the control socket asks for |
 //! | `engines` | by which engines packets leave, and whether the ways to the targets are whole |
 //! | `rolling` | another image of the program: into it, and role by role after it |
+//! | `halting` | the end at once |
+//! | `keeping` | budget and ramp |
 //! | `ending` | the ordered end |
 //! | `finale` | when a replay of files begins, and when it is over |
 
 mod ending;
 mod engines;
 mod finale;
+mod halting;
+mod keeping;
 mod orders;
 mod rolling;
 mod watch;
@@ -32,6 +36,7 @@ use crate::aftermath::Aftermath;
 use crate::canary;
 use crate::collect::{Collector, Sample};
 use crate::control::Server;
+use crate::halt::Switch;
 use crate::live;
 use crate::member::Member;
 use crate::metrics::Board;
@@ -82,6 +87,8 @@ pub(crate) struct House {
     pub(crate) directory: PathBuf,
     /// Where the program was started from; the file may be another one by now.
     pub(crate) program: PathBuf,
+    /// The kill switch.
+    pub(crate) halt_file: PathBuf,
     /// Roles log warnings only, and there is no view.
     pub(crate) quiet: bool,
     /// The summary is JSON, and there is no view.
@@ -106,6 +113,7 @@ pub(crate) struct Supervisor {
     service: Service,
     board: Option<Board>,
     house: House,
+    switch: Switch,
     fence: Option<Fence>,
     engines: Option<Engines>,
     canary: canary::News,
@@ -125,6 +133,8 @@ pub(crate) struct Supervisor {
     /// The condition that the view has explained.
     told: &'static str,
     failure: Option<String>,
+    halted: bool,
+    keeping: keeping::Keeping,
     was_running: bool,
     finale: Option<finale::Finale>,
 }
@@ -206,6 +216,7 @@ impl Supervisor {
         let aftermath = Aftermath::new(region, plan.clone(), house.directory.clone());
         let age = Duration::from_micros(shm::monotonic_us().saturating_sub(house.started_us));
         let now = Instant::now();
+        let keeping = keeping::Keeping::new(&plan);
         let collector = Collector::new(region, plan.clone(), now.checked_sub(age).unwrap_or(now));
         Ok(Self {
             region,
@@ -218,6 +229,7 @@ impl Supervisor {
             service,
             board,
             live: !house.quiet && !house.json,
+            switch: Switch::watch(house.halt_file.clone()),
             house,
             fence,
             engines,
@@ -234,6 +246,8 @@ impl Supervisor {
             events: Vec::new(),
             told: "",
             failure: None,
+            halted: false,
+            keeping,
             finale: None,
         })
     }
@@ -241,6 +255,7 @@ impl Supervisor {
     /// Runs until the end. Must be called by the main thread ([`crate::spawn`]).
     pub(crate) fn run(mut self) -> Ended {
         let begin = Instant::now();
+        self.keep_nothing_yet();
         let every = if self.terminal.is_terminal { LINE } else { LOG_LINE };
         let mut last = self.sample();
         let (mut next_line, mut next_sample) = (begin + every, begin + LINE);
@@ -248,10 +263,12 @@ impl Supervisor {
         loop {
             self.wait();
             let now = Instant::now();
+            self.halt_if_thrown(now);
             self.see_deaths(now);
             self.start_due(now);
             self.answer(now);
             self.watch(now);
+            self.keep(now);
             self.roll(now);
             self.end_if_asked(now);
             self.end_with_the_files(now);
@@ -310,6 +327,7 @@ impl Supervisor {
         let sleep = due.map_or(tick, |due| due.min(tick)).min(self.until_silent(tick));
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut fds = vec![readable(self.signals.bell())];
+        fds.extend(self.switch.news().map(readable));
         fds.extend(self.members.iter().filter_map(Member::alive).map(readable));
         fds.extend(self.server.waits_for().map(|(fd, writing)| {
             PollFd::new(fd, if writing { PollFlags::POLLOUT } else { PollFlags::POLLIN })
@@ -386,6 +404,7 @@ impl Supervisor {
         }
         inject.astray = self.fence.as_ref().map_or(0, Fence::dropped);
         sample.stats.guard = Guard { dropped: sample.stats.inject.astray };
+        sample.stats.restraint = self.restraint();
         sample
     }
 
@@ -450,6 +469,10 @@ impl Supervisor {
         // Yellow where it asks for attention.
         let text = match finale::progress(&now, elapsed) {
             Some(progress) => format!("{text}   {progress}"),
+            None => text,
+        };
+        let text = match live::ramp(&now.stats) {
+            Some(ramp) => format!("{text}   {ramp}"),
             None => text,
         };
         self.paint(text, good);

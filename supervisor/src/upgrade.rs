@@ -43,6 +43,8 @@ pub(crate) struct Handover {
     pub(crate) directory: PathBuf,
     /// Where the program was started from.
     pub(crate) program: PathBuf,
+    /// The kill switch.
+    pub(crate) halt_file: PathBuf,
     /// `--quiet`.
     pub(crate) quiet: bool,
     /// `--json`.
@@ -88,7 +90,7 @@ pub(crate) struct Answer {
 }
 
 /// Changes whenever [`Handover`] does.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 /// The variable that names the memfd.
 const VARIABLE: &str = "TCPTWIN_HANDOVER";
 /// Time for a program to say what it is. Some milliseconds are enough; the supervisor waits meanwhile.

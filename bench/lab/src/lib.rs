@@ -9,6 +9,7 @@
 //! | `impair` | loss, resets, refused sends and a leaky mirror, by nftables |
 //! | `wire` | a cable that delays, reorders, doubles, loses and alters frames |
 //! | `outside` | packets that are where none may be, seen on the wire |
+//! | `departures` | when replayed packets leave a host, by the kernel's time stamps |
 //! | `replayed` | frames that a replay sent, and sent twice |
 //! | `dump` | packet files made by hand |
 //! | `tun` | a TUN device as a host's only one |
@@ -24,6 +25,7 @@
 //! | `histogram`, `digest`, `clock`, `head` | latencies, body digests, monotonic time, HTTP heads |
 
 pub mod clock;
+pub mod departures;
 pub mod digest;
 pub mod dump;
 mod head;
@@ -50,6 +52,7 @@ pub mod wait;
 pub mod wire;
 pub mod witness;
 
+pub use departures::Departures;
 pub use histogram::Histogram;
 pub use http::{HttpOptions, HttpService};
 pub use load::{Load, LoadReport, Mode};

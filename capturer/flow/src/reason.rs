@@ -39,5 +39,7 @@ named_enum! {
         Stopped => "stopped",
         /// Captured while replay was paused.
         Paused => "paused",
+        /// Its flow was left out or ended, so that the run stays within what it was told to keep to (`--budget-cpu`, `--max-…`).
+        Shed => "shed",
     }
 }

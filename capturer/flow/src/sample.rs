@@ -21,13 +21,22 @@ pub fn copies(
     percent_ppm: u32,
     copies_milli: u32,
 ) -> u32 {
-    let flow = mix(flow_hash(seed, client, server) ^ mix(u64::from(isn)));
+    let flow = drawn(seed, client, server, isn);
     if scale(flow, MILLION) >= percent_ppm {
         return 0;
     }
     let fraction = copies_milli % THOUSAND;
     let extra = scale(mix(flow ^ 0x9e37_79b9_7f4a_7c15), THOUSAND) < fraction;
     copies_milli / THOUSAND + u32::from(extra)
+}
+
+/// What [`copies`] compares with the share: a flow with a lower draw is kept longer when the share shrinks. Below 1,000,000.
+pub fn draw(seed: u64, client: &Endpoint, server: &Endpoint, isn: u32) -> u32 {
+    scale(drawn(seed, client, server, isn), MILLION)
+}
+
+fn drawn(seed: u64, client: &Endpoint, server: &Endpoint, isn: u32) -> u64 {
+    mix(flow_hash(seed, client, server) ^ mix(u64::from(isn)))
 }
 
 #[cfg(test)]
@@ -83,6 +92,15 @@ mod tests {
         let (c, s) = flows().next().unwrap();
         let kept = (0..10_000).filter(|&isn| copies(5, &c, &s, isn, 500_000, 1_000) > 0).count();
         assert!((4_700..5_300).contains(&kept), "{kept}");
+    }
+
+    #[test]
+    fn a_flow_is_kept_by_every_share_above_its_draw() {
+        for (c, s) in flows().take(2_000) {
+            let draw = draw(5, &c, &s, 0);
+            assert_eq!(copies(5, &c, &s, 0, draw, 1_000), 0);
+            assert_eq!(copies(5, &c, &s, 0, draw + 1, 1_000), 1);
+        }
     }
 
     #[test]

@@ -137,6 +137,10 @@ pub struct Order {
     pub percent_ppm: u32,
     /// Copies of each.
     pub copies_milli: u32,
+    /// Flows that are not known are begun when their draw is below.
+    pub admitted_ppm: u32,
+    /// Flows that are known go on when their draw is below.
+    pub kept_ppm: u32,
 }
 
 impl Datagrams {
@@ -216,7 +220,11 @@ impl Datagrams {
             self.count(DatagramCount::SampledOut, 1);
             return 0;
         }
+        let bound = if known.is_some() { order.kept_ppm } else { order.admitted_ppm };
+        let is_shed = bound < 1_000_000
+            && sample::draw(self.config.seeds.sample, &segment.client, &segment.server, 0) >= bound;
         let reason = match known {
+            _ if is_shed => Some(Drop::Shed),
             None if order.paused => Some(Drop::Paused),
             None if self.draining => Some(Drop::Stopped),
             _ => None,

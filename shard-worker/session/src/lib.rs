@@ -55,6 +55,7 @@ mod online;
 mod ready;
 mod sack;
 mod sender;
+mod shedding;
 mod slot;
 mod specimen;
 mod stash;

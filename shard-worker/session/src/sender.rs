@@ -17,7 +17,7 @@
 //! | payload beyond 64 KiB (BIG TCP, RFC 2675) | cut to the MSS like any super-frame |
 
 use flow::record::{flag, inject_bit, opt};
-use flow::{Inject, Seq, TcpFields};
+use flow::{Drop, Inject, Seq, TcpFields};
 
 use crate::chunks::Chunks;
 use crate::config::Config;
@@ -235,9 +235,15 @@ impl Table {
             false if slot.outstanding() > 0 => Attempt::Repeat,
             false => Attempt::First,
         };
-        match self.targets.ask(now_us, slot.target, id, attempt) {
+        let booked = slot.tries & try_bit::BOOKED != 0;
+        let leave = self.targets.ask(now_us, slot.target, id, attempt);
+        if leave == Leave::Now && !booked && !self.book(now_us, id, out) {
+            return;
+        }
+        let slot = self.slots.get_mut(id);
+        match leave {
             Leave::Now => {
-                slot.tries &= !(try_bit::PACED | try_bit::WAITING);
+                slot.tries &= !(try_bit::PACED | try_bit::WAITING | try_bit::BOOKED);
                 Emit { config: &self.config, tally: &mut self.tally, out, room, now_us }.syn(slot);
             }
             Leave::At(at_us) => {
@@ -247,6 +253,32 @@ impl Table {
                 self.tally.one(Count::ConnectsPaused);
             }
         }
+    }
+
+    /// Whether a SYN may leave now as to the rate of connections. If not, it is put off to the moment that is booked for it, or
+    /// the flow is left out when that is too far away; a repeated one asks again.
+    fn book(&mut self, now_us: u64, id: u32, out: &mut impl Sink) -> bool {
+        /// Until a repeated SYN asks again, µs.
+        const AGAIN_US: u64 = 1_000_000;
+        let at_us = out.book(now_us);
+        if at_us.is_some_and(|at_us| at_us <= now_us) {
+            return true;
+        }
+        let slot = self.slots.get_mut(id);
+        let (at_us, booked) = match at_us {
+            Some(at_us) => (at_us, try_bit::BOOKED),
+            None if slot.outstanding() > 0 => (now_us + AGAIN_US, 0),
+            None => {
+                self.fail(now_us, id, Drop::Shed, Count::FailedShed);
+                return false;
+            }
+        };
+        // Whoever waited for its target has waited.
+        slot.tries = slot.tries & !try_bit::PACED | try_bit::WAITING | booked;
+        slot.unset(is::OWE_SYN);
+        slot.arm(Timer::Rto, at_us);
+        self.tally.one(Count::ConnectsPaused);
+        false
     }
 
     fn visit_open(&mut self, now_us: u64, id: u32, out: &mut impl Sink, room: &mut Room) -> bool {

@@ -158,6 +158,8 @@ pub(crate) mod try_bit {
     pub(crate) const WAITING: u8 = 2;
     /// Something was acknowledged on this connection.
     pub(crate) const FRUITFUL: u8 = 4;
+    /// The moment of the SYN is booked, see [`crate::table::Sink::book`].
+    pub(crate) const BOOKED: u8 = 8;
 }
 
 /// The bit of [`Slot::check`] that says that the open transaction has touched the slot. A slot with it in a log's image or

@@ -15,6 +15,7 @@
 //! | `sender` | what leaves: windows, gates, retransmission |
 //! | `timers` | deadlines |
 //! | `foresight` | memory asked for before it is needed |
+//! | `shedding` | flows ended to make room |
 //! | `ending` | FIN, RST, reconnect, the end |
 
 use flow::hash::flow_hash;
@@ -35,6 +36,7 @@ use crate::index::{Batch, Index};
 use crate::lingering::Lingering;
 use crate::nearest::Nearest;
 use crate::ready::Ready;
+use crate::shedding::Shedding;
 use crate::slot::{NEVER, NONE, Phase, Slot, is};
 use crate::strangers::Strangers;
 use crate::tally::{Count, Tally};
@@ -53,6 +55,12 @@ pub(crate) const DUE: usize = 1024;
 pub trait Sink {
     /// One record; the parts together are `head.payload_len` bytes.
     fn emit<'p>(&mut self, head: &Inject, parts: impl Iterator<Item = &'p [u8]>);
+
+    /// Books the moment at which a connection may be begun: now, unless there is a rate to be kept. None when that would be too
+    /// late.
+    fn book(&mut self, now_us: u64) -> Option<u64> {
+        Some(now_us)
+    }
 }
 
 /// A session found in an arena, as far as those may know that condemn it.
@@ -108,6 +116,7 @@ pub struct Table {
     abandoned: u32,
     /// Where the search for the oldest backlogs goes on.
     pub(crate) hand: u32,
+    pub(crate) shedding: Shedding,
     /// Challenges in the present second (RFC 5961, section 7).
     pub(crate) challenges: (u64, u32),
     pub(crate) foresight: Foresight,
@@ -169,6 +178,7 @@ impl Table {
             deaf_us: 0,
             abandoned: 0,
             hand: 0,
+            shedding: Shedding::default(),
             challenges: (0, 0),
             foresight: Foresight::default(),
             config,

@@ -53,6 +53,8 @@ named_enum! {
         FailedIdle => "failed_idle",
         /// ... at the end of the run.
         FailedStopped => "failed_stopped",
+        /// ... because their flows were shed.
+        FailedShed => "failed_shed",
         /// ... with a worker.
         FailedWorkerLost => "failed_worker_lost",
         /// Flows refused because the table was full (per copy).
@@ -65,7 +67,7 @@ named_enum! {
         Reconnects => "reconnects",
         /// Of these, because a turn that was partly sent lost the rest to a hole.
         GapReconnects => "gap_reconnects",
-        /// Times that a SYN had to wait because its target is sick or reconnects are capped.
+        /// Times that a SYN had to wait: its target is sick, reconnects are capped, or connections have a rate.
         ConnectsPaused => "connects_paused",
         /// Times that a target became sick.
         TargetTrips => "target_trips",

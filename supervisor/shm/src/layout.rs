@@ -21,7 +21,7 @@ use crate::journal::Record;
 use crate::ring::{Indices, MAX_CAPACITY, MIN_CAPACITY};
 
 /// Version of the layout and of what its blocks mean.
-pub(crate) const VERSION: u64 = 3;
+pub(crate) const VERSION: u64 = 4;
 /// Bytes for the plan: 256 mappings and 256 targets as JSON are about 30 KiB.
 pub const PLAN_BYTES: usize = 64 * 1024;
 /// Shards at most.

@@ -72,5 +72,5 @@ pub use {
     lock::{LockError, LockFile},
     moderate::{Moderator, Pause},
     region::{Region, os_id, path},
-    sys::{inherit, set_fine_timers, watch_process},
+    sys::{give_way, inherit, set_fine_timers, watch_process},
 };

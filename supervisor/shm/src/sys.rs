@@ -34,6 +34,20 @@ pub fn set_fine_timers() -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Lowers the CPU priority of the calling thread, and of those that it starts from now on, by so much (nice(2)); 19 is the last. It
+/// needs no privilege.
+pub fn give_way(by: u8) -> io::Result<()> {
+    // What it returns may be -1 without an error.
+    nix::errno::Errno::clear();
+    // SAFETY: an integer; the kernel touches no memory of ours.
+    let now = unsafe { libc::nice(by.into()) };
+    match nix::errno::Errno::last_raw() {
+        0 => Ok(()),
+        _ if now != -1 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
 /// A descriptor that becomes readable when a process, with all its threads, is dead and can be reaped (pidfd_open(2),
 /// Linux 5.3). The process must be a child that was not reaped yet: no other has its number then.
 pub fn watch_process(pid: u32) -> io::Result<OwnedFd> {
@@ -66,6 +80,19 @@ mod tests {
         set_fine_timers().unwrap();
         let slack = std::fs::read_to_string("/proc/thread-self/timerslack_ns").unwrap_or_else(|_| "1".into());
         assert_eq!(slack.trim(), "1");
+    }
+
+    #[test]
+    fn a_lower_priority_is_ones_own_thread_s() {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                give_way(19).unwrap();
+                let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+                // Field 19 of proc_pid_stat(5), counted from the end of the name.
+                let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+                assert_eq!(fields[16], "19", "{stat}");
+            });
+        });
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Supervisor {
     }
 
     /// Wakes every role, that it sees a control word now and not at its next beat.
-    fn ring_all(&self) {
+    pub(super) fn ring_all(&self) {
         for process in wiring::processes(&self.plan) {
             self.region.doorbell(process.role()).ring();
         }

@@ -24,12 +24,13 @@ impl Supervisor {
             Request::Percent { ppm } => Order::Percent(ppm),
             Request::Copies { milli } => Order::Copies(milli),
             Request::Upgrade => Order::Upgrade,
+            Request::Halt => Order::Halt,
         };
-        if !matches!(self.phase, Phase::Running) {
+        if !matches!(self.phase, Phase::Running) && order != Order::Halt {
             return Reply::Error(format!("the instance {} is ending already", self.plan.name));
         }
-        if self.plan.records_only() && !matches!(order, Order::Stop | Order::Upgrade) {
-            return Reply::Error("this instance records and replays nothing: it can be stopped (`tcptwin ctl stop`) or upgraded".to_owned());
+        if self.plan.records_only() && !matches!(order, Order::Stop | Order::Halt | Order::Upgrade) {
+            return Reply::Error("this instance records and replays nothing: it can be stopped (`tcptwin ctl stop`), halted or upgraded".to_owned());
         }
         match order {
             Order::Pause => {
@@ -47,8 +48,9 @@ impl Supervisor {
                 said(format!("draining, at most {} s", self.plan.replay.drain_ms.div_ceil(1000)))
             }
             Order::Upgrade => self.prepare_upgrade(now),
+            Order::Halt => self.halt(now, "by tcptwin ctl halt"),
             Order::Percent(ppm) if (1..=1_000_000).contains(&ppm) => {
-                control.set_percent_ppm(ppm);
+                self.ask_percent(ppm);
                 self.event(format!("{} % of new flows by ctl", f64::from(ppm) / 1e4));
                 said(format!("{} % of new flows from now on; open ones go on", f64::from(ppm) / 1e4))
             }

@@ -139,6 +139,7 @@ impl Supervisor {
             name: self.plan.name.clone(),
             directory: house.directory,
             program: house.program,
+            halt_file: house.halt_file,
             quiet: house.quiet,
             json: house.json,
             metrics: house.metrics,

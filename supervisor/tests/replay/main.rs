@@ -24,6 +24,7 @@
 //! | `poison` | a defect that one kind of answer hits |
 //! | `udp` | datagrams beside connections |
 //! | `recording` | what `record` and `run --record` write; mirror ports |
+//! | `restraint` | the kill switch, budgets, rates, ramp, priority |
 //! | `ending` | names, drain, and what is left behind |
 
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ mod modes;
 mod offline;
 mod poison;
 mod recording;
+mod restraint;
 mod stage;
 mod surviving;
 mod tools;
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         faults::STORIES,
         surviving::STORIES,
         recording::STORIES,
+        restraint::STORIES,
         poison::STORIES,
         ending::STORIES,
         udp::STORIES,

@@ -16,6 +16,7 @@
 //! | `listening` | options → what `intercept` does |
 //! | `wiring` | plan → processes, links, cores, region |
 //! | `guard` | targets and client ranges that are refused, given what the host knows about them |
+//! | `restraint` | budgets, rates, ramp and priority |
 //! | `refusal` | why nothing is started: a sentence and an exit code |
 
 pub mod clients;
@@ -29,6 +30,7 @@ pub mod plan;
 pub mod planner;
 pub mod recording;
 pub mod refusal;
+pub mod restraint;
 pub mod sizes;
 pub mod trace;
 pub mod value;

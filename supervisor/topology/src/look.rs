@@ -76,6 +76,7 @@ const REPLAY: &str = "Replay";
 const FILES: &str = "Files";
 const RECORDING: &str = "Recording";
 const RESOURCES: &str = "Resources";
+const RESTRAINT: &str = "Restraint";
 const RETURN: &str = "Return channel";
 const OUTPUT: &str = "Output";
 
@@ -398,6 +399,69 @@ impl Key {
             Key::Loops | Key::Limit | Key::Rate | Key::Seed => (None, One("N"), FILES, None, None),
             Key::From | Key::Until => (None, One("TIME"), FILES, None, None),
             Key::Decap | Key::DryRun => (None, Flag, FILES, None, None),
+            Key::BudgetCpu => (
+                None,
+                One("PERCENT"),
+                RESTRAINT,
+                Some(
+                    "CPU time that all processes of this run may take together, in percent of one core, measured over a second: beyond it new flows are left out, then open ones ended (counted as `shed`), then capture stops, until there is room again [default: no limit]",
+                ),
+                None,
+            ),
+            Key::MaxPps => (
+                None,
+                One("N"),
+                RESTRAINT,
+                Some(
+                    "Packets a second towards the targets at most, in any 100 ms; k and M count in thousands and millions [default: no limit]",
+                ),
+                None,
+            ),
+            Key::MaxBps => (
+                None,
+                One("RATE"),
+                RESTRAINT,
+                Some(
+                    "Bits a second towards the targets at most, from the IP header on, for example 100M or 2.5G [default: no limit]",
+                ),
+                None,
+            ),
+            Key::MaxCps => (
+                None,
+                One("N"),
+                RESTRAINT,
+                Some(
+                    "Connections begun a second at most, all targets together; those beyond wait up to two seconds [default: no limit]",
+                ),
+                None,
+            ),
+            Key::Ramp => (
+                None,
+                One("TIME"),
+                RESTRAINT,
+                Some(
+                    "Let the share of flows grow from none to that of -r in this time, for example 5m [default: 0]",
+                ),
+                None,
+            ),
+            Key::Nice => (
+                None,
+                One("N"),
+                RESTRAINT,
+                Some(
+                    "By how much the CPU priority of capturer, shards and injector is lower, from 0 to 19 [default: 10]",
+                ),
+                None,
+            ),
+            Key::HaltFile => (
+                None,
+                One("FILE"),
+                RESTRAINT,
+                Some(
+                    "The kill switch, as `tcptwin ctl halt` is: as soon as this file is there, nothing is captured or sent, the run ends, and no other of its name starts before the file is removed [default: NAME.halt beside the control socket]",
+                ),
+                None,
+            ),
             Key::Name => (
                 None,
                 One("NAME"),
@@ -473,6 +537,12 @@ impl Key {
             Key::OnGap => {
                 "Where the files have a hole: skip the request (and reconnect if part of it was sent), skip it on the same connection, end the session [default: skip]"
             }
+            Key::BudgetCpu => {
+                "CPU time that all processes of this run may take together, in percent of one core, measured over a second: beyond it the files wait [default: no limit]"
+            }
+            Key::MaxCps => {
+                "Connections begun a second at most, all targets together; those beyond wait [default: no limit]"
+            }
             Key::Interface
             | Key::Mirror
             | Key::Capture
@@ -514,6 +584,8 @@ impl Key {
             | Key::Snap
             | Key::Zstd
             | Key::RecordBuffer
+            | Key::Nice
+            | Key::HaltFile
             | Key::Name
             | Key::Metrics
             | Key::Quiet

@@ -116,6 +116,20 @@ named_enum! {
         Seed => "seed",
         /// Say what would be replayed, and replay nothing.
         DryRun => "dry-run",
+        /// CPU time of all processes together.
+        BudgetCpu => "budget-cpu",
+        /// Packets a second towards the targets.
+        MaxPps => "max-pps",
+        /// Bits a second towards the targets.
+        MaxBps => "max-bps",
+        /// Connections begun a second.
+        MaxCps => "max-cps",
+        /// Time in which the share of flows grows from nothing.
+        Ramp => "ramp",
+        /// CPU priority of the roles.
+        Nice => "nice",
+        /// The file that halts the run, and keeps it halted.
+        HaltFile => "halt-file",
         /// Name of the instance.
         Name => "name",
         /// Address of the Prometheus text.

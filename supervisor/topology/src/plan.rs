@@ -57,6 +57,9 @@ pub struct Plan {
     pub rings: Rings,
     /// How the replay behaves.
     pub replay: ReplayPlan,
+    /// What the run keeps itself to.
+    #[serde(default)]
+    pub restraint: Restraint,
 }
 
 /// Keys of the hashes.
@@ -351,6 +354,30 @@ pub struct ReplayPlan {
     pub drain_ms: u32,
 }
 
+/// What a run keeps itself to, for the sake of its host and of the targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restraint {
+    /// By how much the CPU priority of the roles is lower than the supervisor's, as nice(2) has it.
+    pub nice: u8,
+    /// CPU time of all processes together, thousandths of one core.
+    pub cpu_milli: Option<u32>,
+    /// Packets a second towards the targets.
+    pub packets: Option<u64>,
+    /// Bits a second towards the targets, from the IP header on.
+    pub bits: Option<u64>,
+    /// Connections begun a second.
+    pub connections: Option<u64>,
+    /// Time in which the share of flows grows from nothing, milliseconds.
+    pub ramp_ms: u64,
+}
+
+impl Restraint {
+    /// Whether what leaves is limited by packets or bits.
+    pub const fn is_paced(&self) -> bool {
+        self.packets.is_some() || self.bits.is_some()
+    }
+}
+
 /// Mappings at most: each costs two instructions of the kernel filter, which holds 4,096.
 pub const MAX_MAPPINGS: usize = 256;
 /// Instructions of an expression at most: 32 KiB of the plan's 64, and half of what the kernel takes.
@@ -419,6 +446,7 @@ impl Plan {
                 idle_s: 600,
                 drain_ms: 10_000,
             },
+            restraint: Restraint::default(),
         }
     }
 

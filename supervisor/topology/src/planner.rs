@@ -13,6 +13,7 @@ use crate::plan::{
     OnGap, ReplayPlan, Rtt, Seeds, Target,
 };
 use crate::recording;
+use crate::restraint::restraint;
 use crate::sizes::{self, share_out};
 use crate::{Plan, Refusal};
 use crate::{trace, value};
@@ -103,6 +104,7 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
         limits: sizes.limits,
         rings: sizes.rings,
         replay,
+        restraint: restraint(options)?,
     };
     recording::fits(options, &plan)?;
     Ok(plan)

@@ -10,6 +10,7 @@ use crate::plan::{
     RecordPlan, Rings, Seeds,
 };
 use crate::planner::{self, DEFAULT_NAME, Facts};
+use crate::restraint;
 use crate::sizes;
 use crate::value;
 use crate::{Plan, Refusal};
@@ -86,6 +87,7 @@ pub fn plan_to_record(options: &Options, facts: &Facts) -> Result<Plan, Refusal>
             returns: sizes::MIN_RETURN_RING as u32,
         },
         replay: planner::replay(options)?,
+        restraint: restraint::of_a_recording(options)?,
     };
     fits(options, &plan)?;
     Ok(plan)

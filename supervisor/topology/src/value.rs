@@ -42,6 +42,43 @@ pub fn size(text: &str) -> Result<u64, Why> {
     u64::try_from(bytes).map_err(|_| wrong())
 }
 
+/// A rate: a number with k, M or G, thousands, millions and thousands of millions.
+pub fn rate(text: &str, what: &str, low: u64, high: u64) -> Result<u64, Why> {
+    let wrong = || {
+        format!(
+            "{what} are a number from {} to {}, for example {}",
+            short(low),
+            short(high),
+            short(low.saturating_mul(100))
+        )
+    };
+    let cut = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(cut);
+    let factor: u64 = match unit {
+        "" => 1,
+        "k" | "K" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        _ => return Err(wrong()),
+    };
+    let thousandths = decimal(number.trim_end(), 3).ok_or_else(wrong)?;
+    let rate = u64::try_from(u128::from(thousandths) * u128::from(factor) / 1000).map_err(|_| wrong())?;
+    if (low..=high).contains(&rate) { Ok(rate) } else { Err(wrong()) }
+}
+
+/// A rate as [`rate`] reads it.
+pub fn short(rate: u64) -> String {
+    let units = [(1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")];
+    match units.into_iter().find(|(factor, _)| rate >= *factor) {
+        Some((factor, unit)) if rate.is_multiple_of(factor) => format!("{}{unit}", rate / factor),
+        Some((factor, unit)) => {
+            let text = format!("{:.3}", rate as f64 / factor as f64);
+            format!("{}{unit}", text.trim_end_matches('0').trim_end_matches('.'))
+        }
+        None => rate.to_string(),
+    }
+}
+
 /// A time in milliseconds: a number with ms, s, m or h; a bare number is seconds.
 pub fn time_ms(text: &str, low_ms: u64, high_ms: u64) -> Result<u64, Why> {
     let wrong = || {

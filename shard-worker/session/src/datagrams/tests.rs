@@ -63,7 +63,13 @@ impl Sink for Out {
     }
 }
 
-const ALL: Order = Order { paused: false, percent_ppm: 1_000_000, copies_milli: 1_000 };
+const ALL: Order = Order {
+    paused: false,
+    percent_ppm: 1_000_000,
+    copies_milli: 1_000,
+    admitted_ppm: 1_000_000,
+    kept_ppm: 1_000_000,
+};
 
 fn datagram(port: u16, len: u32) -> Captured {
     Captured {

@@ -19,6 +19,7 @@ mod probing;
 mod protocols;
 mod recovery;
 mod restart;
+mod shedding;
 mod simulation;
 mod trouble;
 mod turns;

@@ -1,0 +1,211 @@
+//! What the run keeps itself to: the budget of CPU time, what to do when rates make packets wait for too long, and the ramp.
+//! Looked at each 100 ms.
+
+use std::time::{Duration, Instant};
+
+use super::{Phase, Supervisor, TICK};
+use crate::budget::{Governor, Share, Step};
+use crate::member::Member;
+use crate::procfs;
+use crate::stats::Restraint;
+use topology::Plan;
+
+/// What it keeps.
+pub(super) struct Keeping {
+    governor: Option<Governor>,
+    /// Of the time for which packets wait because of a rate.
+    rates: Option<Governor>,
+    waited_us: u64,
+    /// As the injector had told last.
+    held_us: u64,
+    next: Instant,
+    /// The ramp's part, parts per million.
+    ramped_ppm: u32,
+}
+
+const MILLION: u32 = 1_000_000;
+/// The part of the time for which packets may wait because of a rate, thousandths: with more of it they wait ever longer.
+const WAITING_MILLI: u32 = 900;
+/// Connections that are booked further ahead count as waiting all the time: half of what they may wait.
+const BOOKED_NS: u64 = 1_000_000_000;
+
+impl Keeping {
+    /// From this moment on.
+    pub(super) fn new(plan: &Plan) -> Self {
+        let wanted = &plan.restraint;
+        // What comes from files waits there.
+        let rates = (wanted.is_paced() || wanted.connections.is_some()) && plan.trace.is_none();
+        Self {
+            governor: wanted.cpu_milli.map(Governor::new),
+            rates: rates.then(|| Governor::new(WAITING_MILLI)),
+            waited_us: 0,
+            held_us: 0,
+            next: Instant::now(),
+            ramped_ppm: MILLION,
+        }
+    }
+}
+
+impl Supervisor {
+    /// What a supervisor before this one had kept to is kept to no more, unless this one finds so too.
+    pub(super) fn keep_nothing_yet(&self) {
+        self.apply(Share { admitted_ppm: MILLION, kept_ppm: MILLION, blind: false });
+    }
+
+    pub(super) fn keep(&mut self, now: Instant) {
+        if now < self.keeping.next || !matches!(self.phase, Phase::Running) {
+            return;
+        }
+        self.keeping.next = now + TICK;
+        self.ramp();
+        self.keep_to_the_budget();
+    }
+
+    /// Another share of flows is asked for; a ramp goes on towards it.
+    pub(super) fn ask_percent(&mut self, ppm: u32) {
+        let control = self.region.control();
+        control.set_asked_ppm(ppm);
+        if self.plan.restraint.ramp_ms == 0 {
+            control.set_percent_ppm(ppm);
+        }
+        self.ramp();
+    }
+
+    /// The share of flows on its way to what was asked for.
+    fn ramp(&mut self) {
+        let (control, ramp_ms) = (self.region.control(), self.plan.restraint.ramp_ms);
+        if ramp_ms == 0 || self.keeping.ramped_ppm == MILLION && control.percent_ppm() == control.asked_ppm()
+        {
+            return;
+        }
+        if control.ramp_begin_ms() == 0 {
+            if !self.is_up() {
+                return;
+            }
+            control.set_ramp_begin_ms(shm::monotonic_ms());
+        }
+        let passed_ms = shm::monotonic_ms().saturating_sub(control.ramp_begin_ms());
+        self.keeping.ramped_ppm = part(passed_ms, ramp_ms);
+        let share = u64::from(control.asked_ppm()) * u64::from(self.keeping.ramped_ppm) / u64::from(MILLION);
+        control.set_percent_ppm(share as u32);
+    }
+
+    fn keep_to_the_budget(&mut self) {
+        let (control, now_ms) = (self.region.control(), shm::monotonic_ms());
+        let (mut cpu, mut rates) = (self.keeping.governor.take(), self.keeping.rates.take());
+        let asked_ppm = control.percent_ppm();
+        let mut share = Share { admitted_ppm: MILLION, kept_ppm: MILLION, blind: false };
+        if let Some(governor) = &mut cpu {
+            let own = procfs::cpu_of_process(std::process::id()).unwrap_or_default();
+            let spent = self.members.iter().map(Member::cpu_exact).sum::<Duration>() + own;
+            let spent_us = spent.as_micros() as u64;
+            if self.plan.trace.is_some() {
+                share.blind = governor.makes_wait(now_ms, spent_us);
+            } else {
+                let (before, used) = (governor.step(), governor.used_milli());
+                share = governor.look(now_ms, spent_us, asked_ppm);
+                if let Some(text) = words(before, governor.step(), share) {
+                    let used = used.max(governor.used_milli()) as f64 / 10.0;
+                    let budget = self.plan.restraint.cpu_milli.map_or(0.0, |milli| f64::from(milli) / 10.0);
+                    self.event(format!("CPU {used:.0} % of a core, budget {budget} %: {text}"));
+                }
+            }
+        }
+        if let Some(governor) = &mut rates {
+            let ahead_ns = control.connections_booked_ns().saturating_sub(shm::monotonic_ns());
+            let booked = if ahead_ns > BOOKED_NS { TICK.as_micros() as u64 } else { 0 };
+            let held_us = control.held_us();
+            self.keeping.waited_us +=
+                booked.max(held_us - std::mem::replace(&mut self.keeping.held_us, held_us));
+            let before = governor.step();
+            let other = governor.look(now_ms, self.keeping.waited_us, asked_ppm);
+            if let Some(text) = words(before, governor.step(), other) {
+                self.event(format!("at the limit of packets, bits or connections: {text}"));
+            }
+            share.admitted_ppm = share.admitted_ppm.min(other.admitted_ppm);
+            share.kept_ppm = share.kept_ppm.min(other.kept_ppm);
+        }
+        if cpu.is_some() || rates.is_some() {
+            self.apply(share);
+        }
+        (self.keeping.governor, self.keeping.rates) = (cpu, rates);
+    }
+
+    fn apply(&self, share: Share) {
+        let control = self.region.control();
+        // New flows first: what is shed must not come back.
+        control.set_admitted_ppm(share.admitted_ppm);
+        control.set_kept_ppm(share.kept_ppm);
+        control.set_blind(share.blind);
+    }
+
+    /// For `stats`; none where nothing was asked for.
+    pub(super) fn restraint(&self) -> Option<Restraint> {
+        let (wanted, control) = (&self.plan.restraint, self.region.control());
+        let governor = self.keeping.governor.as_ref();
+        let rates = self.keeping.rates.as_ref();
+        let rated = wanted.is_paced() || wanted.connections.is_some();
+        if governor.is_none() && wanted.ramp_ms == 0 && !rated {
+            return None;
+        }
+        let steps = [governor, rates].into_iter().flatten().map(Governor::step);
+        let passed_ms = match control.ramp_begin_ms() {
+            0 => 0,
+            begin_ms => shm::monotonic_ms().saturating_sub(begin_ms),
+        };
+        Some(Restraint {
+            cpu_percent: governor.map_or(0.0, |governor| governor.used_milli() as f64 / 10.0),
+            cpu_budget_percent: wanted.cpu_milli.map_or(0.0, |milli| f64::from(milli) / 10.0),
+            step: steps.max().unwrap_or_default().name().to_owned(),
+            held_s: control.held_us() as f64 / 1e6,
+            max_packets_per_s: wanted.packets.unwrap_or(0),
+            max_bits_per_s: wanted.bits.unwrap_or(0),
+            max_connections_per_s: wanted.connections.unwrap_or(0),
+            admitted_percent: f64::from(control.admitted_ppm()) / 1e4,
+            kept_percent: f64::from(control.kept_ppm()) / 1e4,
+            ramp_left_s: wanted.ramp_ms.saturating_sub(passed_ms) as f64 / 1e3,
+        })
+    }
+}
+
+/// Of a ramp, parts per million.
+fn part(passed_ms: u64, ramp_ms: u64) -> u32 {
+    (passed_ms.min(ramp_ms) * u64::from(MILLION)).checked_div(ramp_ms).map_or(MILLION, |ppm| ppm as u32)
+}
+
+/// What is said about a step, when it is another one.
+fn words(before: Step, now: Step, share: Share) -> Option<String> {
+    if before == now {
+        return None;
+    }
+    let percent = f64::from(share.admitted_ppm) / 1e4;
+    Some(match now {
+        Step::Whole => "all flows are replayed again".to_owned(),
+        Step::LeavesOut => format!("new flows beyond {percent:.1} % are left out (`shed`)"),
+        Step::Sheds if before == Step::Blind => "capture goes on, without flows at first".to_owned(),
+        Step::Sheds => format!("flows beyond {percent:.1} % are ended (`shed`)"),
+        Step::Blind => "capture stops until there is room again".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ramp_is_a_straight_line_and_ends() {
+        assert_eq!(
+            [0, 150_000, 300_000, u64::MAX].map(|ms| part(ms, 300_000)),
+            [0, 500_000, MILLION, MILLION]
+        );
+        assert_eq!(part(7, 0), MILLION);
+    }
+
+    #[test]
+    fn a_step_is_told_once() {
+        let share = Share { admitted_ppm: 400_000, kept_ppm: 400_000, blind: false };
+        assert_eq!(words(Step::Sheds, Step::Sheds, share), None);
+        assert!(words(Step::LeavesOut, Step::Sheds, share).unwrap().contains("beyond 40.0 % are ended"));
+        assert!(words(Step::Blind, Step::Sheds, share).unwrap().contains("capture goes on"));
+    }
+}
