@@ -10,8 +10,12 @@
 //! can be read again: what the dead one had read ahead is gone and with it the place where a packet begins, so the replay ends
 //! there, and says so.
 //!
+//! **A pipe that has nothing** is waited for, however long: what was taken before is handed over first, and the role beats
+//! meanwhile.
+//!
 //! **Pause** stops the reading; sessions go on, and the rest of the file comes as much later.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use shm::{Control, Heartbeat, Region, Role, RoleState, monotonic_ns};
@@ -61,7 +65,12 @@ pub(crate) fn run(
         heartbeat.set_state(RoleState::Done);
         return Ok(());
     }
-    let reader = Reader::open(&plan.files, options(plan))?;
+    // A pipe may have nothing for as long as it likes.
+    let idle = move || {
+        heartbeat.beat(shm::monotonic_ms());
+        !control.halt() && !control.draining()
+    };
+    let reader = Reader::open_patiently(&plan.files, options(plan), Arc::new(idle))?;
     let start_ns = if begun { start_ns } else { monotonic_ns() };
     let due = Due::new(plan, start_ns, passed_ns);
     let mut offline = Offline {
@@ -172,7 +181,8 @@ impl Offline {
     fn batch(&mut self) -> Step {
         let mut taken = 0;
         let end = loop {
-            if taken == BATCH {
+            // What was taken does not wait for what a pipe may bring.
+            if taken == BATCH || taken > 0 && self.reader.may_wait() {
                 break Step::Worked;
             }
             if !self.fetch() {
@@ -237,7 +247,8 @@ impl Offline {
 
     /// Begins the files again; false when that was the last time.
     fn next_lap(&mut self) -> bool {
-        if self.lap == 0 {
+        // Who stops it knows that there was more.
+        if self.lap == 0 && !self.control.halt() && !self.control.draining() {
             for note in self.reader.report().notes() {
                 tracing::warn!("{note}");
             }

@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
+use crate::input::Feed;
 use crate::link::{Without, ip_offset};
 use crate::pcap::Pcap;
 use crate::pcapng::{Block, PcapNg};
@@ -64,9 +64,9 @@ enum Format {
 
 impl File {
     /// Opens a file in front of its first packet; none when it cannot be opened or is no packet file, which the report then says.
-    pub(crate) fn open(path: &Path, read: &Arc<AtomicU64>, report: &mut Report) -> Option<Self> {
+    pub(crate) fn open(path: &Path, feed: &Arc<Feed>, report: &mut Report) -> Option<Self> {
         let mut note = |trouble, detail| report.add(trouble, || (path.to_owned(), 0, detail));
-        let mut window = match input::open(path, read) {
+        let mut window = match input::open(path, feed) {
             Ok(window) => window,
             Err(why) => {
                 note(Trouble::Unopened, why);

@@ -4,9 +4,10 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::file::File;
+use crate::input::{Feed, Idle};
 use crate::report::Report;
 use crate::{Packet, Place, input};
 
@@ -75,7 +76,7 @@ pub struct Reader {
     from_ns: u64,
     until_ns: u64,
     ended: bool,
-    read: Arc<AtomicU64>,
+    feed: Arc<Feed>,
     total: Option<u64>,
     report: Report,
 }
@@ -97,6 +98,19 @@ impl Reader {
     /// # Errors
     /// When none can be used.
     pub fn open(files: &[PathBuf], options: Options) -> Result<Self, OpenError> {
+        Self::of(files, options, Feed::default())
+    }
+
+    /// The same; `idle` is called again and again while a pipe has nothing to read. As soon as it says false the pipe is taken for
+    /// ended.
+    ///
+    /// # Errors
+    /// When none can be used.
+    pub fn open_patiently(files: &[PathBuf], options: Options, idle: Idle) -> Result<Self, OpenError> {
+        Self::of(files, options, Feed { idle: Some(idle), ..Feed::default() })
+    }
+
+    fn of(files: &[PathBuf], options: Options, feed: Feed) -> Result<Self, OpenError> {
         if files.is_empty() {
             return Err(OpenError::NoFiles);
         }
@@ -112,7 +126,7 @@ impl Reader {
             from_ns: 0,
             until_ns: u64::MAX,
             ended: false,
-            read: Arc::default(),
+            feed: Arc::new(feed),
             total: total(files),
             report: Report::default(),
         };
@@ -167,14 +181,19 @@ impl Reader {
         (self.last, self.ended, self.report) = (None, false, Report::default());
         self.states.clear();
         self.next.clear();
-        self.read.store(0, Relaxed);
+        self.feed.read.store(0, Relaxed);
         self.begin();
         Ok(())
     }
 
     /// How far it has read.
     pub fn progress(&self) -> Progress {
-        Progress { read: self.read.load(Relaxed), total: self.total }
+        Progress { read: self.feed.read.load(Relaxed), total: self.total }
+    }
+
+    /// Whether a pipe is among the files that had nothing more when it was last read, so that the next packet may be long in coming.
+    pub fn may_wait(&self) -> bool {
+        self.feed.is_drained.load(Relaxed)
     }
 
     /// What this pass found so far.
@@ -193,12 +212,12 @@ impl Reader {
         for (path, number) in self.paths.clone().iter().zip(0..) {
             let closes = self.paths.len() > ALL_OPEN && input::is_regular(path);
             // What a look at a file reads and finds is counted when its time has come.
-            let (mut found, read) = if closes {
+            let (mut found, feed) = if closes {
                 (Report::default(), Arc::default())
             } else {
-                (std::mem::take(&mut self.report), Arc::clone(&self.read))
+                (std::mem::take(&mut self.report), Arc::clone(&self.feed))
             };
-            let mut file = File::open(path, &read, &mut found);
+            let mut file = File::open(path, &feed, &mut found);
             usable += usize::from(file.is_some());
             let has_packet = file.as_mut().is_some_and(|file| file.advance(self.options.decap, &mut found));
             let state = match file {
@@ -211,7 +230,7 @@ impl Reader {
             match state {
                 State::Waiting => {}
                 State::Done if closes => {
-                    self.read.fetch_add(read.load(Relaxed), Relaxed);
+                    self.feed.read.fetch_add(feed.read.load(Relaxed), Relaxed);
                     self.report.absorb(found);
                 }
                 _ => self.report = found,
@@ -240,7 +259,7 @@ impl Reader {
             let Reverse((_, number)) = self.next.pop()?;
             if let State::Waiting = self.states[number as usize] {
                 let path = &self.paths[number as usize];
-                let file = File::open(path, &self.read, &mut self.report);
+                let file = File::open(path, &self.feed, &mut self.report);
                 self.states[number as usize] = file.map_or(State::Done, |file| State::Open(Box::new(file)));
                 self.advance(number);
                 continue;

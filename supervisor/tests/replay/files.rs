@@ -361,13 +361,20 @@ fn feed(bytes: Vec<u8>, pause: Duration) -> Result<(PipeReader, std::thread::Joi
 
 fn a_file_from_standard_input() -> Result<()> {
     let bench = Bench::new(|load| Load { rate: Some(1_000.0), ..load })?;
-    let pause = Duration::from_millis(700);
+    // Longer than a role may be silent.
+    let pause = Duration::from_millis(2_500);
     let (before, began) = (bench.heard(), Instant::now());
     let (pipe, feeding) = feed(pcap(&bench.parts), pause)?;
     let replay = bench.begin(&[Path::new("-")], &FAST, Some(pipe))?;
     let replayed = bench.ended(replay, &before, began)?;
     replayed.is_whole(&asked(&bench.parts), 1)?;
     ensure!(replayed.took >= pause * 2, "it ended before its input, after {:?}", replayed.took);
+    let capturer = replayed.stats.roles()?.into_iter().find(|role| role.role == "capturer");
+    ensure!(
+        capturer.is_some_and(|role| role.restarts == 0),
+        "its reader was taken for hung: {}",
+        replayed.stderr
+    );
     feeding.join().expect("it does not panic");
     step("a reader that is killed cannot read it again");
     let before = bench.heard();
@@ -375,8 +382,7 @@ fn a_file_from_standard_input() -> Result<()> {
     let mut replay = bench.begin(&[Path::new("-")], &FAST, Some(pipe))?;
     replay.wait_ready()?;
     let target = &bench.recorded.stage.target;
-    let goal = target.answered() + 50;
-    wait::until("some requests are replayed", SETTLE, || target.answered() >= goal)?;
+    wait::until("some requests are replayed", SETTLE, || target.answered() >= 1_050)?;
     replay.kill_role("capturer", 0)?;
     let replayed = bench.ended(replay, &before, began)?;
     ensure!(replayed.stderr.contains("which cannot be read again"), "it said: {}", replayed.stderr);
