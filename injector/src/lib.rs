@@ -56,3 +56,4 @@ pub use open::{Lane, OpenError, Sockets, open};
 pub use path::{RouteError, RouteFacts, route_to};
 pub use role::{RunError, run};
 pub use way::Choice;
+pub use ways::Lookout;
