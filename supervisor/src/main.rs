@@ -11,6 +11,7 @@
 //! | `preflight`, `host` | what is checked before anything starts; facts about this machine |
 //! | `supervise` | the loop: deaths, orders, signals, figures |
 //! | `sockets` | what outlives the roles |
+//! | `confine` | what each process gives up before it meets a packet |
 //! | `spawn`, `role`, `member`, `undertaker` | starting a role; being one; one process over its life, and after it |
 //! | `backoff`, `hang`, `aftermath`, `drain` | how soon again; alive or hung; what a death costs; the ordered end |
 //! | `quarantine` | what workers died of twice, kept and shown again |
@@ -28,6 +29,7 @@ mod aftermath;
 mod backoff;
 mod cli;
 mod collect;
+mod confine;
 mod control;
 mod ctl;
 mod demo;

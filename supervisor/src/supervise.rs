@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use injector::{Engines, Fence};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use sandbox::Ids;
 use shm::{Link, Region, RoleState};
 use topology::{Plan, wiring};
 
@@ -53,6 +54,8 @@ pub(crate) struct Setup {
     pub(crate) sockets: Sockets,
     /// The capture sockets are new ones and the region is not.
     pub(crate) renewed: bool,
+    /// Whom the roles become.
+    pub(crate) ids: Option<Ids>,
     /// The control socket.
     pub(crate) server: Server,
     /// Ctrl-C.
@@ -98,6 +101,7 @@ pub(crate) struct Supervisor {
     plan: Plan,
     sockets: Sockets,
     renewed: bool,
+    ids: Option<Ids>,
     server: Server,
     signals: Signals,
     terminal: Terminal,
@@ -178,6 +182,7 @@ impl Supervisor {
             plan,
             sockets,
             renewed,
+            ids,
             server,
             signals,
             terminal,
@@ -209,6 +214,7 @@ impl Supervisor {
             plan,
             sockets,
             renewed,
+            ids,
             server,
             signals,
             terminal,

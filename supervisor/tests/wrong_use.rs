@@ -124,6 +124,7 @@ fn each_option_of_run_refuses_nonsense() {
         ("-c 198.18.0.0/20 --keep-clients", "exclude each other"),
         ("-i eth0,any", "not both"),
         ("--shards 0", "from 1 to 64"),
+        ("--sandbox maybe", "`on`, `no-landlock` or `off`"),
         ("--cores 5-2", "a list of numbers"),
         ("--memory 1MiB", "need --memory"),
         ("--max-sessions 1", "from 16"),

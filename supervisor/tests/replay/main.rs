@@ -21,6 +21,7 @@
 //! | `poison` | a defect that one kind of answer hits |
 //! | `udp` | datagrams beside connections |
 //! | `recording` | what `record` and `run --record` write; mirror ports |
+//! | `confined` | what user, capabilities, filters and descriptors the processes have |
 //! | `ending` | names, drain, and what is left behind |
 
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ use std::process::ExitCode;
 mod amount;
 mod bulk;
 mod capture;
+mod confined;
 mod databases;
 mod ending;
 mod faults;
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         surviving::STORIES,
         recording::STORIES,
         poison::STORIES,
+        confined::STORIES,
         ending::STORIES,
         udp::STORIES,
     ];

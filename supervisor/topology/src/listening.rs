@@ -8,6 +8,7 @@ use crate::Refusal;
 use crate::clients;
 use crate::mapping;
 use crate::options::{Key, Options};
+use crate::plan::Sandbox;
 use crate::planner::{self, DEFAULT_PORT};
 use crate::value;
 
@@ -31,6 +32,8 @@ pub struct Listening {
     pub key: Option<[u8; 32]>,
     /// `--plain` was given: peers beyond loopback may come without a key.
     pub plain: bool,
+    /// What the process gives up.
+    pub sandbox: Sandbox,
 }
 
 /// Reads the options of `intercept`; `key` is what `--key` names or what stands in its usual place.
@@ -74,7 +77,8 @@ pub fn listening_from(options: &Options, key: Option<[u8; 32]>) -> Result<Listen
              or, in a network that you trust, give --plain here and to `tcptwin run`",
         ));
     }
-    Ok(Listening { name, services, interfaces, tun, listen, key: key.filter(|_| !plain), plain })
+    let (key, sandbox) = (key.filter(|_| !plain), planner::sandbox(options)?);
+    Ok(Listening { name, services, interfaces, tun, listen, key, plain, sandbox })
 }
 
 /// `-c`, or the default ranges of the families that the services have.

@@ -79,6 +79,9 @@ const RESOURCES: &str = "Resources";
 const RETURN: &str = "Return channel";
 const OUTPUT: &str = "Output";
 
+/// Help of `--sandbox`.
+const SANDBOX: &str = "What processes that meet packets give up before the first: user, capabilities, files and system calls that they do not need; no-landlock where the kernel cannot keep them from files, off for nothing of it [default: on]";
+
 impl Key {
     /// How the option looks to a person.
     pub const fn look(self) -> Look {
@@ -380,6 +383,7 @@ impl Key {
             Key::Loops | Key::Limit | Key::Rate | Key::Seed => (None, One("N"), FILES, None, None),
             Key::From | Key::Until => (None, One("TIME"), FILES, None, None),
             Key::Decap | Key::DryRun => (None, Flag, FILES, None, None),
+            Key::Sandbox => (None, One("on|no-landlock|off"), RESOURCES, Some(SANDBOX), Some(SANDBOX)),
             Key::Name => (
                 None,
                 One("NAME"),
@@ -496,6 +500,7 @@ impl Key {
             | Key::Snap
             | Key::Zstd
             | Key::RecordBuffer
+            | Key::Sandbox
             | Key::Name
             | Key::Metrics
             | Key::Quiet

@@ -112,6 +112,8 @@ named_enum! {
         Seed => "seed",
         /// Say what would be replayed, and replay nothing.
         DryRun => "dry-run",
+        /// What the processes give up before they work.
+        Sandbox => "sandbox",
         /// Name of the instance.
         Name => "name",
         /// Address of the Prometheus text.

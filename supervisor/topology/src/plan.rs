@@ -40,6 +40,9 @@ pub struct Plan {
     /// How packets leave.
     #[serde(default)]
     pub inject: InjectEngine,
+    /// What the roles give up.
+    #[serde(default)]
+    pub sandbox: Sandbox,
     /// `-n` in thousandths: 1000 is one copy of each flow.
     pub copies_milli: u32,
     /// `-r` in parts per million: 1,000,000 is all flows.
@@ -185,6 +188,19 @@ pub enum InjectEngine {
     Raw,
     /// Frames through libpcap; raw IP while the next hop is not known.
     Pcap,
+}
+
+/// What processes give up before they meet a packet (`--sandbox`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sandbox {
+    /// All that they do not need.
+    #[default]
+    On,
+    /// All but files, where the kernel cannot keep them away.
+    NoLandlock,
+    /// Nothing.
+    Off,
 }
 
 /// Live capture.
@@ -388,6 +404,7 @@ impl Plan {
             trace: None,
             record: None,
             inject: InjectEngine::Auto,
+            sandbox: Sandbox::On,
             copies_milli: 1_000,
             percent_ppm: 1_000_000,
             shards: 1,

@@ -10,7 +10,7 @@ use crate::mapping;
 use crate::options::{Given, Key, Options};
 use crate::plan::{
     CaptureEngine, CapturePlan, FilterPlan, InjectEngine, Join, MAX_NETS, MAX_TARGETS, Mapping, OnGap,
-    ReplayPlan, Rtt, Seeds, Target,
+    ReplayPlan, Rtt, Sandbox, Seeds, Target,
 };
 use crate::recording;
 use crate::sizes::{self, share_out};
@@ -95,6 +95,7 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
         trace,
         record,
         inject: options.one(Key::Inject).map_or(Ok(InjectEngine::Auto), inject)?,
+        sandbox: sandbox(options)?,
         copies_milli: options.one(Key::Copies).map_or(Ok(1_000), |given| read(given, copies_milli))?,
         percent_ppm: options.one(Key::Percent).map_or(Ok(1_000_000), |given| read(given, percent_ppm))?,
         shards,
@@ -394,6 +395,17 @@ fn inject(given: &Given) -> Result<InjectEngine, Refusal> {
         "raw" => Ok(InjectEngine::Raw),
         "pcap" => Ok(InjectEngine::Pcap),
         _ => Err(given.refuse("the engine is `link`, `raw` or `pcap`. Leave it out for the best one here")),
+    }
+}
+
+/// What the processes give up.
+pub(crate) fn sandbox(options: &Options) -> Result<Sandbox, Refusal> {
+    let Some(given) = options.one(Key::Sandbox) else { return Ok(Sandbox::On) };
+    match given.text.as_str() {
+        "on" => Ok(Sandbox::On),
+        "no-landlock" => Ok(Sandbox::NoLandlock),
+        "off" => Ok(Sandbox::Off),
+        _ => Err(given.refuse("the sandbox is `on`, `no-landlock` or `off`. Leave it out for a whole one")),
     }
 }
 

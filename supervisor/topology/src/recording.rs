@@ -72,6 +72,7 @@ pub fn plan_to_record(options: &Options, facts: &Facts) -> Result<Plan, Refusal>
         record: Some(record),
         trace: None,
         inject: InjectEngine::Auto,
+        sandbox: planner::sandbox(options)?,
         copies_milli: 1_000,
         percent_ppm: 1_000_000,
         shards: 0,
