@@ -163,6 +163,9 @@ fn program() -> PathBuf {
 /// Why the role ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum RoleError {
+    /// What it should not have could not be given up.
+    #[error("{0}")]
+    Confine(Box<dyn std::error::Error + Send + Sync>),
     /// No packet file can be read.
     #[error("{0}")]
     Files(#[from] trace::OpenError),

@@ -37,14 +37,21 @@ const ATTEND_MS: u64 = 1_000;
 const BLIND_WAITS: u32 = 64;
 
 /// Captures until the control words say stop. `sockets` are those of [`crate::open`] for the same plan, or
-/// [`crate::inherit`]ed.
+/// [`crate::inherit`]ed. `confine` is called once all is open that needs privileges, before the first packet is looked at and the
+/// first thread started.
 ///
 /// # Errors
 /// Only at the beginning: sockets that are not what they should be. Later nothing ends it, every fault is counted.
-pub fn run(region: &'static Region, plan: &Plan, sockets: Vec<CaptureSocket>) -> Result<(), RoleError> {
+pub fn run(
+    region: &'static Region,
+    plan: &Plan,
+    sockets: Vec<CaptureSocket>,
+    confine: impl FnOnce() -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+) -> Result<(), RoleError> {
     boot(region.heartbeat(Role::Capturer));
     let dispatcher = Dispatcher::new(region, plan);
     if let Some(trace) = &plan.trace {
+        confine().map_err(RoleError::Confine)?;
         // Naps between packets end up to 50 µs late without.
         let _ = shm::set_fine_timers();
         return offline::run(region, trace, dispatcher);
@@ -65,6 +72,7 @@ pub fn run(region: &'static Region, plan: &Plan, sockets: Vec<CaptureSocket>) ->
             );
         }
     }
+    confine().map_err(RoleError::Confine)?;
     let recording = Recording::start(plan, dispatcher.counters()).map_err(RoleError::Recorder)?;
     // Naps end up to 50 µs late without; that is all.
     let _ = shm::set_fine_timers();

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::EventFd;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use shm::GUARDED_DEVICES;
 use topology::Plan;
 use topology::guard::Place;
@@ -156,7 +156,7 @@ impl Fence {
     /// The kernel does not tell of changes, or there is no thread to be had: nothing may rely on the guard then.
     pub fn watch(&mut self, guarded: impl Fn(&[u32]) + Send + 'static) -> io::Result<()> {
         let Some(rules) = self.rules.take() else { return Ok(()) };
-        let stop = Arc::new(EventFd::new()?);
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
         let groups = [&[rtnl::LINKS][..], &rtnl::ROUTES].concat();
         let (rules_news, route_news) = (News::listen()?, rtnl::news(NETLINK_ROUTE, &groups)?);
         let (tell, news) = channel();

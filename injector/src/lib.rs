@@ -70,3 +70,4 @@ pub use path::{RouteError, RouteFacts, route_to};
 pub use probe::{Report, Verdict};
 pub use role::{RunError, run};
 pub use way::Choice;
+pub use ways::Lookout;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use topology::Plan;
 use topology::plan::InjectEngine;
 
-use crate::sys;
+use crate::{sys, ways};
 
 /// Send buffer asked for, bytes: some 4,000 small packets queued below us, 40 ms at 100,000 packets a second.
 const SEND_BUFFER_BYTES: usize = 4 << 20;
@@ -18,6 +18,8 @@ pub struct Sockets {
     pub(crate) v4: Option<OwnedFd>,
     pub(crate) v6: Option<OwnedFd>,
     pub(crate) link: Option<OwnedFd>,
+    /// Where the supervisor tells of the ways to the targets ([`crate::Lookout`]); it is of one start of the role.
+    pub(crate) ways: Option<OwnedFd>,
 }
 
 /// The socket that one kind of packet leaves by.
@@ -102,7 +104,7 @@ pub fn open(plan: &Plan) -> Result<Sockets, OpenError> {
         Err(_) if plan.inject == InjectEngine::Auto => None,
         link => link?,
     };
-    Ok(Sockets { v4: open(Lane::V4)?, v6: open(Lane::V6)?, link })
+    Ok(Sockets { v4: open(Lane::V4)?, v6: open(Lane::V6)?, link, ways: None })
 }
 
 impl Lane {
@@ -162,7 +164,7 @@ impl Sockets {
     /// socket that the run before did not have is opened now.
     pub fn take_over(plan: &Plan, mut kept: impl FnMut(Lane) -> Option<OwnedFd>) -> Option<Self> {
         let [v4, v6, link] = Lane::ALL.map(&mut kept);
-        let mut sockets = Self { v4, v6, link };
+        let mut sockets = Self { v4, v6, link, ways: None };
         let fits = |lane: Lane| match sockets.get(lane) {
             None => !lane.is_needed(plan),
             Some(socket) => lane.check(socket.as_fd()).is_ok(),
@@ -176,13 +178,13 @@ impl Sockets {
         Some(sockets)
     }
 
-    /// The same sockets once more.
+    /// The same sockets once more; nobody tells them of the ways yet.
     ///
     /// # Errors
     /// There are no more descriptors to be had.
     pub fn try_clone(&self) -> io::Result<Self> {
         let again = |socket: &Option<OwnedFd>| socket.as_ref().map(OwnedFd::try_clone).transpose();
-        Ok(Self { v4: again(&self.v4)?, v6: again(&self.v6)?, link: again(&self.link)? })
+        Ok(Self { v4: again(&self.v4)?, v6: again(&self.v6)?, link: again(&self.link)?, ways: None })
     }
 
     /// Each socket with its lane.
@@ -190,18 +192,23 @@ impl Sockets {
         Lane::ALL.into_iter().filter_map(|lane| Some((lane, self.get(lane)?)))
     }
 
-    /// Takes over descriptors inherited by number, in the order of [`Lane::ALL`]. Each is checked to be of its kind.
+    /// The same, and where the supervisor tells of the ways.
+    #[must_use]
+    pub fn told_by(self, ways: OwnedFd) -> Self {
+        Self { ways: Some(ways), ..self }
+    }
+
+    /// Takes over descriptors inherited by number, in the order of [`Lane::ALL`], and behind them where the supervisor tells of
+    /// the ways. Each is checked to be of its kind.
     pub fn inherit(numbers: &[Option<RawFd>]) -> Result<Self, OpenError> {
-        let adopt = |lane: Lane| {
-            let number = numbers.get(lane as usize).copied().flatten();
-            number
-                .map(|number| {
-                    let inherited = |source| OpenError::Inherited { number, kind: lane.kind(), source };
-                    sys::adopt(number, |fd| lane.check(fd)).map_err(inherited)
-                })
-                .transpose()
+        let adopt = |place: usize, kind: &'static str, check: &dyn Fn(BorrowedFd<'_>) -> io::Result<()>| {
+            let number = numbers.get(place).copied().flatten();
+            let inherited = |number| move |source| OpenError::Inherited { number, kind, source };
+            number.map(|number| sys::adopt(number, check).map_err(inherited(number))).transpose()
         };
-        Ok(Self { v4: adopt(Lane::V4)?, v6: adopt(Lane::V6)?, link: adopt(Lane::Link)? })
+        let of = |lane: Lane| adopt(lane as usize, lane.kind(), &|fd| lane.check(fd));
+        let (v4, v6, link) = (of(Lane::V4)?, of(Lane::V6)?, of(Lane::Link)?);
+        Ok(Self { v4, v6, link, ways: adopt(Lane::ALL.len(), "ways", &ways::check)? })
     }
 
     /// Lets a process that is exec'ed from here on keep them (`true`), or not (`false`, as after `open`).

@@ -24,6 +24,7 @@ use crate::probe::{self, Report, Verdict};
 use crate::sender::{Engine, Sender};
 use crate::tally::Tally;
 use crate::way::Choice;
+use crate::ways::Lookout;
 
 /// What was found out.
 #[derive(Debug)]
@@ -121,13 +122,21 @@ struct Round {
     engine: Sender,
     canary: Canary,
     from: HashSet<Addr>,
+    /// Tells the engine of the ways as long as it lives.
+    _lookout: Option<Lookout>,
 }
 
 impl Round {
     fn new(plan: &Plan, sockets: Sockets, control: Option<&'static Control>, lines: Vec<Line>) -> Self {
         let number = shm::monotonic_ns() as u32;
+        // Without one everything leaves by raw IP, as in a run.
+        let lookout = Lookout::start(plan).ok();
         let engine = match control {
             Some(control) if plan.inject != InjectEngine::Raw => {
+                let sockets = match lookout.as_ref().and_then(|lookout| lookout.attach().ok()) {
+                    Some(ways) => sockets.told_by(ways),
+                    None => sockets,
+                };
                 Sender::open(plan, sockets, control, number as u16)
             }
             _ => Sender::raw(sockets, number as u16),
@@ -142,6 +151,7 @@ impl Round {
             canary: Canary::new(birds, claims, |_| Report::default(), shm::monotonic_us(), number),
             from: probed.iter().map(|one| one.2).collect(),
             lines,
+            _lookout: lookout,
         }
     }
 

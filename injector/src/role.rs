@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use shm::{Heartbeat, Link, Region, Role, RoleState};
 use topology::Plan;
-use topology::plan::Clients;
+use topology::plan::{Clients, InjectEngine};
 
 use crate::claims;
 use crate::drain::Drain;
@@ -31,6 +31,9 @@ pub enum RunError {
         /// What the region has.
         bytes: u32,
     },
+    /// What it should not have could not be given up.
+    #[error("{0}")]
+    Confine(Box<dyn std::error::Error + Send + Sync>),
     /// A system call that only fails when the system is out of something.
     #[error(
         "{what} failed: {source}. Check the limits of this process (ulimit -n, ulimit -u) and the free memory"
@@ -46,14 +49,25 @@ pub enum RunError {
 /// Longest sleep of the drain; also its beat when nothing happens.
 const BEAT: Duration = Duration::from_millis(100);
 
-/// Works until the control word says halt, or until all shards are done and their rings are empty.
-pub fn run(region: &'static Region, plan: &Plan, sockets: Sockets) -> Result<(), RunError> {
+/// Works until the control word says halt, or until all shards are done and their rings are empty. `confine` is called once all is
+/// open that needs privileges, before the first thread is started.
+pub fn run(
+    region: &'static Region,
+    plan: &Plan,
+    sockets: Sockets,
+    confine: impl FnOnce() -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+) -> Result<(), RunError> {
     if (region.spec().return_ring as usize) < MIN_RING {
         return Err(RunError::SmallRing { bytes: region.spec().return_ring });
     }
     for role in [Role::Injector, Role::Receiver] {
         boot(region.heartbeat(role));
     }
+    if plan.inject == InjectEngine::Pcap {
+        // Code is loaded now or never. Where it cannot be, its first use says so.
+        let _ = libpcap::version();
+    }
+    confine().map_err(RunError::Confine)?;
     let system = |what| move |source: io::Error| RunError::System { what, source };
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
     let wake = EventFd::from_flags(flags).map_err(|e| system("making an event counter")(e.into()))?;

@@ -78,7 +78,7 @@ enum Outside {
     Raw(Choice),
     /// Ways change, and so do the devices that are guarded.
     Link {
-        /// From the thread that follows them.
+        /// From the thread that hears of them.
         changes: Consumer<Change>,
         /// Where the supervisor tells.
         control: &'static Control,
@@ -130,10 +130,11 @@ impl Sender {
         Self::new(sockets, ip_id, 0, Outside::Raw(Choice::RawAsked))
     }
 
-    /// The engines of a plan, as far as the control words allow them; starts the thread that follows the ways. `ip_id` is where
+    /// The engines of a plan, as far as the control words allow them; starts the thread that hears of the ways. `ip_id` is where
     /// the IPv4 identification starts.
-    pub fn open(plan: &Plan, sockets: Sockets, control: &'static Control, ip_id: u16) -> Self {
-        let mut sender = Self::new(sockets, ip_id, plan.targets.len(), outside(plan, control));
+    pub fn open(plan: &Plan, mut sockets: Sockets, control: &'static Control, ip_id: u16) -> Self {
+        let outside = outside(plan, sockets.ways.take(), control);
+        let mut sender = Self::new(sockets, ip_id, plan.targets.len(), outside);
         sender.pcap = (plan.inject == InjectEngine::Pcap).then(Pcap::new);
         sender
     }
@@ -315,15 +316,16 @@ impl Engine for Sender {
 }
 
 /// What decides about the engines of a plan.
-fn outside(plan: &Plan, control: &'static Control) -> Outside {
+fn outside(plan: &Plan, told: Option<OwnedFd>, control: &'static Control) -> Outside {
     if plan.inject == InjectEngine::Raw {
         return Outside::Raw(Choice::RawAsked);
     }
-    match ways::follow(plan.targets.iter().map(|target| target.addr).collect()) {
+    let Some(told) = told else { return Outside::Raw(Choice::NoNetlink) };
+    match ways::listen(told, plan.targets.len()) {
         Ok(changes) => Outside::Link { changes, control, guarded: Default::default() },
         Err(error) => {
             tracing::warn!(
-                "there is no thread to follow the ways to the targets ({error}): everything leaves by raw IP"
+                "there is no thread to hear of the ways to the targets ({error}): everything leaves by raw IP"
             );
             Outside::Raw(Choice::NoNetlink)
         }

@@ -1,5 +1,5 @@
 //! The way of a frame to a target: device, link-layer header, what the device takes at once. Asked by the supervisor before
-//! the start, and followed by the role while it runs ([`crate::ways`]). Nobody types an address of a card.
+//! the start, and followed by it while the role runs ([`crate::ways`]). Nobody types an address of a card.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -95,6 +95,20 @@ pub(crate) const ETHERNET: usize = 14;
 const LARGEST_PACKET: u32 = 65_535;
 
 impl Way {
+    /// One that another process found ([`crate::ways`]); the kernel is looked after there. At most so much of the header as fits.
+    pub(crate) fn told(
+        device: u32,
+        mtu: u16,
+        header: &[u8],
+        protocol: u16,
+        super_frames: SuperFrames,
+    ) -> Self {
+        let mut head = [0; ETHERNET];
+        let head_len = header.len().min(ETHERNET);
+        head[..head_len].copy_from_slice(&header[..head_len]);
+        Self { device, mtu, head, head_len: head_len as u8, protocol, super_frames, stale: None }
+    }
+
     /// The link-layer header.
     pub(crate) fn head(&self) -> &[u8] {
         &self.head[..usize::from(self.head_len)]

@@ -4,7 +4,7 @@
 //! before the route.
 //!
 //! The rule is the kernel's and needs no process: it stands while intercept is killed and started again. It goes at an ordered
-//! end. A thread watches it: what somebody removes is put back within a second, and where that cannot be done, or forwarding is
+//! end. A thread watches it, with the right to change rules that the rest of the process has given up: what somebody removes is put back within a second, and where that cannot be done, or forwarding is
 //! switched on without it, intercept stops, so that runs hear nothing more and send nothing more.
 
 use std::fmt::Write as _;
@@ -36,12 +36,19 @@ pub(crate) struct Wanted {
 
 /// The watch over it; dropping it removes the rule.
 pub(crate) struct Blackhole {
-    table: Option<String>,
     /// It stood before: a killed predecessor's.
     found: bool,
     state: Arc<State>,
-    over: Arc<AtomicBool>,
+    order: Arc<Order>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the watch is told.
+#[derive(Default)]
+struct Order {
+    over: AtomicBool,
+    /// The rule stays at the end.
+    stays: AtomicBool,
 }
 
 /// What the watch knows, for `stats` and for the end.
@@ -82,15 +89,13 @@ pub(crate) fn hold(wanted: Wanted, stop: Arc<AtomicBool>) -> Result<Blackhole, R
         let _ = nft::run(&[], &nft::removal("inet", &table));
     }
     let found = nft::run(&[], &format!("list table inet {table}\n")).is_ok();
-    let mut hole =
-        Blackhole { table: None, found, state: Arc::default(), over: Arc::default(), thread: None };
+    let mut hole = Blackhole { found, state: Arc::default(), order: Arc::default(), thread: None };
     let rule = if wanted.guard {
         let rule = Rule::install(&table, &wanted).map_err(|error| {
             Refusal::preflight(format!(
                 "--guard: the rule against forwarding could not be installed ({error}). Run as root with nftables installed, or switch forwarding off where nothing else needs it: sysctl -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0"
             ))
         })?;
-        hole.table = Some(table);
         hole.state.installed.store(true, Relaxed);
         Some(rule)
     } else {
@@ -103,20 +108,31 @@ pub(crate) fn hold(wanted: Wanted, stop: Arc<AtomicBool>) -> Result<Blackhole, R
         );
     }
     let watch =
-        Watch { wanted, rule, news, state: Arc::clone(&hole.state), over: Arc::clone(&hole.over), stop };
-    let thread = std::thread::Builder::new().name("blackhole".to_owned()).spawn(move || watch.run());
+        Watch { wanted, rule, news, state: Arc::clone(&hole.state), order: Arc::clone(&hole.order), stop };
+    let (settled, is_settled) = std::sync::mpsc::channel();
+    let thread = std::thread::Builder::new().name("blackhole".to_owned()).spawn(move || {
+        let rights = watch.settle();
+        let goes_on = rights.is_ok();
+        // Whoever waits for it is there until it has heard.
+        let _ = settled.send(rights);
+        if goes_on {
+            watch.run();
+        }
+    });
     hole.thread = Some(thread.map_err(|error| {
         Refusal::preflight(format!("starting a thread failed ({error}). Check `ulimit -u`"))
     })?);
-    Ok(hole)
+    match is_settled.recv() {
+        Ok(Ok(())) => Ok(hole),
+        Ok(Err(error)) => Err(Refusal::preflight(error.to_string())),
+        Err(_) => Err(Refusal::preflight("the watch over the rule against forwarding ended at its start")),
+    }
 }
 
 impl Blackhole {
     /// The start failed: what a killed predecessor left to guard this host stays.
-    pub(crate) fn leave_as_found(mut self) {
-        if self.found {
-            self.table = None;
-        }
+    pub(crate) fn leave_as_found(self) {
+        self.order.stays.store(self.found, Relaxed);
     }
 
     /// What the watch knows.
@@ -143,17 +159,10 @@ impl State {
 
 impl Drop for Blackhole {
     fn drop(&mut self) {
-        self.over.store(true, Relaxed);
+        self.order.over.store(true, Relaxed);
         if let Some(thread) = self.thread.take() {
-            // If it panicked it said so; the rule goes all the same.
+            // If it panicked it said so.
             let _ = thread.join();
-        }
-        if let Some(table) = &self.table
-            && let Err(error) = nft::run(&[], &nft::removal("inet", table))
-        {
-            tracing::warn!(
-                "removing the rule failed ({error}); remove it with: nft delete table inet {table}"
-            );
         }
     }
 }
@@ -294,14 +303,38 @@ struct Watch {
     rule: Option<Rule>,
     news: Option<News>,
     state: Arc<State>,
-    over: Arc<AtomicBool>,
+    order: Arc<Order>,
     stop: Arc<AtomicBool>,
 }
 
 impl Watch {
+    /// Rules can be changed by this thread alone, whatever the process becomes: by the programs that it starts, too.
+    fn settle(&self) -> Result<(), sandbox::Error> {
+        match self.rule {
+            Some(_) => sandbox::hold_on_to(sandbox::Capability::CAP_NET_ADMIN),
+            None => Ok(()),
+        }
+    }
+
+    /// Watches until told that it is over, and takes the rule away.
     fn run(mut self) {
+        self.watch();
+        while !self.order.over.load(Relaxed) {
+            // Intercept stops because of what this thread has seen; until it has stopped, what is left of the rule stands.
+            std::thread::sleep(AGAIN);
+        }
+        let Some(rule) = self.rule.filter(|_| !self.order.stays.load(Relaxed)) else { return };
+        if let Err(error) = nft::run(&[], &nft::removal("inet", &rule.table)) {
+            let table = &rule.table;
+            tracing::warn!(
+                "removing the rule failed ({error}); remove it with: nft delete table inet {table}"
+            );
+        }
+    }
+
+    fn watch(&mut self) {
         let mut looked = Instant::now();
-        while !self.over.load(Relaxed) {
+        while !self.order.over.load(Relaxed) {
             let heard = match &mut self.news {
                 Some(news) => news.wait(LOOK),
                 None => {
@@ -309,7 +342,7 @@ impl Watch {
                     false
                 }
             };
-            if self.over.load(Relaxed) {
+            if self.order.over.load(Relaxed) {
                 return;
             }
             let verdict = match &mut self.rule {

@@ -1,7 +1,7 @@
 //! `tcptwin intercept`: one process. The capture and link threads are the `intercept` crate's; here are its options, its
 //! control socket and its end.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use topology::{Key, Options, Refusal, listening_from, planner};
 use crate::blackhole::{self, Blackhole, State, Wanted};
 use crate::control::{Reply, Request, Server};
 use crate::service::Service;
-use crate::{key, logging, metrics, place, preflight, procfs, words};
+use crate::{confine, key, logging, metrics, place, preflight, procfs, words};
 
 /// Works until it is asked to end.
 ///
@@ -38,6 +38,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         ))
         .into());
     }
+    let standing = confine::ready(wanted.sandbox)?;
     let directory = place::directory().map_err(Refusal::preflight)?;
     let lock =
         LockFile::acquire(&wanted.name, &directory).map_err(|error| Refusal::preflight(error.to_string()))?;
@@ -82,6 +83,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     order.key = wanted.key;
     order.plain = wanted.plain;
     let stats = Arc::clone(&order.stats);
+    let device = order.tun.as_ref().map(|tun| tun.name.clone());
     let opened = match Intercept::open(order) {
         Ok(opened) => opened,
         Err(error) => {
@@ -90,15 +92,21 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         }
     };
     let started = Instant::now();
-    if let Some(at) = exporter {
+    let exporter = exporter.map(listen_for_readers).transpose()?;
+    let server = Server::bind(&directory, &wanted.name)
+        .with_context(|| format!("opening the control socket in {} failed", directory.display()))?;
+    let service = Service::of_environment();
+    tracing::info!("{}", confine::note(wanted.sandbox, &standing));
+    // All is open now, and no thread runs yet but the one that watches whether this host forwards.
+    if let Some(keep) = confine::of_intercept(wanted.sandbox, &standing, &directory, device.as_deref()) {
+        keep.give_up()?.enter()?;
+    }
+    if let Some(listener) = exporter {
         let (stats, name) = (Arc::clone(&stats), wanted.name.clone());
-        let feed = move || metrics::feed_value(&name, "tcptwin_intercept", &stats.snapshot());
-        metrics::serve(at, feed).map_err(|error| {
-            let why = words::of_io(&error);
-            Refusal::preflight(format!(
-                "--metrics {at}: listening there failed ({why}). Choose another address or port"
-            ))
-        })?;
+        metrics::serve(listener, move || {
+            metrics::feed_value(&name, "tcptwin_intercept", &stats.snapshot());
+        })
+        .context("starting the thread of the figures failed")?;
     }
 
     let asked = Arc::clone(&stop);
@@ -109,15 +117,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         }
     })
     .context("listening for Ctrl-C failed")?;
-    let server = Server::bind(&directory, &wanted.name)
-        .with_context(|| format!("opening the control socket in {} failed", directory.display()))?;
     let held = hole.as_ref().map(Blackhole::state);
     let desk = Desk {
         name: wanted.name,
         stats: Arc::clone(&stats),
         stop: Arc::clone(&stop),
         started,
-        service: Service::of_environment(),
+        service,
         turns: (0, 0),
         held: held.clone(),
     };
@@ -161,6 +167,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the address of the Prometheus text.
+fn listen_for_readers(at: SocketAddr) -> Result<TcpListener, Refusal> {
+    TcpListener::bind(at).map_err(|error| {
+        let why = words::of_io(&error);
+        Refusal::preflight(format!(
+            "--metrics {at}: listening there failed ({why}). Choose another address or port"
+        ))
+    })
 }
 
 /// Whether this host has the address; one that the kernel knows no way to is elsewhere.

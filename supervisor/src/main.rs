@@ -11,6 +11,7 @@
 //! | `preflight`, `host` | what is checked before anything starts; facts about this machine |
 //! | `supervise` | the loop: deaths, orders, signals, figures |
 //! | `sockets` | what outlives the roles |
+//! | `confine` | what each process gives up before it meets a packet |
 //! | `spawn`, `role`, `member`, `undertaker` | starting a role; being one; one process over its life, and after it |
 //! | `backoff`, `hang`, `aftermath`, `drain` | how soon again; alive or hung; what a death costs; the ordered end |
 //! | `budget` | how much may be replayed within a budget of CPU time |
@@ -34,6 +35,7 @@ mod budget;
 mod canary;
 mod cli;
 mod collect;
+mod confine;
 mod control;
 mod ctl;
 mod demo;

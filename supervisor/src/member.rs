@@ -224,6 +224,9 @@ impl Member {
             Ok(WaitStatus::Exited(_, 0)) => Death::InOrder,
             Ok(WaitStatus::Exited(_, code)) => Death::Crash(format!("ended with exit code {code}")),
             Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => Death::Kill("killed by SIGKILL".to_owned()),
+            Ok(WaitStatus::Signaled(_, Signal::SIGSYS, _)) => Death::Crash(
+                "stopped by its sandbox (seccomp) at a system call that is not on its list".to_owned(),
+            ),
             Ok(WaitStatus::Signaled(_, signal, _)) => Death::Crash(format!("killed by {signal}")),
             // No such child: somebody reaped it, which nobody does.
             other => Death::Crash(format!("lost ({other:?})")),

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// # Errors
 /// The address cannot be listened on.
 pub(crate) fn serve_board(at: SocketAddr, board: Board) -> io::Result<()> {
-    serve(at, move || {
+    serve(TcpListener::bind(at)?, move || {
         let stats = board.lock().expect("no holder panics").clone();
         if let Some(stats) = stats {
             feed(&stats);
@@ -36,12 +36,11 @@ pub(crate) fn serve_board(at: SocketAddr, board: Board) -> io::Result<()> {
     })
 }
 
-/// Opens the address and serves, in a thread of its own, what `feed` tells the facade at each scrape.
+/// Serves, in a thread of its own, what `feed` tells the facade at each scrape.
 ///
 /// # Errors
-/// The address cannot be listened on.
-pub(crate) fn serve(at: SocketAddr, feed: impl Fn() + Send + 'static) -> io::Result<()> {
-    let listener = TcpListener::bind(at)?;
+/// There is no thread to be had.
+pub(crate) fn serve(listener: TcpListener, feed: impl Fn() + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name("metrics".to_owned()).spawn(move || {
         for stream in listener.incoming().flatten() {
             // One scraper at a time; what goes wrong with it is its own affair.

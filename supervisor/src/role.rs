@@ -1,8 +1,9 @@
 //! Being a role: the hidden command `role`, started by the supervisor only ([`crate::spawn`]).
 //!
 //! Boot, in order: block the terminal's signals, pin, log, attach, ask for the parent-death signal, check that the parent
-//! still lives, abort on panic, work. The parent-death signal comes after everything that could clear it (a change of
-//! uid), and the parent is looked at after that: if it died before, the signal would never come.
+//! still lives, abort on panic, look at what is open, open what needs privileges, give up all that is not needed ([`confine`]),
+//! work. A change of user clears the parent-death signal, so it is asked for again behind that, and the parent is looked at
+//! after it: if it died before, the signal would never come.
 
 use std::os::fd::RawFd;
 use std::process::ExitCode;
@@ -11,10 +12,11 @@ use anyhow::{Context as _, bail};
 use clap::{Arg, ArgMatches};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::getppid;
+use sandbox::Ids;
 use shm::Region;
 use topology::{Plan, Process, Refusal};
 
-use crate::{logging, procfs};
+use crate::{confine, logging, procfs};
 
 /// The command line of a role.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub(crate) struct RoleArgs {
     name: String,
     epoch: u64,
     parent: u32,
+    lock: RawFd,
+    ids: Option<Ids>,
     fds: Vec<Option<RawFd>>,
     core: Option<u16>,
 }
@@ -38,6 +42,8 @@ impl RoleArgs {
             .arg(value("name"))
             .arg(value("epoch"))
             .arg(value("parent"))
+            .arg(value("lock").required(false))
+            .arg(value("user").required(false))
             .arg(value("fds").required(false))
             .arg(value("core").required(false))
     }
@@ -72,6 +78,14 @@ impl RoleArgs {
             name: text("name")?.to_owned(),
             epoch: text("epoch")?.parse().ok()?,
             parent: text("parent")?.parse().ok()?,
+            lock: text("lock")?.parse().ok()?,
+            ids: match text("user") {
+                Some(both) => {
+                    let (uid, gid) = both.split_once(':')?;
+                    Some(Ids { uid: uid.parse().ok()?, gid: gid.parse().ok()? })
+                }
+                None => None,
+            },
             fds: text("fds").map_or_else(|| Some(Vec::new()), |list| list.split(',').map(fd).collect())?,
             core: match text("core") {
                 Some(number) => Some(number.parse().ok()?),
@@ -96,12 +110,10 @@ pub(crate) fn be(args: &RoleArgs) -> ExitCode {
 fn live(args: &RoleArgs) -> anyhow::Result<()> {
     block_signals();
     pin(args.core);
+    let open =
+        sandbox::opened().context("looking at the descriptors that are open failed; is /proc mounted?")?;
     let region = Region::attach(&args.name)?;
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).context("asking for the parent-death signal failed")?;
-    let parent = getppid().as_raw();
-    if i64::from(parent) != i64::from(args.parent) {
-        bail!("the supervisor (pid {}) is gone; nothing to do without it", args.parent);
-    }
+    die_with(args.parent)?;
     if region.epoch() != args.epoch {
         bail!(
             "the region {} belongs to another start ({} instead of {})",
@@ -121,17 +133,40 @@ fn live(args: &RoleArgs) -> anyhow::Result<()> {
             plan.restraint.nice
         );
     }
+    let keep = confine::of_role(&plan, args.process, args.ids);
+    if keep.is_some() {
+        let own = [confine::named_by_plan(plan.trace.as_ref()), args.fds.iter().flatten().copied().collect()];
+        confine::only(&open, &[own.concat(), vec![args.lock]].concat()).map_err(anyhow::Error::msg)?;
+    }
+    let confine = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let Some(keep) = keep else { return Ok(()) };
+        let filter = keep.give_up()?;
+        die_with(args.parent)?;
+        Ok(filter.enter()?)
+    };
     match args.process {
         Process::Capturer => {
             let fds: Vec<RawFd> = args.fds.iter().flatten().copied().collect();
             let sockets = capturer::inherit(&plan, &fds)?;
-            capturer::run(region, &plan, sockets)?;
+            capturer::run(region, &plan, sockets, confine)?;
         }
         Process::Injector => {
             let sockets = injector::Sockets::inherit(&args.fds)?;
-            injector::run(region, &plan, sockets)?;
+            injector::run(region, &plan, sockets, confine)?;
         }
-        Process::Shard(shard) => shard_worker::run(region, &plan, shard)?,
+        Process::Shard(shard) => {
+            confine().map_err(anyhow::Error::from_boxed)?;
+            shard_worker::run(region, &plan, shard)?;
+        }
+    }
+    Ok(())
+}
+
+/// Asks to die with the supervisor, and makes sure that it lives.
+fn die_with(parent: u32) -> anyhow::Result<()> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).context("asking for the parent-death signal failed")?;
+    if i64::from(getppid().as_raw()) != i64::from(parent) {
+        bail!("the supervisor (pid {parent}) is gone; nothing to do without it");
     }
     Ok(())
 }
@@ -187,12 +222,16 @@ mod tests {
 
     #[test]
     fn what_the_supervisor_writes_is_what_the_role_reads() {
-        let args = parse("role injector 0 --name web --epoch 3 --parent 77 --fds none,5 --core 4").unwrap();
+        let args = parse(
+            "role injector 0 --name web --epoch 3 --parent 77 --lock 3 --user 12:13 --fds none,5 --core 4",
+        )
+        .unwrap();
         assert_eq!(args.process, Process::Injector);
         assert_eq!((args.epoch, args.parent, args.core), (3, 77, Some(4)));
         assert_eq!(args.fds, [None, Some(5)]);
+        assert_eq!((args.lock, args.ids), (3, Some(Ids { uid: 12, gid: 13 })));
         assert_eq!(
-            parse("role shard-worker 2 --name web --epoch 1 --parent 7").unwrap().process,
+            parse("role shard-worker 2 --name web --epoch 1 --parent 7 --lock 3").unwrap().process,
             Process::Shard(2)
         );
     }
@@ -200,10 +239,11 @@ mod tests {
     #[test]
     fn typed_by_hand_it_says_so() {
         for line in [
-            "role cook 0 --name a --epoch 1 --parent 1",
-            "role capturer x --name a --epoch 1 --parent 1",
-            "role capturer 0 --name a --epoch 1 --parent 1 --fds 1",
-            "role capturer 0 --name a --epoch 1 --parent 1 --fds 5,x",
+            "role cook 0 --name a --epoch 1 --parent 1 --lock 3",
+            "role capturer x --name a --epoch 1 --parent 1 --lock 3",
+            "role capturer 0 --name a --epoch 1 --parent 1 --lock 3 --fds 1",
+            "role capturer 0 --name a --epoch 1 --parent 1 --lock 3 --fds 5,x",
+            "role capturer 0 --name a --epoch 1 --parent 1 --lock 3 --user 5",
         ] {
             assert!(parse(line).unwrap_err().sentence.contains("not by hand"), "{line}");
         }

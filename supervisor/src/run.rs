@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
@@ -23,7 +24,9 @@ use crate::stats::Stats;
 use crate::supervise::{Ended, House, Setup, Supervisor};
 use crate::terminal::Terminal;
 use crate::upgrade::{self, Handover};
-use crate::{canary, guarding, host, key, logging, metrics, procfs, recording, replaying, summary, survey};
+use crate::{
+    canary, confine, guarding, host, key, logging, metrics, procfs, recording, replaying, summary, survey,
+};
 
 /// Removes the region's file at the end, whatever the end is. Sessions of a run before this one are not given up before
 /// this one works.
@@ -52,6 +55,7 @@ pub(crate) fn run(options: &Options, of: Command) -> anyhow::Result<ExitCode> {
     logging::start("supervisor", logging::level(quiet));
     procfs::volunteer_for_oom(procfs::OOM_OF_SUPERVISORS);
     let kept = Service::kept();
+    close_for_roles(options)?;
     let mut plan = match of {
         Command::Record => plan_to_record(options, &host::facts(None)?)?,
         _ => plan_from(options, &host::facts(key::of_options(options)?)?)?,
@@ -59,6 +63,7 @@ pub(crate) fn run(options: &Options, of: Command) -> anyhow::Result<ExitCode> {
     compile(&mut plan, options)?;
     replaying::settle(&mut plan)?;
     let metrics = planner::metrics_addr(options)?;
+    let standing = confine::ready(plan.sandbox)?;
     let Ready { plan, found, lock, directory, halt_file, notes } = preflight::check(plan, options)?;
     let service = Service::of_environment();
 
@@ -84,7 +89,8 @@ pub(crate) fn run(options: &Options, of: Command) -> anyhow::Result<ExitCode> {
     let signals = Signals::listen()?;
 
     let mut terminal = Terminal::new();
-    for note in notes.iter().chain(&guarding.notes) {
+    let confined = confine::note(plan.sandbox, &standing);
+    for note in notes.iter().chain(&guarding.notes).chain([&confined]) {
         tracing::info!("{note}");
     }
     if !quiet && !json {
@@ -114,6 +120,7 @@ pub(crate) fn run(options: &Options, of: Command) -> anyhow::Result<ExitCode> {
         plan,
         sockets,
         renewed,
+        ids: standing.user().map(|user| user.ids),
         server,
         signals,
         terminal,
@@ -125,6 +132,13 @@ pub(crate) fn run(options: &Options, of: Command) -> anyhow::Result<ExitCode> {
         before: None,
     };
     finish(setup, Made { tidy, lock })
+}
+
+/// What a careless shell left open is nobody's here; but for what packet files name.
+fn close_for_roles(options: &Options) -> anyhow::Result<()> {
+    let named = confine::named_by(options.all(Key::Files).map(|given| Path::new(&given.text)));
+    sandbox::keep_from_children(&named)
+        .context("looking at the descriptors that are open failed; is /proc mounted?")
 }
 
 /// Puts the program of `-F` into the plan.
@@ -152,6 +166,7 @@ pub(crate) fn resume(before: Handover) -> anyhow::Result<ExitCode> {
     let lock = LockFile::inherit(&before.name, &before.directory, before.lock)?;
     let region = Region::attach(&before.name)?;
     let plan = adopt::usable_plan(region).map_err(|why| anyhow::anyhow!("{}: {why}", before.name))?;
+    let standing = confine::ready(plan.sandbox)?;
     let tidy = Tidy { name: plan.name.clone(), armed: false };
     let kept = before.sockets.iter().map(|(name, fd)| Ok((name.clone(), shm::inherit(*fd)?)));
     let kept = kept.collect::<std::io::Result<Vec<_>>>().context("taking over the sockets failed")?;
@@ -184,6 +199,7 @@ pub(crate) fn resume(before: Handover) -> anyhow::Result<ExitCode> {
         plan,
         sockets,
         renewed: renewed.is_some(),
+        ids: standing.user().map(|user| user.ids),
         server,
         signals,
         terminal: Terminal::new(),

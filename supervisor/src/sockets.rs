@@ -3,7 +3,8 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use injector::Lane;
+use injector::{Lane, Lookout};
+use topology::plan::InjectEngine;
 use topology::{Plan, Refusal};
 
 /// The kernel goes on capturing into these while a capturer is replaced.
@@ -12,6 +13,8 @@ pub(crate) struct Sockets {
     pub(crate) capture: Vec<capturer::CaptureSocket>,
     /// Of the injector.
     pub(crate) inject: injector::Sockets,
+    /// Of nobody: what the injector is told of the ways to its targets is found here.
+    pub(crate) ways: Option<Lookout>,
 }
 
 /// A descriptor that somebody kept, and what it was called.
@@ -25,7 +28,7 @@ impl Sockets {
     pub(crate) fn open(plan: &Plan) -> Result<Self, Refusal> {
         let inject = injector::open(plan).map_err(|error| Refusal::preflight(error.to_string()))?;
         let capture = capturer::open(plan).map_err(|error| Refusal::preflight(error.to_string()))?;
-        Ok(Self { capture, inject })
+        Ok(Self { capture, inject, ways: ways(plan) })
     }
 
     /// Those that were kept, when they are what this plan would open. What is no socket of ours stays in `kept`.
@@ -44,7 +47,7 @@ impl Sockets {
         let capture =
             if names.is_empty() { capturer::open(plan) } else { capturer::take_over(plan, capture) };
         let capture = capture.map_err(|error| error.to_string())?;
-        Ok(Self { capture, inject })
+        Ok(Self { capture, inject, ways: ways(plan) })
     }
 
     /// Each socket that is worth keeping, with its name.
@@ -53,6 +56,17 @@ impl Sockets {
         let inject = self.inject.each().map(|(lane, socket)| (inject_name(lane), socket.as_fd()));
         capture.chain(inject).collect()
     }
+}
+
+/// Follows the ways, where anything may leave by them.
+fn ways(plan: &Plan) -> Option<Lookout> {
+    if plan.records_only() || plan.inject == InjectEngine::Raw {
+        return None;
+    }
+    let failed = |error: &std::io::Error| {
+        tracing::warn!("the ways to the targets cannot be followed ({error}): everything leaves by raw IP");
+    };
+    Lookout::start(plan).inspect_err(failed).ok()
 }
 
 fn inject_name(lane: Lane) -> String {

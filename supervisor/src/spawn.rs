@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context as _;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use sandbox::Ids;
 use topology::{Plan, Process, wiring};
 
 use crate::logging;
@@ -23,21 +24,41 @@ pub(crate) struct Started {
     pub(crate) alive: OwnedFd,
 }
 
-/// Variables that a role may see.
-const ENVIRONMENT: [&str; 5] = ["NO_COLOR", "TERM", logging::LEVEL, "RUST_BACKTRACE", "LANG"];
+/// Variables that a role may see. Not RUST_BACKTRACE: for a backtrace, files would have to be opened.
+const ENVIRONMENT: [&str; 4] = ["NO_COLOR", "TERM", logging::LEVEL, "LANG"];
 
-/// Starts a role of the region `plan.name`; a quiet one logs warnings only.
+/// What every role of a run is started with.
+#[derive(Clone, Copy)]
+pub(crate) struct Outfit<'r> {
+    /// Of the region that it attaches.
+    pub(crate) plan: &'r Plan,
+    /// Of that region.
+    pub(crate) epoch: u64,
+    /// Some of these are its own.
+    pub(crate) sockets: &'r Sockets,
+    /// The instance's lock, which it holds as long as it lives.
+    pub(crate) lock: RawFd,
+    /// Whom it becomes.
+    pub(crate) ids: Option<Ids>,
+    /// It logs warnings only.
+    pub(crate) quiet: bool,
+}
+
+/// Starts a role.
 ///
 /// # Errors
 /// The system is out of something: processes, memory, descriptors.
-pub(crate) fn start(
-    process: Process,
-    plan: &Plan,
-    epoch: u64,
-    sockets: &Sockets,
-    quiet: bool,
-) -> anyhow::Result<Started> {
-    let fds = descriptors(process, sockets);
+pub(crate) fn start(process: Process, outfit: Outfit<'_>) -> anyhow::Result<Started> {
+    let Outfit { plan, epoch, sockets, lock, ids, quiet } = outfit;
+    // Of this start alone; our copy goes when the role has its own.
+    let ways = match (process, &sockets.ways) {
+        (Process::Injector, Some(ways)) => {
+            Some(ways.attach().context("making a socket for the injector failed")?)
+        }
+        _ => None,
+    };
+    let mut fds = descriptors(process, sockets);
+    fds.extend(ways.as_ref().map(|ways| Some(ways.as_raw_fd())));
     let mut command = Command::new("/proc/self/exe");
     command
         .arg("role")
@@ -45,9 +66,13 @@ pub(crate) fn start(
         .arg(process.index().to_string())
         .args(["--name", &plan.name])
         .args(["--epoch", &epoch.to_string()])
+        .args(["--lock", &lock.to_string()])
         .args(["--parent", &std::process::id().to_string()]);
     if !fds.is_empty() {
         command.args(["--fds", &fds.iter().map(|fd| fd_text(*fd)).collect::<Vec<_>>().join(",")]);
+    }
+    if let Some(Ids { uid, gid }) = ids {
+        command.args(["--user", &format!("{uid}:{gid}")]);
     }
     if let Some(core) = wiring::core(plan, process) {
         command.args(["--core", &core.to_string()]);
@@ -60,6 +85,7 @@ pub(crate) fn start(
     if quiet {
         command.env(logging::LEVEL, "warn");
     }
+    ways.iter().try_for_each(|ways| inherit(ways, true))?;
     keep_sockets(process, sockets, true)?;
     let child = command.spawn();
     keep_sockets(process, sockets, false)?;

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use injector::{Engines, Fence};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use sandbox::Ids;
 use shm::{Link, Region, RoleState};
 use topology::{Plan, wiring};
 
@@ -60,6 +61,8 @@ pub(crate) struct Setup {
     pub(crate) sockets: Sockets,
     /// The capture sockets are new ones and the region is not.
     pub(crate) renewed: bool,
+    /// Whom the roles become.
+    pub(crate) ids: Option<Ids>,
     /// The control socket.
     pub(crate) server: Server,
     /// Ctrl-C.
@@ -107,6 +110,7 @@ pub(crate) struct Supervisor {
     plan: Plan,
     sockets: Sockets,
     renewed: bool,
+    ids: Option<Ids>,
     server: Server,
     signals: Signals,
     terminal: Terminal,
@@ -191,6 +195,7 @@ impl Supervisor {
             plan,
             sockets,
             renewed,
+            ids,
             server,
             signals,
             terminal,
@@ -223,6 +228,7 @@ impl Supervisor {
             plan,
             sockets,
             renewed,
+            ids,
             server,
             signals,
             terminal,

@@ -125,6 +125,7 @@ fn each_option_of_run_refuses_nonsense() {
         ("--canary off --keep-clients", "would send the target's answers to real users"),
         ("-i eth0,any", "not both"),
         ("--shards 0", "from 1 to 64"),
+        ("--sandbox maybe", "`on`, `no-landlock` or `off`"),
         ("--cores 5-2", "a list of numbers"),
         ("--memory 1MiB", "need --memory"),
         ("--max-sessions 1", "from 16"),

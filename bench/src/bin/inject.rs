@@ -117,7 +117,9 @@ impl Bench {
         let region = Region::create(&name, &spec, &plan.to_bytes(), 1)?;
         Region::remove(&name)?;
         region.control().set_guarded(&[ANY_DEVICE]);
-        let mut sender = Sender::open(&plan, injector::open(&plan)?, region.control(), 0);
+        let lookout = injector::Lookout::start(&plan)?;
+        let sockets = injector::open(&plan)?.told_by(lookout.attach()?);
+        let mut sender = Sender::open(&plan, sockets, region.control(), 0);
         let begun = Instant::now();
         let mut choices = vec![Choice::Unknown];
         while choices.contains(&Choice::Unknown) && begun.elapsed() < Duration::from_secs(10) {

@@ -109,7 +109,9 @@ impl Rig {
         let sockets: Vec<CaptureSocket> =
             self.sockets.iter().map(|socket| CaptureSocket::from(socket.duplicate().unwrap())).collect();
         let (region, plan) = (self.region, self.plan.clone());
-        self.role = Some(self.ns.thread("capturer", move || capturer::run(region, &plan, sockets)).unwrap());
+        self.role = Some(
+            self.ns.thread("capturer", move || capturer::run(region, &plan, sockets, || Ok(()))).unwrap(),
+        );
     }
 
     /// Ends the role at once, as a crash would, but for the locks of this process.

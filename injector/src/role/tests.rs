@@ -26,7 +26,7 @@ fn start(change: impl FnOnce(&mut Plan)) -> Rig {
     let region = region(&plan);
     let sockets = crate::open(&plan).unwrap();
     let shards = (0..plan.shards).map(|k| region.producer(Link::Inject(k))).collect();
-    let role = std::thread::spawn(move || run(region, &plan, sockets));
+    let role = std::thread::spawn(move || run(region, &plan, sockets, || Ok(())));
     Rig { region, shards, role }
 }
 

@@ -257,6 +257,7 @@ struct Link {
     sender: Sender,
     tally: Tally,
     device: u32,
+    _lookout: crate::Lookout,
 }
 
 impl Link {
@@ -271,14 +272,24 @@ impl Link {
         ip("neigh replace fd08::9 lladdr 02:00:00:00:00:02 dev v0");
         let plan = plan(targets);
         let region = crate::testing::region(&plan);
-        let mut sender = Sender::open(&plan, crate::open(&plan).unwrap(), region.control(), 41);
+        let lookout = crate::Lookout::start(&plan).unwrap();
+        let sockets = crate::open(&plan).unwrap().told_by(lookout.attach().unwrap());
+        let mut sender = Sender::open(&plan, sockets, region.control(), 41);
         let start = Instant::now();
         while sender.paths.iter().any(|path| path.choice == Choice::Unknown) {
             assert!(start.elapsed() < Duration::from_secs(10), "nobody looked");
             sender.look(&mut Tally::default());
         }
         let device = nix::net::if_::if_nametoindex("v0").unwrap();
-        Self { guard: Guard::new(&plan), plan, region, sender, tally: Tally::default(), device }
+        Self {
+            guard: Guard::new(&plan),
+            plan,
+            region,
+            sender,
+            tally: Tally::default(),
+            device,
+            _lookout: lookout,
+        }
     }
 
     fn send(&mut self, records: &[Vec<u8>]) {

@@ -125,7 +125,15 @@ impl Supervisor {
                 // Nobody else writes the capturer's counters now.
                 capturer::begin_anew(self.region, &self.plan);
             }
-            match spawn::start(process, &self.plan, self.region.epoch(), &self.sockets, self.house.quiet) {
+            let outfit = spawn::Outfit {
+                plan: &self.plan,
+                epoch: self.region.epoch(),
+                sockets: &self.sockets,
+                lock: self.house.lock,
+                ids: self.ids,
+                quiet: self.house.quiet,
+            };
+            match spawn::start(process, outfit) {
                 Ok(started) => {
                     // A fresh role has not beaten yet: its time begins now.
                     self.region.heartbeat(process.role()).beat(shm::monotonic_ms());

@@ -25,6 +25,7 @@
 //! | `udp` | datagrams beside connections |
 //! | `recording` | what `record` and `run --record` write; mirror ports |
 //! | `restraint` | the kill switch, budgets, rates, ramp, priority |
+//! | `confined` | what user, capabilities, filters and descriptors the processes have |
 //! | `ending` | names, drain, and what is left behind |
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ mod amount;
 mod bulk;
 mod canary;
 mod capture;
+mod confined;
 mod databases;
 mod ending;
 mod faults;
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         recording::STORIES,
         restraint::STORIES,
         poison::STORIES,
+        confined::STORIES,
         ending::STORIES,
         udp::STORIES,
     ];

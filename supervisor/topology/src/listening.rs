@@ -8,6 +8,7 @@ use crate::Refusal;
 use crate::clients;
 use crate::mapping;
 use crate::options::{Key, Options};
+use crate::plan::Sandbox;
 use crate::planner::{self, DEFAULT_PORT};
 use crate::value;
 
@@ -33,6 +34,8 @@ pub struct Listening {
     pub plain: bool,
     /// `--guard`: a rule of its own against forwarding.
     pub guard: bool,
+    /// What the process gives up.
+    pub sandbox: Sandbox,
 }
 
 /// Reads the options of `intercept`; `key` is what `--key` names or what stands in its usual place.
@@ -77,7 +80,8 @@ pub fn listening_from(options: &Options, key: Option<[u8; 32]>) -> Result<Listen
         ));
     }
     let guard = guard(options)?;
-    Ok(Listening { name, services, interfaces, tun, listen, key: key.filter(|_| !plain), plain, guard })
+    let (key, sandbox) = (key.filter(|_| !plain), planner::sandbox(options)?);
+    Ok(Listening { name, services, interfaces, tun, listen, key, plain, guard, sandbox })
 }
 
 fn guard(options: &Options) -> Result<bool, Refusal> {

@@ -80,6 +80,9 @@ const RESTRAINT: &str = "Restraint";
 const RETURN: &str = "Return channel";
 const OUTPUT: &str = "Output";
 
+/// Help of `--sandbox`.
+const SANDBOX: &str = "What processes that meet packets give up before the first: user, capabilities, files and system calls that they do not need; no-landlock where the kernel cannot keep them from files, off for nothing of it [default: on]";
+
 impl Key {
     /// How the option looks to a person.
     pub const fn look(self) -> Look {
@@ -462,6 +465,7 @@ impl Key {
                 ),
                 None,
             ),
+            Key::Sandbox => (None, One("on|no-landlock|off"), RESOURCES, Some(SANDBOX), Some(SANDBOX)),
             Key::Name => (
                 None,
                 One("NAME"),
@@ -586,6 +590,7 @@ impl Key {
             | Key::RecordBuffer
             | Key::Nice
             | Key::HaltFile
+            | Key::Sandbox
             | Key::Name
             | Key::Metrics
             | Key::Quiet

@@ -130,6 +130,8 @@ named_enum! {
         Nice => "nice",
         /// The file that halts the run, and keeps it halted.
         HaltFile => "halt-file",
+        /// What the processes give up before they work.
+        Sandbox => "sandbox",
         /// Name of the instance.
         Name => "name",
         /// Address of the Prometheus text.

@@ -43,6 +43,9 @@ pub struct Plan {
     /// Whether and from where the way to each target and back is probed.
     #[serde(default)]
     pub canary: CanaryPlan,
+    /// What the roles give up.
+    #[serde(default)]
+    pub sandbox: Sandbox,
     /// `-n` in thousandths: 1000 is one copy of each flow.
     pub copies_milli: u32,
     /// `-r` in parts per million: 1,000,000 is all flows.
@@ -203,6 +206,19 @@ pub enum CanaryPlan {
     /// From these addresses, one of a family.
     From(Vec<IpAddr>),
     /// Not at all.
+    Off,
+}
+
+/// What processes give up before they meet a packet (`--sandbox`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sandbox {
+    /// All that they do not need.
+    #[default]
+    On,
+    /// All but files, where the kernel cannot keep them away.
+    NoLandlock,
+    /// Nothing.
     Off,
 }
 
@@ -432,6 +448,7 @@ impl Plan {
             record: None,
             inject: InjectEngine::Auto,
             canary: CanaryPlan::Off,
+            sandbox: Sandbox::On,
             copies_milli: 1_000,
             percent_ppm: 1_000_000,
             shards: 1,

@@ -10,7 +10,7 @@ use crate::mapping;
 use crate::options::{Given, Key, Options};
 use crate::plan::{
     CanaryPlan, CaptureEngine, CapturePlan, FilterPlan, InjectEngine, Join, MAX_NETS, MAX_TARGETS, Mapping,
-    OnGap, ReplayPlan, Rtt, Seeds, Target,
+    OnGap, ReplayPlan, Rtt, Sandbox, Seeds, Target,
 };
 use crate::recording;
 use crate::restraint::restraint;
@@ -97,6 +97,7 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
         record,
         inject: options.one(Key::Inject).map_or(Ok(InjectEngine::Auto), inject)?,
         canary: canary(options)?,
+        sandbox: sandbox(options)?,
         copies_milli: options.one(Key::Copies).map_or(Ok(1_000), |given| read(given, copies_milli))?,
         percent_ppm: options.one(Key::Percent).map_or(Ok(1_000_000), |given| read(given, percent_ppm))?,
         shards,
@@ -428,6 +429,17 @@ fn canary(options: &Options) -> Result<CanaryPlan, Refusal> {
         }
     }
     Ok(if from.is_empty() { CanaryPlan::On } else { CanaryPlan::From(from) })
+}
+
+/// What the processes give up.
+pub(crate) fn sandbox(options: &Options) -> Result<Sandbox, Refusal> {
+    let Some(given) = options.one(Key::Sandbox) else { return Ok(Sandbox::On) };
+    match given.text.as_str() {
+        "on" => Ok(Sandbox::On),
+        "no-landlock" => Ok(Sandbox::NoLandlock),
+        "off" => Ok(Sandbox::Off),
+        _ => Err(given.refuse("the sandbox is `on`, `no-landlock` or `off`. Leave it out for a whole one")),
+    }
 }
 
 /// Smallest capture buffer: eight super-frames and some hundred small ones.

@@ -75,6 +75,7 @@ pub fn plan_to_record(options: &Options, facts: &Facts) -> Result<Plan, Refusal>
         trace: None,
         inject: InjectEngine::Auto,
         canary: CanaryPlan::Off,
+        sandbox: planner::sandbox(options)?,
         copies_milli: 1_000,
         percent_ppm: 1_000_000,
         shards: 0,
