@@ -29,6 +29,7 @@ if ! $quick; then
     need redis-server redis-server
     need redis-benchmark redis-tools
     need wrk wrk
+    need dnsmasq dnsmasq-base
     need curl curl
     need nft nftables
     need ip iproute2

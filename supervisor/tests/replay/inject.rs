@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,8 +12,13 @@ use capturer::sys::{Begin, PacketSocket};
 use lab::impair::{Way, lose};
 use lab::load::RunningLoad;
 use lab::real::{self, run as tool};
+use lab::scratch::Scratch;
 use lab::story::{Skipped, Story, step};
-use lab::{Fidelity, Instance, Load, Mode, Stats, netlink, network, outside::Outside, wait};
+use lab::tun::Tun;
+use lab::{
+    Fidelity, Host, HttpOptions, HttpService, Instance, Load, Mode, Namespace, Stats, netlink, network,
+    outside::Outside, wait,
+};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
 };
@@ -24,6 +31,10 @@ pub(crate) const STORIES: &[Story] = &[
     ("link_does_it_all", 120, link_does_it_all),
     ("libpcap_does_it_all", 120, libpcap_does_it_all),
     ("link_is_the_default_where_it_is_guarded", 60, link_is_the_default_where_it_is_guarded),
+    ("a_target_behind_a_tun_device_is_sent_to_by_link", 60, || behind_a_tun_device(None)),
+    ("a_target_behind_a_tun_device_is_sent_to_by_raw_ip", 60, || behind_a_tun_device(Some("raw"))),
+    ("a_target_behind_a_tun_device_is_sent_to_by_libpcap", 60, || behind_a_tun_device(Some("pcap"))),
+    ("no_engine_leaves_entries_with_conntrack", 90, no_engine_leaves_entries_with_conntrack),
     ("kept_clients_are_sent_by_link", 60, kept_clients_are_sent_by_link),
     ("the_next_hop_gets_another_address", 90, the_next_hop_gets_another_address),
     ("the_route_leads_to_another_next_hop", 90, the_route_leads_to_another_next_hop),
@@ -129,6 +140,107 @@ fn by(wanted: &str) -> Result<()> {
     ensure!((supers > 0) == (wanted == "link"), "{supers} super-frames by {wanted}");
     if wanted == "raw" {
         ensure!(stats.number("/inject/detours")? == 0, "raw IP is no detour when it is asked for");
+    }
+    Ok(())
+}
+
+/// A tunnel between the online host and one far away, made of a TUN device at each end: there is no Ethernet header, a packet is
+/// the frame, and nobody asks for a neighbour.
+fn behind_a_tun_device(wanted: Option<&str>) -> Result<()> {
+    if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
+        return Err(Skipped::NotHere(format!("/dev/net/tun cannot be opened ({error})")).into());
+    }
+    if wanted == Some("pcap") {
+        libpcap::version().map_err(|error| Skipped::NotInstalled(error.to_string()))?;
+    }
+    let stage = Stage::new()?;
+    let near = IpAddr::from([10, 99, 1, 1]);
+    let far = IpAddr::from([10, 99, 1, 2]);
+    let host = Host { ns: Namespace::new("far")?, number: 99 };
+    for all in ["all", "default"] {
+        host.ns.set_sysctl(&format!("net/ipv4/conf/{all}/rp_filter"), "0")?;
+    }
+    let ends = [Tun::new(&stage.net.online.ns, near, 1_400)?, Tun::new(&host.ns, far, 1_400)?];
+    let over = Arc::new(AtomicBool::new(false));
+    let ended = Arc::clone(&over);
+    let tunnel = std::thread::spawn(move || {
+        let mut buffer = vec![0; 65_536];
+        while !ended.load(Relaxed) {
+            let mut idle = true;
+            for (from, to) in [(&ends[0], &ends[1]), (&ends[1], &ends[0])] {
+                // What an end cannot take is lost, as in any tunnel.
+                if let Ok(Some(packet)) = from.take(&mut buffer) {
+                    let _ = to.give(packet);
+                    idle = false;
+                }
+            }
+            if idle {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        }
+    });
+    let target = SocketAddr::new(far, TARGET_PORT);
+    let witness = Arc::clone(&stage.target);
+    let service = HttpService::start(&host.ns, target, HttpOptions::default(), witness)?;
+    let intercept =
+        stage.twin.intercept(&host, &["-x", &target.to_string(), "--tun", "-c", "198.18.0.0/15"])?;
+    let map = lab::twin::map(ONLINE_PORT, target);
+    let far = far.to_string();
+    let mut args = vec!["-x", &map, "-s", &far, "-i", "eth0"];
+    args.extend(wanted.into_iter().flat_map(|engine| ["--inject", engine]));
+    let run = stage.twin.run(&stage.net.online, &args)?;
+    let (engine, why) = engine(&run.stats()?)?;
+    println!("    {engine} ({why})");
+    let expected =
+        if wanted.is_some() || real::find("nft").is_ok() { wanted.unwrap_or("link") } else { "raw" };
+    ensure!(engine == expected, "sent by {engine} ({why})");
+    let mut report = stage.send(Load { rate: Some(500.0), ..stage.load(1_000) })?;
+    let posts =
+        Load { first_id: 5_000, connections: 8, rate: Some(50.0), body_bytes: 20_000, ..stage.load(50) };
+    report.request_bytes += stage.send(posts)?.request_bytes;
+    let stats = stage.all_replayed(run, &report, 1)?;
+    ensure!(stats.number("/counters/injector-0/super_frames")? == 0, "the device cuts nothing");
+    drop((intercept, service));
+    over.store(true, Relaxed);
+    tunnel.join().expect("the tunnel's thread ends");
+    Ok(())
+}
+
+/// On a host where connections are tracked: those of real clients are, and no replayed one is, whatever sends it.
+fn no_engine_leaves_entries_with_conntrack() -> Result<()> {
+    real::find("nft")?;
+    let table = || std::fs::read_to_string("/proc/thread-self/net/nf_conntrack");
+    let stage = Stage::new()?;
+    if stage.net.online.ns.enter(table).is_err() {
+        return Err(Skipped::NotHere("this kernel shows no table of tracked connections".to_owned()).into());
+    }
+    let scratch = Scratch::new("tracking")?;
+    let rules = scratch.file("rules");
+    std::fs::write(
+        &rules,
+        "table inet tracking {
+            chain out { type filter hook output priority 0; ct state new counter; }
+            chain in { type filter hook input priority 0; ct state new counter; }
+        }
+",
+    )?;
+    tool(&stage.net.online.ns, "nft", &["-f", rules.to_str().context("a path of plain text")?], LIMIT)?;
+    let _intercept = stage.intercept()?;
+    let engines = if libpcap::version().is_ok() { &["raw", "link", "pcap"][..] } else { &["raw", "link"] };
+    for (&engine, first_id) in engines.iter().zip((0..).step_by(1_000)) {
+        let run = stage.run(&["--inject", engine])?;
+        let load = Load { mode: Mode::ClientCloses, rate: Some(500.0), first_id, ..stage.load(500) };
+        stage.send(load)?;
+        stage.wait_for(first_id..first_id + 500)?;
+        let tracked = stage.net.online.ns.enter(table)?;
+        let of = |from: &[&str]| {
+            tracked.lines().filter(|line| from.iter().any(|from| line.contains(from))).count()
+        };
+        let (real, replayed) = (of(&["src=10.88.0.2 dst=10.88.0.3"]), of(&["src=198.18.", "src=198.19."]));
+        println!("    {engine}: {real} entries of real clients, {replayed} of replayed ones");
+        end(run)?;
+        ensure!(real >= 500, "{real} entries of real clients: nothing is tracked here");
+        ensure!(replayed == 0, "{replayed} replayed connections are tracked by {engine}");
     }
     Ok(())
 }

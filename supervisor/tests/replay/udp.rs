@@ -13,13 +13,15 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use lab::real::{Dnsmasq, dnsmasq};
 use lab::story::{Story, step};
 use lab::{Host, Instance, Load, Stats, network, wait};
 
-use crate::stage::{SETTLE, Stage, clean};
+use crate::stage::{SETTLE, Stage, clean, end};
 
 pub(crate) const STORIES: &[Story] = &[
     ("datagrams_of_every_length_beside_connections", 90, datagrams_of_every_length_beside_connections),
+    ("a_real_name_server", 60, a_real_name_server),
     (
         "three_copies_of_datagrams_come_from_three_clients",
         60,
@@ -39,17 +41,17 @@ const ONLINE: u16 = 53;
 const TARGET: u16 = 5_353;
 
 /// What a service received: each payload, and where it came from, as often as it came.
-type Book = BTreeMap<Vec<u8>, Vec<SocketAddr>>;
+pub(crate) type Book = BTreeMap<Vec<u8>, Vec<SocketAddr>>;
 
 /// A service that answers each datagram with the same bytes.
-struct Echo {
+pub(crate) struct Echo {
     book: Arc<Mutex<Book>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Echo {
-    fn start(host: &Host, ip: IpAddr, port: u16) -> Result<Self> {
+    pub(crate) fn start(host: &Host, ip: IpAddr, port: u16) -> Result<Self> {
         let (book, stop) = (Arc::new(Mutex::new(Book::new())), Arc::new(AtomicBool::new(false)));
         let socket = host.ns.enter(move || UdpSocket::bind((ip, port)))?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
@@ -71,7 +73,7 @@ impl Echo {
         self.book.lock().expect("no holder panics").values().map(|from| from.len() as u64).sum()
     }
 
-    fn read(&self) -> Book {
+    pub(crate) fn read(&self) -> Book {
         self.book.lock().expect("no holder panics").clone()
     }
 }
@@ -87,13 +89,19 @@ impl Drop for Echo {
 
 /// What the clients sent.
 #[derive(Clone, Copy, Default)]
-struct Sent {
+pub(crate) struct Sent {
     datagrams: u64,
     bytes: u64,
 }
 
 /// Each client sends one datagram of each length in turn and waits for the answer to it: `rounds` times.
-fn ask(stage: &Stage, to: SocketAddr, clients: u32, rounds: u32, lengths: &[usize]) -> Result<Sent> {
+pub(crate) fn ask(
+    stage: &Stage,
+    to: SocketAddr,
+    clients: u32,
+    rounds: u32,
+    lengths: &[usize],
+) -> Result<Sent> {
     let lengths = lengths.to_vec();
     step(format!("{clients} clients ask {to} {rounds} times with {lengths:?} bytes"));
     stage.net.client.ns.enter(move || {
@@ -215,7 +223,7 @@ fn ledger(stats: &Stats, sent: Sent) -> Result<()> {
 }
 
 /// Every payload reached the target as often as the online service, times the copies.
-fn same(online: &Book, target: &Book, copies: usize) -> Result<()> {
+pub(crate) fn same(online: &Book, target: &Book, copies: usize) -> Result<()> {
     let wanted: Vec<(&Vec<u8>, usize)> =
         online.iter().map(|(bytes, from)| (bytes, from.len() * copies)).collect();
     let got: Vec<(&Vec<u8>, usize)> = target.iter().map(|(bytes, from)| (bytes, from.len())).collect();
@@ -230,7 +238,7 @@ fn same(online: &Book, target: &Book, copies: usize) -> Result<()> {
     Ok(())
 }
 
-fn clients_of(book: &Book) -> BTreeSet<SocketAddr> {
+pub(crate) fn clients_of(book: &Book) -> BTreeSet<SocketAddr> {
     book.values().flatten().copied().collect()
 }
 
@@ -258,7 +266,7 @@ fn datagrams_of_every_length_beside_connections() -> Result<()> {
     let run = stage.run(&["-x", &maps[0], "-x", &maps[1], "--shards", "2"])?;
     let load = stage.start(Load { rate: Some(300.0), ..stage.load(100_000) })?;
     let mut sent = ask(&stage, online4, 20, 3, LENGTHS)?;
-    let more = ask(&stage, online6, 20, 3, &LENGTHS[..7])?;
+    let more = ask(&stage, online6, 20, 3, LENGTHS)?;
     sent = Sent { datagrams: sent.datagrams + more.datagrams, bytes: sent.bytes + more.bytes };
     let report = crate::stage::answered(load.stop()?)?;
     for (online, target) in online.iter().zip(&target) {
@@ -276,6 +284,46 @@ fn datagrams_of_every_length_beside_connections() -> Result<()> {
     ensure!(stats.number("/udp/flows/started")? == 40, "{}", stats.value()["udp"]);
     ensure!(stats.number("/udp/inject/fragments")? > 0, "{}", stats.value()["udp"]);
     Ok(())
+}
+
+/// Twenty clients ask a name server; its twin is asked the same, as often, and its answers are counted.
+fn a_real_name_server() -> Result<()> {
+    const CLIENTS: u32 = 20;
+    const EACH: u32 = 150;
+    let stage = Stage::new()?;
+    let net = &stage.net;
+    let (online, target) = (Dnsmasq::start(&net.online, ONLINE)?, Dnsmasq::start(&net.target, TARGET)?);
+    let service = format!("udp:{}", target.address);
+    let tcp = stage.at_target().to_string();
+    let _intercept = stage.twin.intercept(&net.assistant, &["-x", &tcp, "-x", &service, "-i", "eth0"])?;
+    let run = stage.run(&["-x", &format!("udp:{ONLINE}-{}", target.address), "--shards", "2"])?;
+    step(format!("{CLIENTS} clients ask {EACH} questions each"));
+    let at = online.address;
+    let ask = |client: u32| {
+        let ns = &net.client.ns;
+        move || dnsmasq::ask(ns, at, "q", client * EACH..(client + 1) * EACH)
+    };
+    std::thread::scope(|scope| -> Result<()> {
+        let clients: Vec<_> = (0..CLIENTS).map(|client| scope.spawn(ask(client))).collect();
+        clients.into_iter().try_for_each(|client| client.join().expect("a client panicked"))
+    })?;
+    let asked = u64::from(CLIENTS * EACH);
+    ensure!(online.questions("q-")?.len() as u64 == asked, "the online server was asked something else");
+    let replies = || run.stats().and_then(|stats| stats.number("/udp/replies/datagrams")).unwrap_or(0);
+    wait::until("every answer is counted", SETTLE, || replies() >= asked).with_context(|| {
+        let there = target.questions("q-").map_or(0, |questions| questions.len());
+        format!("{} of {asked} answers to {there} questions at the target", replies())
+    })?;
+    let stats = end(run)?;
+    let udp = &stats.value()["udp"];
+    ensure!(stats.number("/udp/sent/datagrams")? == asked && replies_of(&stats)? == asked, "{udp}");
+    ensure!(online.questions("q-")? == target.questions("q-")?, "the target was asked something else");
+    println!("    {udp}");
+    Ok(())
+}
+
+fn replies_of(stats: &Stats) -> Result<u64> {
+    stats.number("/udp/replies/datagrams")
 }
 
 fn three_copies_of_datagrams_come_from_three_clients() -> Result<()> {

@@ -23,6 +23,7 @@ pub fn find(program: &str) -> anyhow::Result<PathBuf> {
             let package = match program {
                 "redis-benchmark" | "redis-cli" => "redis-tools",
                 "nft" => "nftables",
+                "dnsmasq" => "dnsmasq-base",
                 other => other,
             };
             Skipped::NotInstalled(format!("{program} is not installed (apt-get install {package})")).into()
