@@ -218,8 +218,11 @@ fn no_engine_leaves_entries_with_conntrack() -> Result<()> {
     let rules = scratch.file("rules");
     std::fs::write(
         &rules,
-        "table inet tracking { chain out { type filter hook output priority 0; ct state new counter; }
-         chain in { type filter hook input priority 0; ct state new counter; } }",
+        "table inet tracking {
+            chain out { type filter hook output priority 0; ct state new counter; }
+            chain in { type filter hook input priority 0; ct state new counter; }
+        }
+",
     )?;
     tool(&stage.net.online.ns, "nft", &["-f", rules.to_str().context("a path of plain text")?], LIMIT)?;
     let _intercept = stage.intercept()?;

@@ -310,8 +310,10 @@ fn a_real_name_server() -> Result<()> {
     let asked = u64::from(CLIENTS * EACH);
     ensure!(online.questions("q-")?.len() as u64 == asked, "the online server was asked something else");
     let replies = || run.stats().and_then(|stats| stats.number("/udp/replies/datagrams")).unwrap_or(0);
-    wait::until("every answer is counted", SETTLE, || replies() >= asked)
-        .with_context(|| format!("{} of {asked} answers", replies()))?;
+    wait::until("every answer is counted", SETTLE, || replies() >= asked).with_context(|| {
+        let there = target.questions("q-").map_or(0, |questions| questions.len());
+        format!("{} of {asked} answers to {there} questions at the target", replies())
+    })?;
     let stats = end(run)?;
     let udp = &stats.value()["udp"];
     ensure!(stats.number("/udp/sent/datagrams")? == asked && replies_of(&stats)? == asked, "{udp}");
