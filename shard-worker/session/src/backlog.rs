@@ -41,6 +41,9 @@ impl Table {
     /// that holds as much as it may and has something to send, or a slot while a session is at its end. Where no
     /// session can end by itself, waiting would last for ever, and the flow is refused and counted.
     pub fn should_wait(&self, segment: &Captured, payload_bytes: usize) -> bool {
+        if segment.is_answer() {
+            return false;
+        }
         let mut id = match self.find_flow(self.hash_of(segment), segment) {
             Some(first) => first,
             None => return self.free.is_empty() && self.is_one_ending(),

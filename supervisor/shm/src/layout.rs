@@ -21,7 +21,7 @@ use crate::journal::Record;
 use crate::ring::{Indices, MAX_CAPACITY, MIN_CAPACITY};
 
 /// Version of the layout and of what its blocks mean.
-pub(crate) const VERSION: u64 = 3;
+pub(crate) const VERSION: u64 = 4;
 /// Bytes for the plan: 256 mappings and 256 targets as JSON are about 30 KiB.
 pub const PLAN_BYTES: usize = 64 * 1024;
 /// Shards at most.
@@ -29,7 +29,7 @@ pub const MAX_SHARDS: u16 = 256;
 /// Alignment of sections and arenas.
 pub(crate) const PAGE: u64 = 4096;
 
-const ROLE_BYTES: u64 = 11 * PAGE;
+const ROLE_BYTES: u64 = 12 * PAGE;
 const DOORBELL_IN_ROLE: u64 = 128;
 const COUNTERS_IN_ROLE: u64 = PAGE;
 const JOURNAL_IN_ROLE: u64 = 4 * PAGE;
