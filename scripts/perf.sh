@@ -44,6 +44,8 @@ section() {
     if ! $quick; then
         section "Replay of live traffic" $bin/replay --harm keepalive-20k keepalive-500 keepalive-max connections-5k \
             connections-8k closed-loop-1k copies-8-of-5k post-100k-300 answer-1m-300 idle
+        section "A packet file as fast as possible" $bin/offline
+        section "The same, from 200 connections" $bin/offline --connections 200 keepalive
         section "Recording packets of 1,400 bytes into memory" $bin/record
         section "Memory, and sessions that do nothing" $bin/memory
         section "One redis connection, closed loop" $bin/redis

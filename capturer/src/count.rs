@@ -72,6 +72,10 @@ named_enum! {
         FileRead => "file_read",
         /// Gauge: bytes of all loops of the replayed files; 0 when a pipe is among them.
         FileBytes => "file_bytes",
+        /// Gauge: when the first byte of the files was read, CLOCK_MONOTONIC microseconds.
+        FileBegun => "file_begun_at_us",
+        /// Gauge: when the last packet so far was handed over, likewise.
+        FileLast => "file_last_at_us",
         /// Times that a file's packet waited until a shard had room.
         RoomWaits => "room_waits",
         /// Client → server datagrams of a mapping, whole.
@@ -88,7 +92,7 @@ named_enum! {
         DatagramsRingFull => "datagrams_ring_full",
         /// Their payload bytes times the copies that were wanted: goes to `wanted` and to `dropped` alike.
         DatagramsRingFullWantedBytes => "datagrams_ring_full_wanted_bytes",
-        /// Server → client packets, which only a recording takes.
+        /// Server → client packets, which a recording takes, and a replay of files for what their headers tell.
         Answers => "answers",
         /// Packets that were to be recorded, both directions.
         RecordPackets => "record_packets",

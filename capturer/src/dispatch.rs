@@ -71,8 +71,10 @@ pub struct Dispatcher {
     control: &'static Control,
     /// See [`Captured::lap`].
     lap: u8,
-    /// Answers are wanted too.
+    /// A recording takes answers too.
     recording: bool,
+    /// Shards are told of answers: the packets come from a file.
+    tells_answers: bool,
 }
 
 /// The services that speak UDP, and what is put together of their datagrams.
@@ -124,6 +126,7 @@ impl Dispatcher {
             control: region.control(),
             lap: 0,
             recording: plan.record.is_some(),
+            tells_answers: plan.trace.is_some(),
         }
     }
 
@@ -188,6 +191,7 @@ impl Dispatcher {
             Meaning::Own => self.count(Count::Own, 1),
             Meaning::LeftOut => self.count(Count::LeftOut, 1),
             Meaning::Other if self.recording => return self.answer(frame, &segment),
+            Meaning::Other if self.tells_answers => self.tell_answer(frame, &segment, time_ns),
             Meaning::Other => self.count(Count::NotMapped, 1),
         }
         false
@@ -203,6 +207,29 @@ impl Dispatcher {
         };
         self.count(what, 1);
         what == Count::Answers
+    }
+
+    /// An answer in a file: the shard of its client gets the header, which counts as no segment anywhere. What the expression says
+    /// of it is not asked: a flow that the expression leaves out has no session.
+    fn tell_answer(&mut self, frame: &Frame<'_>, segment: &Segment<'_>, time_ns: u64) {
+        let Meaning::Mapping(mapping) = self.online.answer(&segment.src, &segment.dst) else {
+            return self.count(Count::NotMapped, 1);
+        };
+        self.count(Count::Answers, 1);
+        let head = Captured {
+            time_ns,
+            tcp: segment.tcp,
+            payload_len: 0,
+            cut_len: segment.wire_payload_len,
+            client: segment.dst,
+            server: segment.src,
+            mapping,
+            lap: self.lap,
+            answer: 1,
+            stamp_us: stamp_us(frame),
+        };
+        // The reader has waited for room; without it the flow is judged as if the file had no answers.
+        let _ = self.lanes.is_empty() || self.hand_over(&head, &[]);
     }
 
     /// Counts a packet that was given to a recorder.
@@ -241,7 +268,8 @@ impl Dispatcher {
             server: segment.dst,
             mapping,
             lap: self.lap,
-            reserved: [0; 5],
+            answer: 0,
+            stamp_us: stamp_us(frame),
         };
         if !self.hand_over(&head, payload) {
             self.ring_full(segment);
@@ -342,9 +370,10 @@ impl Dispatcher {
         lane.ring.commit(len);
         lane.touched = true;
         lane.unheard += 1;
-        lane.urgent |= head.payload_len > 0
-            || !head.tcp.has(flag::ACK)
-            || head.tcp.flags & (flag::SYN | flag::FIN | flag::RST) != 0;
+        lane.urgent |= !head.is_answer()
+            && (head.payload_len > 0
+                || !head.tcp.has(flag::ACK)
+                || head.tcp.flags & (flag::SYN | flag::FIN | flag::RST) != 0);
         true
     }
 
@@ -400,6 +429,11 @@ fn write_whole(out: &mut Vec<u8>, datagram: &Datagram<'_>, id: u16) {
     let len = piece.emit(&mut headers);
     out.extend_from_slice(&headers[..len]);
     out.extend_from_slice(piece.payload);
+}
+
+/// See [`Captured::stamp_us`].
+const fn stamp_us(frame: &Frame<'_>) -> u32 {
+    (frame.time_ns / 1_000) as u32
 }
 
 #[cfg(test)]

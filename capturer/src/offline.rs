@@ -65,6 +65,9 @@ pub(crate) fn run(
         heartbeat.set_state(RoleState::Done);
         return Ok(());
     }
+    if !begun {
+        dispatcher.counters().set(Count::FileBegun.index(), shm::monotonic_us());
+    }
     // A pipe may have nothing for as long as it likes.
     let idle = move || {
         heartbeat.beat(shm::monotonic_ms());
@@ -87,6 +90,7 @@ pub(crate) fn run(
         packet_ns: plan.rate.map_or(0, |rate| 1_000_000_000 / u64::from(rate.max(1))),
         rated_ns: 0,
         beat_ns: 0,
+        handed_us: 0,
     };
     offline.go_to(packets);
     offline.work();
@@ -127,6 +131,8 @@ struct Offline {
     /// Until then the rate is used up.
     rated_ns: u64,
     beat_ns: u64,
+    /// When the last packet was handed over.
+    handed_us: u64,
 }
 
 /// The packet that is next, taken out of the reader's buffer: it may have to wait.
@@ -135,6 +141,8 @@ struct Held {
     is_there: bool,
     ip: Vec<u8>,
     wire_len: u32,
+    /// When it was captured, by the file.
+    time_ns: u64,
     due_ns: u64,
 }
 
@@ -204,6 +212,7 @@ impl Offline {
             if self.packet_ns > 0 {
                 self.rated_ns = self.rated_ns.max(now_ns.saturating_sub(RATE_SLACK_NS)) + self.packet_ns;
             }
+            self.handed_us = now_ns / 1_000;
             taken += 1;
         };
         if taken > 0 || matches!(end, Step::Worked) {
@@ -218,17 +227,17 @@ impl Offline {
             return true;
         }
         let Some(packet) = self.reader.next() else { return false };
-        let Held { is_there, ip, wire_len, due_ns } = &mut self.held;
+        let Held { is_there, ip, wire_len, time_ns, due_ns } = &mut self.held;
         ip.clear();
         ip.extend_from_slice(packet.ip);
-        (*is_there, *wire_len) = (true, packet.wire_len);
+        (*is_there, *wire_len, *time_ns) = (true, packet.wire_len, packet.time_ns);
         *due_ns = self.due.next(packet.time_ns);
         true
     }
 
     fn hand_over(&mut self) {
-        let Held { is_there, ip, wire_len, due_ns } = &mut self.held;
-        let frame = Frame { packet: ip, wire_len: *wire_len, time_ns: *due_ns, checksum_unfilled: false };
+        let Held { is_there, ip, wire_len, time_ns, due_ns } = &mut self.held;
+        let frame = Frame { packet: ip, wire_len: *wire_len, time_ns: *time_ns, checksum_unfilled: false };
         self.dispatcher.frame(&frame, *due_ns);
         *is_there = false;
         self.packets += 1;
@@ -304,5 +313,6 @@ impl Offline {
         let total = progress.total.unwrap_or(0);
         counters.set(Count::FileRead.index(), self.lap * total + progress.read);
         counters.set(Count::FileBytes.index(), self.loops * total);
+        counters.set(Count::FileLast.index(), self.handed_us);
     }
 }

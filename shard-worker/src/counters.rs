@@ -27,6 +27,8 @@ named_enum! {
         DatagramCopies => "datagram_copies_sent",
         /// Where its record stands in the capture ring.
         DatagramBegun => "datagram_begun_at",
+        /// When the last turn was answered, CLOCK_MONOTONIC microseconds.
+        Answered => "answered_at_us",
     }
 }
 
@@ -68,6 +70,8 @@ named_enum! {
         FirstByte => "target_first_byte",
         /// From the capture of a turn's first byte to the moment its gate opened.
         TurnWait => "turn_wait",
+        /// From the last byte of a turn to the first byte of its answer online, as a file has it.
+        OnlineFirstByte => "online_first_byte",
     }
 }
 
@@ -261,6 +265,7 @@ impl Publisher {
             self.note_latency(Latency::Lag, &tally.lag);
             self.note_latency(Latency::FirstByte, &tally.first_byte);
             self.note_latency(Latency::TurnWait, &tally.turn_wait);
+            self.note_latency(Latency::OnlineFirstByte, &tally.online_first_byte);
         }
         !self.changed.is_empty()
     }
@@ -296,6 +301,8 @@ impl Publisher {
         }
         self.set(offset_gauge(Gauge::Open), tally.open);
         self.set(offset_gauge(Gauge::InFlight), tally.in_flight);
+        let answered = self.totals[offset_gauge(Gauge::Answered)];
+        self.set(offset_gauge(Gauge::Answered), answered.max(tally.answered_us));
     }
 
     fn note_latency(&mut self, latency: Latency, now: &Histogram) {

@@ -298,6 +298,11 @@ impl Shard {
         self.table.shed(now_us, control.kept_ppm())
     }
 
+    /// Whether the end may come: nothing is held, and of a file, which nobody waits to see stopped, the last answers are in.
+    pub(crate) fn is_through(&mut self, now_us: u64) -> bool {
+        self.table.is_quiet() && (!self.patient || self.table.has_last_answers(now_us))
+    }
+
     /// Runs the timers that are due; true if any were.
     pub(crate) fn tick(&mut self, now_us: u64) -> bool {
         let due = self.table.next_deadline_us().is_some_and(|at_us| at_us <= now_us);

@@ -58,6 +58,8 @@ pub enum WorkerError {
 const BEAT: Duration = Duration::from_millis(100);
 /// Pause before a full inject ring is looked at again: nobody rings when it empties.
 const ROOM_PAUSE: Duration = Duration::from_micros(500);
+/// Between looks whether a drain is over.
+const DRAIN_LOOK: Duration = Duration::from_millis(5);
 /// Time that the injector has to take the last resets.
 const LAST_WORDS_US: u64 = 1_000_000;
 
@@ -220,7 +222,7 @@ impl Worker {
                     *input_over = true;
                     *over_us = (*over_us).min(now_us + self.drain_us);
                 }
-                if (*input_over && self.shard.table.is_quiet()) || now_us >= *over_us {
+                if (*input_over && self.shard.is_through(now_us)) || now_us >= *over_us {
                     self.phase = Phase::Abandoning { until_us: now_us + LAST_WORDS_US, pumped: false };
                 }
                 false
@@ -253,7 +255,8 @@ impl Worker {
     fn until_next_timer(&self, now_us: u64) -> Duration {
         let at_us = self.shard.table.next_deadline_us();
         let timer = at_us.map(|at_us| Duration::from_micros(at_us.saturating_sub(now_us)));
-        timer.map_or(BEAT, |timer| timer.min(BEAT))
+        let longest = if matches!(self.phase, Phase::Draining { .. }) { DRAIN_LOOK } else { BEAT };
+        timer.map_or(longest, |timer| timer.min(longest))
     }
 }
 

@@ -20,7 +20,8 @@ use crate::member::Member;
 use crate::procfs;
 use crate::stats::{
     Amount, Capture, Control, Datagrams, Guard, Inject, Intercept, Latency, Ledger, Quantiles, Record,
-    Recorded, RecoveryTime, Returned, RoleStats, Sessions, Stats, Target, Turns, Udp, UdpFlows, UdpInject,
+    Recorded, RecoveryTime, Replay, Returned, RoleStats, Sessions, Stats, Target, Turns, Udp, UdpFlows,
+    UdpInject,
 };
 
 /// One look at everything.
@@ -80,6 +81,7 @@ impl Collector {
             ledger: self.ledger(),
             udp: (self.plan.replays(Protocol::Udp) && !self.plan.records_only()).then(|| self.udp()),
             record: self.record(),
+            replay: self.replay(),
             sessions: self.sessions(),
             turns: Turns {
                 sent: self.shards(Count::TurnsSent),
@@ -94,6 +96,8 @@ impl Collector {
             },
             latency_us: Latency {
                 target_first_byte: self.quantiles(&first_byte, Timed::FirstByte),
+                online_first_byte: self
+                    .quantiles(&self.buckets(Timed::OnlineFirstByte), Timed::OnlineFirstByte),
                 lag: self.quantiles(&lag, Timed::Lag),
                 turn_wait: self.quantiles(&self.buckets(Timed::TurnWait), Timed::TurnWait),
             },
@@ -268,6 +272,23 @@ impl Collector {
             removed_bytes: self.capturer(C::RecordRemovedBytes),
             failing: self.capturer(C::RecordFailing) > 0,
             only: self.plan.records_only(),
+        })
+    }
+
+    fn replay(&self) -> Option<Replay> {
+        use capturer::Count as C;
+        self.plan.trace.as_ref()?;
+        let answered = (0..self.plan.shards)
+            .map(|k| self.region.read_counter(Role::Shard(k), shard::offset_gauge(Gauge::Answered)))
+            .max();
+        let begun_us = self.capturer(C::FileBegun);
+        let since = |at_us: u64| at_us.saturating_sub(begun_us) as f64 / 1e6;
+        Some(Replay {
+            read_bytes: self.capturer(C::FileRead),
+            bytes: self.capturer(C::FileBytes),
+            read_s: since(self.capturer(C::FileLast)),
+            answered_s: since(answered.unwrap_or(0)),
+            online_answers: self.capturer(C::Answers),
         })
     }
 

@@ -34,6 +34,9 @@ pub(crate) struct Stats {
     /// The recording, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) record: Option<Record>,
+    /// How far a replay of files has come, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) replay: Option<Replay>,
     /// Sessions towards the targets.
     pub(crate) sessions: Sessions,
     /// Turns: requests, in protocols that have such.
@@ -265,6 +268,21 @@ impl Record {
     }
 }
 
+/// A replay of files. Seconds count from when their first byte was read.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Replay {
+    /// Bytes read of them as they lie on the disk, all loops together.
+    pub(crate) read_bytes: u64,
+    /// All there are to be read; 0 when a pipe is among them.
+    pub(crate) bytes: u64,
+    /// Until the last packet so far was handed over.
+    pub(crate) read_s: f64,
+    /// Until the last turn so far was answered.
+    pub(crate) answered_s: f64,
+    /// Answers of the online service among the packets: of a file without any, less is known.
+    pub(crate) online_answers: u64,
+}
+
 /// Sessions towards the targets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sessions {
@@ -331,6 +349,9 @@ pub(crate) struct Returned {
 pub(crate) struct Latency {
     /// From the last byte of a turn to the first of its answer.
     pub(crate) target_first_byte: Quantiles,
+    /// The same of the online service, where a file holds its answers; all 0 without.
+    #[serde(default)]
+    pub(crate) online_first_byte: Quantiles,
     /// From a segment's capture to its first replay.
     pub(crate) lag: Quantiles,
     /// From the capture of a turn's first byte until the answer before it was there: what waiting for answers adds.

@@ -41,6 +41,17 @@ pub(crate) fn lines(stats: &Stats) -> Vec<String> {
             turn_notes(stats)
         ),
     );
+    if let Some(replay) = &stats.replay {
+        add(
+            "files",
+            format!(
+                "{} read in {:.2} s, the last turn answered after {:.2} s",
+                bytes(replay.read_bytes),
+                replay.read_s,
+                replay.answered_s
+            ),
+        );
+    }
     for (i, line) in ledger(&stats.ledger).into_iter().enumerate() {
         add(if i == 0 { "ledger" } else { "" }, line);
     }
@@ -59,6 +70,9 @@ pub(crate) fn lines(stats: &Stats) -> Vec<String> {
         ),
     );
     add("latency", format!("target first byte {}", quantiles(stats.latency_us.target_first_byte)));
+    if stats.latency_us.online_first_byte != Quantiles::default() {
+        add("", format!("online first byte {}", quantiles(stats.latency_us.online_first_byte)));
+    }
     add("", format!("lag               {}", quantiles(stats.latency_us.lag)));
     add("", format!("turn wait         {}", quantiles(stats.latency_us.turn_wait)));
     add(

@@ -253,6 +253,8 @@ impl World {
             },
             server: if op.extra & 8 == 0 { server } else { client },
             mapping: u16::from(op.which >> 2),
+            answer: op.extra & 16,
+            stamp_us: op.word,
             ..Captured::default()
         });
     }

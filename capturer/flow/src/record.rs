@@ -70,7 +70,8 @@ impl TcpFields {
     }
 }
 
-/// capturer → shard: one client→server segment; 88 bytes, then `payload_len` bytes.
+/// capturer → shard: one client→server segment; 88 bytes, then `payload_len` bytes. Or, where packets come from a file, the
+/// header of an answer to one ([`Captured::is_answer`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Captured {
@@ -80,7 +81,7 @@ pub struct Captured {
     pub tcp: TcpFields,
     /// Payload bytes in this record.
     pub payload_len: u32,
-    /// Payload bytes that the segment had on the wire but that were not captured (snap length).
+    /// Payload bytes that the segment had on the wire but that were not captured (snap length). Of an answer, all it had.
     pub cut_len: u32,
     /// The real client.
     pub client: Endpoint,
@@ -91,8 +92,11 @@ pub struct Captured {
     /// Which loop of a replayed file, modulo 256: part of the flow's identity, because sessions of the loop before may be
     /// open still. 0 in live capture.
     pub lap: u8,
-    /// Fills up to 88 bytes.
-    pub reserved: [u8; 5],
+    /// Not 0: the segment went from the server to the client.
+    pub answer: u8,
+    /// When the packet was captured, by its own clock or its file's, microseconds, low half: what lies between two packets
+    /// whatever the speed of a replay.
+    pub stamp_us: u32,
 }
 
 /// shard → injector: one segment, or one super-frame to be cut into segments of `mss`; 64 bytes, then `payload_len` bytes.
@@ -220,6 +224,11 @@ pub fn split<T: FromBytes>(bytes: &[u8]) -> Option<(T, &[u8])> {
 }
 
 impl Captured {
+    /// Whether it is the header of an answer of the online service: its `tcp` is the server's, its payload stayed behind.
+    pub const fn is_answer(&self) -> bool {
+        self.answer != 0
+    }
+
     /// Splits a ring record into head and payload; `None` when the lengths do not agree.
     pub fn split(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (head, rest) = split::<Self>(bytes)?;

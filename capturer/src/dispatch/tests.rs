@@ -89,6 +89,37 @@ fn what_the_capture_cut_is_a_counted_hole() {
     assert_eq!((bench.count(Count::CutSegments), bench.count(Count::CutBytes)), (1, 500));
 }
 
+/// Of a file's answers the shard of their client gets the headers, beside the ledger; of live capture's nothing.
+#[test]
+fn answers_of_a_file_are_told_to_the_shard_of_their_client() {
+    let trace = topology::plan::TracePlan {
+        files: vec!["-".into()],
+        speed_milli: None,
+        max_gap_ms: None,
+        loops: 1,
+        from: None,
+        until: None,
+        limit: None,
+        rate: None,
+        decap: false,
+    };
+    for (trace, told) in [(Some(trace), 1), (None, 0)] {
+        let mut bench = bench(|plan| plan.trace = trace);
+        bench.whole(&segment("10.0.0.9:6379", "10.0.0.1:40000", 99, b"an answer"));
+        bench.whole(&segment("10.0.0.9:6380", "10.0.0.1:40000", 99, b"of nobody's"));
+        let read = bench.read();
+        assert_eq!(read.len(), told);
+        for (shard, head, payload) in &read {
+            assert_eq!((head.client.to_string(), head.mapping), ("10.0.0.1:40000".to_owned(), 1));
+            assert_eq!(*shard, shard_of(endpoint_hash(11, &head.client), 2));
+            assert!(head.is_answer() && payload.is_empty());
+            assert_eq!((head.tcp.seq.0, head.cut_len), (99, 9));
+        }
+        let seen = [Count::Answers, Count::Segments, Count::PayloadBytes, Count::NotMapped];
+        assert_eq!(seen.map(|what| bench.count(what)), [told as u64, 0, 0, 2 - told as u64]);
+    }
+}
+
 #[test]
 fn what_is_not_ours_is_counted_by_what_it_is() {
     let mut bench = bench(|_| {});

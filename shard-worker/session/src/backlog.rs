@@ -47,6 +47,9 @@ impl Table {
         percent_ppm: u32,
         copies_milli: u32,
     ) -> bool {
+        if segment.is_answer() {
+            return false;
+        }
         let mut id = match self.find_flow(self.hash_of(segment), segment) {
             Some(first) => first,
             None => return self.lacks_slots(self.copies_wanted(segment, percent_ppm, copies_milli) as usize),

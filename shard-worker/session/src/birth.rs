@@ -86,6 +86,7 @@ impl Table {
         let choice = self.choose(now_us, segment, target, copy)?;
         let id = self.free.pop().expect("one was free a moment ago, and choosing frees only");
         self.header.fresh = self.header.fresh.max(id + 1);
+        self.answers.forget(id);
         let tcp = &segment.tcp;
         let slot = self.slots.get_mut(id);
         slot.reset();

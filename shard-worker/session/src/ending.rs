@@ -16,6 +16,10 @@ use crate::slot::{After, NONE, Phase, Slot, Timer, is};
 use crate::stash;
 use crate::table::Table;
 use crate::tally::Count;
+use crate::turns;
+
+/// A target that has said nothing for so long at the end says nothing more.
+const LAST_WORD_US: u64 = 1_000_000;
 
 /// Connections in a row without one acknowledged byte, after which the held turns are given up.
 const FRUITLESS: u8 = 8;
@@ -288,6 +292,36 @@ impl Table {
             _ => Count::FailedStopped,
         };
         self.fail(now_us, id, Drop::Stopped, failure);
+    }
+
+    /// Whether nothing more is expected of any target, once nothing is in flight and nothing more comes in: all closing is done,
+    /// and the last answers are in. A file tells how long these were online; else a target that has pushed its last byte and is
+    /// quiet has said all.
+    pub fn has_last_answers(&mut self, now_us: u64) -> bool {
+        let end = self.header.fresh.min(self.slots.len());
+        while self.answered < end && self.has_last_answer(now_us, self.answered) {
+            self.answered += 1;
+        }
+        self.answered >= end
+    }
+
+    fn has_last_answer(&self, now_us: u64, id: u32) -> bool {
+        let slot = self.slots.get(id);
+        let open = match slot.phase() {
+            Phase::Free | Phase::Parted | Phase::Lingering => return true,
+            Phase::Queued | Phase::Opening | Phase::Resetting => false,
+            Phase::Open => true,
+        };
+        // Not by what it says to our probes.
+        let asked_us = slot.answer_us.max(slot.turn_sent_us);
+        let since_us = if open && !slot.is(is::FIN_SENT) { asked_us } else { slot.seen_us };
+        if now_us >= since_us + LAST_WORD_US {
+            return true;
+        }
+        if !open || slot.is(is::FIN_SENT) || slot.turns_waiting > 0 {
+            return false;
+        }
+        slot.is(is::PEER_FIN) || turns::last_answer_is_in(slot, self.answers.sent(id), now_us)
     }
 
     /// Takes the session out of its flow's chain.

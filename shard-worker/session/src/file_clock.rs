@@ -27,9 +27,11 @@ impl FileClock {
         self.read_us = now_us;
     }
 
-    /// Whether what is missing in front of a segment captured at `behind_us` may still come.
-    pub(crate) fn may_fill(&self, now_us: u64, behind_us: u64) -> bool {
-        self.beyond_us.is_some_and(|beyond_us| {
+    /// Whether what is missing in front of a segment captured at `behind_us` may still come; `within_us` where more is known of
+    /// it than how far a file usually has to go on.
+    pub(crate) fn may_fill(&self, now_us: u64, behind_us: u64, within_us: Option<u64>) -> bool {
+        self.beyond_us.is_some_and(|usual_us| {
+            let beyond_us = within_us.unwrap_or(usual_us);
             self.at_us < behind_us.saturating_add(beyond_us) && now_us < self.read_us + STALLED_US
         })
     }
@@ -43,20 +45,24 @@ mod tests {
     fn a_hole_waits_for_the_file_and_not_for_the_day() {
         let mut clock = FileClock::new(Some(3_000_000));
         clock.read(1_000, 50_000_000);
-        assert!(clock.may_fill(500_000, 50_000_000), "half a second of the day, nothing of the file");
+        assert!(clock.may_fill(500_000, 50_000_000, None), "half a second of the day, nothing of the file");
         clock.read(2_000, 53_000_000);
-        assert!(!clock.may_fill(2_001, 50_000_000), "a millisecond of the day, three seconds of the file");
+        assert!(
+            !clock.may_fill(2_001, 50_000_000, None),
+            "a millisecond of the day, three seconds of the file"
+        );
     }
 
     #[test]
     fn a_file_that_stands_still_holds_nobody_up() {
         let mut clock = FileClock::new(Some(3_000_000));
         clock.read(1_000, 50_000_000);
-        assert!(!clock.may_fill(1_001_000, 50_000_000));
+        assert!(!clock.may_fill(1_001_000, 50_000_000, None));
+        assert!(!clock.may_fill(1_001_000, 50_000_000, Some(15_000_000)));
     }
 
     #[test]
     fn live_capture_is_not_judged() {
-        assert!(!FileClock::new(None).may_fill(1, 1));
+        assert!(!FileClock::new(None).may_fill(1, 1, Some(1)));
     }
 }

@@ -11,6 +11,7 @@
 //! | `arena`, `chunks` | the shard's part of the region, carved; payload memory |
 //! | `undo` | what brings the slots back when a transaction is left open |
 //! | `online` | captured segments become the held stream: order, doubles, holes |
+//! | `answers` | what the online service's answers tell, where a file has them |
 //! | `held`, `stash` | bytes in order for the target; bytes behind a hole |
 //! | `turns` | when a turn may go out |
 //! | `backlog` | what goes when payload memory runs out |
@@ -33,6 +34,7 @@
 //! | `wide` | numbers of answer bytes beyond 32 bits |
 //! | `tally`, `histogram` | counters, latencies |
 
+mod answers;
 mod arena;
 mod backlog;
 mod birth;

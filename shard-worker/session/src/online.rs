@@ -22,6 +22,9 @@ pub(crate) const RTT_VALID_US: u64 = 900_000;
 const NEXT_DOOR_US: u32 = 1_000;
 /// Between looks at whether a file has gone on far enough behind a hole.
 const FILE_LOOK_US: u64 = 20_000;
+/// How far a file goes on behind a hole that the online server has too: six tries of the client's retransmission timer, which
+/// begins at 200 ms and doubles.
+const RETRIED_US: u64 = 15_000_000;
 /// Sequence numbers further off than this belong to another connection: four times Linux' largest default buffer.
 const FAR: i32 = 1 << 28;
 
@@ -92,6 +95,37 @@ impl Table {
                 }
                 false => self.refuse(Drop::JoinedMidturn, wanted, payload.len()),
             }
+        }
+    }
+
+    /// The header of an answer in a file, see `answers`.
+    pub(crate) fn take_online_answer(&mut self, now_us: u64, segment: &Captured) {
+        self.tally.one(Count::OnlineAnswers);
+        self.file_clock.read(now_us, segment.time_ns / 1000);
+        let hash = self.hash_of(segment);
+        let Some(first) = self.find_flow(hash, segment) else {
+            if segment.cut_len > 0 {
+                // A flow older than the file: what acknowledges more than this comes behind an answer.
+                self.strangers.moved_on(hash, segment.tcp.seq);
+            }
+            return;
+        };
+        let mut id = first;
+        while id != NONE {
+            let waited_us = self.answers.take(id, segment);
+            if let Some(us) = waited_us
+                && id == first
+            {
+                self.tally.online_first_byte.record(us.into());
+            }
+            let slot = self.slots.get(id);
+            let next = slot.next_copy;
+            let opens = segment.tcp.has(flag::SYN | flag::ACK) && segment.tcp.ack.after(slot.online_isn);
+            if opens && !slot.is(is::ANCHORED) {
+                self.slots.get_mut(id).anchor(segment.tcp.seq + 1);
+            }
+            self.note_hole(now_us, id, None);
+            id = next;
         }
     }
 
@@ -187,7 +221,7 @@ impl Table {
         } else if payload.is_empty() {
             self.drain_stash(now_us, id);
         } else {
-            self.take_payload(now_us, id, seq, gate, time_us, payload);
+            self.take_payload(now_us, id, seq, gate, segment, payload);
         }
         if segment.cut_len > 0 && self.slots.get(id).online_next == seq + payload.len() as u32 {
             self.take_cut(now_us, id, end);
@@ -216,7 +250,9 @@ impl Table {
             return;
         }
         let end_gate = end.then_some(slot.end_gate.seq());
-        let nobody = slot.is(is::END_RST) || stash::was_answered(slot, &self.chunks, ack, end_gate);
+        let nobody = slot.is(is::END_RST)
+            || self.answers.has_byte(id, slot.online_next).unwrap_or(false)
+            || stash::was_answered(slot, &self.chunks, ack, end_gate);
         let times = &self.config.times;
         let due = now_us + if nobody { times.hole_us } else { times.loss_us };
         let slot = self.slots.get_mut(id);
@@ -256,7 +292,16 @@ impl Table {
         }
     }
 
-    fn take_payload(&mut self, now_us: u64, id: u32, seq: Seq, gate: Wide, time_us: u64, payload: &[u8]) {
+    fn take_payload(
+        &mut self,
+        now_us: u64,
+        id: u32,
+        seq: Seq,
+        gate: Wide,
+        segment: &Captured,
+        payload: &[u8],
+    ) {
+        let time_us = segment.time_ns / 1000;
         let slot = self.slots.get(id);
         let mut bytes = payload;
         // Beyond the client's own end nothing can follow.
@@ -288,10 +333,14 @@ impl Table {
                 self.overflow(now_us, id, seq + fresh.len() as u32);
                 return;
             }
+            self.answers.asked(id, seq, seq + fresh.len() as u32, segment.stamp_us);
         } else if stash::has(slot, &self.chunks, seq, fresh.len() as u32) {
             self.tally.drop_bytes(Drop::Duplicate, fresh.len() as u32);
         } else {
             // Behind a hole; or data in a SYN, which waits for the client's third packet (RFC 7413: it may be a repeat).
+            if slot.stash_count == 0 {
+                self.answers.hole(id);
+            }
             let slot = self.slots.get_mut(id);
             if stash::keep(slot, &mut self.chunks, time_us, seq, gate.seq(), fresh).is_err() {
                 self.tally.drop_bytes(Drop::Memory, fresh.len() as u32);
@@ -343,7 +392,7 @@ impl Table {
         let gate = gate.max(slot.last_gate);
         let begins = first || gate > slot.last_gate;
         let gap_us = if first { 0 } else { time_us.saturating_sub(slot.data_us) };
-        let overlapped = begins && !first && self.overlaps(slot, gap_us);
+        let overlapped = begins && !first && self.overlaps(id, gate, gap_us);
         let slot = self.slots.get_mut(id);
         slot.set(is::HAD_DATA);
         slot.data_us = time_us.max(slot.data_us);
@@ -374,8 +423,12 @@ impl Table {
     }
 
     /// Row 2 of the turns: what comes less than half of the client's round trip after its previous data, the shortest one
-    /// ever seen, cannot be an answer to an answer to it.
-    fn overlaps(&self, slot: &Slot, gap_us: u64) -> bool {
+    /// ever seen, cannot be an answer to an answer to it. Answers in a file leave nothing to be guessed.
+    fn overlaps(&self, id: u32, gate: Wide, gap_us: u64) -> bool {
+        if let Some(pipelined) = self.answers.is_pipelined(id, gate.seq()) {
+            return pipelined;
+        }
+        let slot = self.slots.get(id);
         let too_soon = |rtt_us: u32| rtt_us >= NEXT_DOOR_US && gap_us < u64::from(rtt_us) / 2;
         too_soon(slot.client_rtt_us) && self.nearest.rtt_us(&slot.client, &slot.server).is_none_or(too_soon)
     }
@@ -388,6 +441,7 @@ impl Table {
         let mut moved = false;
         while let Some(mut ready) = stash::ready(self.slots.get(id), &self.chunks) {
             moved = true;
+            self.answers.lost_order(id);
             let slot = self.slots.get(id);
             let of_syn = !slot.is(is::HAD_DATA | is::JOINED) && slot.online_next == slot.online_isn + 1;
             let gate = if of_syn { slot.last_gate } else { slot.online_ack.near(ready.gate) };
@@ -426,7 +480,13 @@ impl Table {
             return;
         }
         let behind_us = stash::first_time_us(slot, &self.chunks).unwrap_or(slot.data_us);
-        if self.file_clock.may_fill(now_us, behind_us) && slot.stash_count < stash::ENTRIES {
+        let server_has = self.answers.has_byte(id, slot.online_next);
+        let within_us = match server_has {
+            Some(true) => Some(self.config.times.hole_us),
+            Some(false) => Some(RETRIED_US),
+            None => None,
+        };
+        if self.file_clock.may_fill(now_us, behind_us, within_us) && slot.stash_count < stash::ENTRIES {
             self.slots.get_mut(id).arm(Timer::Hole, now_us + FILE_LOOK_US);
             self.rearm(id);
             return;
@@ -444,6 +504,7 @@ impl Table {
         let missed = to.since(slot.online_next);
         if missed > 0 {
             self.tally.one(Count::Holes);
+            self.tally.add(Count::HolesOfCapture, u64::from(server_has == Some(true)));
             self.tally.add(Count::Missed, missed as u64);
             match self.config.on_gap {
                 OnGap::Abort => self.abort(now_us, id, to),
@@ -461,7 +522,7 @@ impl Table {
     /// |---|---|
     /// | continue the turn before it | that turn has the hole: what was not sent of it, and all that follows of it, is given up |
     /// | begin another turn, and the hole is as long as whole segments | the new turn's start is probably missing: it is given up |
-    /// | begin another turn otherwise | whole requests are missing; nothing else is lost |
+    /// | begin another turn otherwise, or the server had answered all before them | whole requests are missing; nothing else is lost |
     fn skip_hole(&mut self, now_us: u64, id: u32, to: Seq, missed: u32) {
         let after = self.gate_at(id, to);
         let slot = self.slots.get_mut(id);
@@ -471,6 +532,7 @@ impl Table {
         if risen {
             if let Some(gate) = after
                 && splits_a_request(slot, missed)
+                && !self.answers.turn_begins(id, to)
             {
                 slot.set(is::SKIPPING | is::HAD_DATA);
                 slot.skip_reason = Drop::Gap as u8;

@@ -25,6 +25,7 @@ use std::sync::atomic::compiler_fence;
 
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::answers::Answers;
 use crate::arena::{self, Arena, Header};
 use crate::chunks::Chunks;
 use crate::config::{Clients, Config};
@@ -105,6 +106,7 @@ pub struct Table {
     pub(crate) due: Vec<u32>,
     pub(crate) strangers: Strangers,
     pub(crate) nearest: Nearest,
+    pub(crate) answers: Answers,
     pub(crate) targets: Targets,
     /// IPv4 and IPv6.
     pub(crate) pools: [Option<Pool>; 2],
@@ -114,6 +116,8 @@ pub struct Table {
     pub(crate) deaf_us: u64,
     /// Sessions before this one were given up.
     abandoned: u32,
+    /// Sessions before this one have their last answers.
+    pub(crate) answered: u32,
     /// Where the search for the oldest backlogs goes on.
     pub(crate) hand: u32,
     pub(crate) shedding: Shedding,
@@ -171,12 +175,14 @@ impl Table {
             due: Vec::with_capacity(DUE),
             strangers: Strangers::new(sessions),
             nearest: Nearest::new(config.seeds.table),
+            answers: Answers::new(if config.file_us.is_some() { sessions } else { 0 }),
             targets: Targets::new(config.targets.len(), config.pace, config.seeds.isn),
             pools,
             draining: false,
             file_clock: FileClock::new(config.file_us),
             deaf_us: 0,
             abandoned: 0,
+            answered: 0,
             hand: 0,
             shedding: Shedding::default(),
             challenges: (0, 0),
@@ -200,7 +206,9 @@ impl Table {
         percent_ppm: u32,
         copies_milli: u32,
     ) -> bool {
-        !self.is_full() && self.reserve(now_us, segment, payload_bytes, percent_ppm, copies_milli)
+        !self.is_full()
+            && (segment.is_answer()
+                || self.reserve(now_us, segment, payload_bytes, percent_ppm, copies_milli))
     }
 
     /// Whether the open transaction has to end before anything more happens. What cannot be done in it waits.
@@ -230,7 +238,7 @@ impl Table {
         self.conclude();
     }
 
-    /// Takes one captured segment, see [`Table::admits`].
+    /// Takes one captured segment, see [`Table::admits`], or the header of an answer that a file holds.
     pub fn captured(
         &mut self,
         now_us: u64,
@@ -240,7 +248,11 @@ impl Table {
         copies_milli: u32,
     ) {
         self.clock(now_us);
-        self.take_captured(now_us, segment, payload, percent_ppm, copies_milli);
+        if segment.is_answer() {
+            self.take_online_answer(now_us, segment);
+        } else {
+            self.take_captured(now_us, segment, payload, percent_ppm, copies_milli);
+        }
     }
 
     /// Counts one captured segment as wanted and dropped under `reason`, without a look at any session.

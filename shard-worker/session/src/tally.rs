@@ -21,6 +21,8 @@ named_enum! {
         Missed => "missed_bytes",
         /// Holes given up after their time.
         Holes => "holes",
+        /// Of these, such as the online server had none of, by its answers in the file: the capture alone has lost the bytes.
+        HolesOfCapture => "holes_of_capture",
         /// Flows that came into being, sampled ones only.
         Flows => "flows",
         /// Segments of flows that are sampled out.
@@ -143,6 +145,8 @@ named_enum! {
         Stashed => "stashed_segments",
         /// Segments of flows that no session stands for and that cannot start one.
         Orphans => "orphan_segments",
+        /// Answers of the online service taken, of flows with a session or without.
+        OnlineAnswers => "online_answers",
         /// Slots found unusable after a restart.
         SlotsUnusable => "slots_unusable",
     }
@@ -182,6 +186,10 @@ pub struct Tally {
     pub lag: Histogram,
     /// From the last byte of a turn to the first byte of the answer, µs.
     pub first_byte: Histogram,
+    /// The same of the online service, where a file holds its answers.
+    pub online_first_byte: Histogram,
+    /// Gauge: when the last turn was answered, the table's clock; 0 before.
+    pub answered_us: u64,
     /// From the capture of a turn's first byte to the moment its gate opened, µs; 0 when it was open already.
     pub turn_wait: Histogram,
 }
@@ -202,6 +210,8 @@ impl Tally {
             inherited: 0,
             lag: Histogram::default(),
             first_byte: Histogram::default(),
+            online_first_byte: Histogram::default(),
+            answered_us: 0,
             turn_wait: Histogram::default(),
         }
     }

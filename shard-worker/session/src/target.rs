@@ -322,6 +322,7 @@ impl Table {
             if slot.turns_waiting > 0 {
                 self.tally.add(Count::TurnsAnswered, u64::from(slot.turns_waiting));
                 self.tally.first_byte.record(now_us.saturating_sub(slot.turn_sent_us));
+                self.tally.answered_us = now_us;
                 slot.turns_waiting = 0;
             }
             slot.answer_us = now_us;

@@ -19,6 +19,8 @@
 //! Row 2 (overlapped) is decided at capture, rows 9 to 11 follow from these: a server that speaks first is an E before
 //! the first turn.
 
+use flow::Seq;
+
 use crate::held::{Piece, piece};
 use crate::slot::{NEVER, Slot, Timer, is};
 use crate::tally::{Count, Tally};
@@ -93,6 +95,22 @@ fn after_silence(slot: &Slot, next: &Piece, expected: u64, got: u64) -> (u64, Ro
     }
 }
 
+/// Whether the answer to the last turn is whole. `online`: one past the last byte of the online server's, where a file tells; what
+/// is longer or shorter than that is whole when the target is quiet, as in rows 5 and 6.
+pub(crate) fn last_answer_is_in(slot: &Slot, online: Option<Seq>, now_us: u64) -> bool {
+    if !slot.is(is::HAD_DATA) && online.is_none() {
+        return true;
+    }
+    let got = slot.answered().beyond(slot.anchor_target);
+    let expected = online.map(|online| slot.online_ack.near(online).beyond(slot.anchor_online));
+    if expected.is_some_and(|expected| got >= expected) {
+        return true;
+    }
+    let whole = slot.is(is::ANSWER_PSH) && expected.is_none_or(|expected| got * 8 >= expected * 7);
+    let quiet_us = if whole { (2 * u64::from(slot.srtt_us)).clamp(10_000, 100_000) } else { 1_000_000 };
+    now_us >= slot.answer_us + quiet_us
+}
+
 /// How long the gate of `next`, which `row` has opened, kept it after its capture; 0 when it was open already. To be asked
 /// before [`release`] moves the anchors.
 ///
@@ -164,7 +182,6 @@ pub(crate) fn release(slot: &mut Slot, tally: &mut Tally, next: &Piece, row: Row
 mod tests {
     use super::*;
     use crate::wide::Wide;
-    use flow::Seq;
 
     /// Anchors at 1,000 online and 9,000 at the target; `got` answer bytes have come at 1 s, all acknowledged.
     fn slot(got: u32) -> Slot {

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use crate::sync::{AtomicU64, Ordering::Relaxed};
 
 /// Counters of one role.
-pub const COUNTERS_PER_ROLE: usize = 1280;
+pub const COUNTERS_PER_ROLE: usize = 1536;
 
 /// One role's counters as they lie in the region.
 pub(crate) type Block = [AtomicU64; COUNTERS_PER_ROLE];

@@ -29,7 +29,7 @@ pub const MAX_SHARDS: u16 = 256;
 /// Alignment of sections and arenas.
 pub(crate) const PAGE: u64 = 4096;
 
-const ROLE_BYTES: u64 = 11 * PAGE;
+const ROLE_BYTES: u64 = 12 * PAGE;
 const DOORBELL_IN_ROLE: u64 = 128;
 const COUNTERS_IN_ROLE: u64 = PAGE;
 const JOURNAL_IN_ROLE: u64 = 4 * PAGE;

@@ -22,14 +22,13 @@ pub(super) struct Finale {
 struct Seen {
     delivered: u64,
     answers: u64,
-    open: u64,
     waiting: u64,
 }
 
 /// Between looks.
 const LOOK: Duration = Duration::from_millis(20);
-/// Answers that come in parts are not cut off: nothing more for so long after all was delivered is the end of them.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// Least time without progress after which the end comes though not all is delivered.
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     /// Whether this process may be started: the reader of files waits for the others and for the way back, or the first
@@ -55,8 +54,8 @@ impl Supervisor {
             && self.region.heartbeat(Process::Capturer.role()).state() == RoleState::Done
     }
 
-    /// Begins the drain once the files are read, the rings empty and the sessions through: all bytes delivered and their
-    /// answers in, or no progress for the drain time.
+    /// Begins the drain once the files are read, the rings empty and all bytes delivered, or after the drain time without any
+    /// progress. For the last answers the shards wait, who know the sessions.
     pub(super) fn end_with_the_files(&mut self, now: Instant) {
         if !matches!(self.phase, Phase::Running) || !self.has_read_all() {
             return;
@@ -71,7 +70,6 @@ impl Supervisor {
         let seen = Seen {
             delivered: stats.ledger.delivered.payload_bytes,
             answers: stats.returned.headers,
-            open: stats.sessions.open,
             waiting,
         };
         if seen != finale.seen {
@@ -80,12 +78,8 @@ impl Supervisor {
         self.finale = Some(finale);
         let still = now.duration_since(finale.moved);
         let through = seen.waiting == 0 && stats.ledger.in_flight.payload_bytes == 0;
-        let patience = match (through, seen.open) {
-            (true, 0) => Duration::ZERO,
-            (true, _) => LAST_ANSWERS,
-            (false, _) => Duration::from_millis(self.plan.replay.drain_ms.into()).max(LAST_ANSWERS),
-        };
-        if still >= patience {
+        let patience = Duration::from_millis(self.plan.replay.drain_ms.into()).max(LEAST_PATIENCE);
+        if through || still >= patience {
             self.begin_drain(now);
         }
     }
@@ -93,8 +87,8 @@ impl Supervisor {
 
 /// How much of the files is read, and how long the rest will take.
 pub(super) fn progress(now: &Sample, elapsed: Duration) -> Option<String> {
-    let gauge = |name: &str| now.stats.counters.get("capturer-0")?.get(name).copied();
-    let (read, all) = (gauge("file_read")?, gauge("file_bytes")?);
+    let replay = now.stats.replay.as_ref()?;
+    let (read, all) = (replay.read_bytes, replay.bytes);
     if all == 0 {
         return (read > 0).then(|| format!("{} read", words::bytes(read)));
     }

@@ -4,6 +4,7 @@
 #[allow(unreachable_pub)]
 mod kit;
 
+mod answers;
 mod closing;
 mod copies;
 mod endings;

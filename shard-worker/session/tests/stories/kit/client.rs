@@ -14,6 +14,8 @@ pub struct Client {
     pub ack: Seq,
     pub isn: Seq,
     pub mss: u16,
+    /// What the online server sends next.
+    pub server_seq: Seq,
     pub written: Vec<u8>,
 }
 
@@ -21,7 +23,8 @@ impl Client {
     pub fn new(n: u16) -> Self {
         let at = Endpoint::new(endpoint("10.9.0.1:1").addr, 40_000 + n);
         let isn = Seq(5_000_000 + u32::from(n) * 1_000_000);
-        Self { at, server: endpoint(SERVER), seq: isn, ack: Seq(0), isn, mss: 1460, written: Vec::new() }
+        let (server, server_seq) = (endpoint(SERVER), Seq(89_999));
+        Self { at, server, seq: isn, ack: Seq(0), isn, mss: 1460, server_seq, written: Vec::new() }
     }
 
     pub fn starting_at(n: u16, isn: u32) -> Self {
@@ -49,6 +52,30 @@ impl Client {
     /// SYN and third packet, as a client next door does it.
     pub fn opens(&mut self, world: &mut World) {
         self.syn(world);
+        world.run(100);
+        self.acks(world);
+    }
+
+    /// A segment of the online server's, as a file holds it: it has all that the client has sent.
+    pub fn answer(&mut self, flags: u16, len: u32) -> Captured {
+        let mut segment = self.segment(flags);
+        (segment.tcp.seq, segment.tcp.ack) = (self.server_seq, self.seq);
+        (segment.answer, segment.cut_len) = (1, len);
+        self.server_seq += len + u32::from(flags & flag::SYN != 0);
+        segment
+    }
+
+    /// The online server answers so many bytes.
+    pub fn is_answered(&mut self, world: &mut World, len: u32) {
+        let answer = self.answer(flag::ACK | flag::PSH, len);
+        world.capture(&answer, &[]);
+    }
+
+    /// The whole handshake, both directions.
+    pub fn opens_in_a_file(&mut self, world: &mut World) {
+        self.syn(world);
+        let answer = self.answer(flag::SYN | flag::ACK, 0);
+        world.capture(&answer, &[]);
         world.run(100);
         self.acks(world);
     }

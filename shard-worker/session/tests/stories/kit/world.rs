@@ -101,6 +101,7 @@ impl World {
     pub fn capture(&mut self, segment: &Captured, payload: &[u8]) {
         let mut segment = *segment;
         segment.time_ns = self.now_us * 1000;
+        segment.stamp_us = self.now_us as u32;
         segment.payload_len = payload.len() as u32;
         let (percent_ppm, copies_milli) = (self.percent_ppm, self.copies_milli);
         if !self.table.admits(self.now_us, &segment, payload.len(), percent_ppm, copies_milli) {
