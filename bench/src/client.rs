@@ -16,6 +16,7 @@ pub const ANSWER: u32 = 600;
 pub struct Client {
     /// Its endpoint.
     pub at: Endpoint,
+    number: u32,
     seq: Seq,
     ack: Seq,
 }
@@ -24,7 +25,7 @@ impl Client {
     /// The client with this number; all have different endpoints.
     pub fn new(n: u32) -> Self {
         let addr = Addr::from(IpAddr::from(Ipv4Addr::from(0x0a09_0000 + n / 60_000)));
-        Self { at: Endpoint::new(addr, (1_024 + n % 60_000) as u16), seq: Seq(n), ack: Seq(0) }
+        Self { at: Endpoint::new(addr, (1_024 + n % 60_000) as u16), number: n, seq: Seq(n), ack: Seq(0) }
     }
 
     /// Its next segment, with so much payload.
@@ -39,11 +40,19 @@ impl Client {
         self.ack += bytes;
     }
 
-    /// A request as the packet that is captured, the answer to the one before read.
+    /// A request as the packet that is captured, the answer to the one before read. It begins with the client's number.
     pub fn request_packet(&mut self, server: Endpoint) -> Vec<u8> {
         let head = self.segment(server, 0, flag::ACK | flag::PSH, REQUEST);
         self.has_read(ANSWER);
-        packet(head.client, head.server, &head.tcp, &[b'r'; REQUEST as usize])
+        let mut payload = [b'r'; REQUEST as usize];
+        payload[..NUMBER].copy_from_slice(&self.number.to_be_bytes());
+        packet(head.client, head.server, &head.tcp, &payload)
+    }
+
+    /// A part of an upload as the packet that is captured.
+    pub fn upload_packet(&mut self, server: Endpoint, payload: &[u8]) -> Vec<u8> {
+        let head = self.segment(server, 0, flag::ACK | flag::PSH, payload.len() as u32);
+        packet(head.client, head.server, &head.tcp, payload)
     }
 
     /// The two packets that open its connection.
@@ -54,6 +63,14 @@ impl Client {
         [&syn, &ack].map(|head| packet(head.client, head.server, &head.tcp, &[]))
     }
 }
+
+/// Whose request a payload is.
+pub fn number_of(request: &[u8]) -> Option<u32> {
+    request.first_chunk::<NUMBER>().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+/// Bytes of a client's number.
+const NUMBER: usize = size_of::<u32>();
 
 /// A segment as a packet from its IP header on.
 pub fn packet(src: Endpoint, dst: Endpoint, tcp: &TcpFields, payload: &[u8]) -> Vec<u8> {

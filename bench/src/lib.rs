@@ -8,7 +8,13 @@ use std::process::ExitCode;
 use lab::user::become_root_in_user_namespace;
 use nix::time::{ClockId, clock_gettime};
 
-pub use client::{ANSWER, Client, REQUEST, answer, packet};
+pub use client::{ANSWER, Client, REQUEST, answer, number_of, packet};
+
+/// Whether data is wanted instead of a table (`--json`), and the other arguments.
+pub fn arguments() -> (bool, Vec<String>) {
+    let (json, others): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|arg| arg == "--json");
+    (!json.is_empty(), others)
+}
 
 /// CPU time of this thread, nanoseconds: the wall clock says little on a machine that is shared.
 pub fn cpu_ns() -> i64 {

@@ -12,6 +12,8 @@ pub struct Machine {
     pub table: Table,
     now_us: u64,
     target: Target,
+    /// Transactions end only when asked for.
+    lasting: bool,
 }
 
 impl Machine {
@@ -37,7 +39,12 @@ impl Machine {
             repeatable: false,
         };
         let table = Table::new(place(&config), config);
-        Self { table, now_us: 1_000_000_000, target: Target { address: target, answers: Vec::new() } }
+        Self {
+            table,
+            now_us: 1_000_000_000,
+            target: Target { address: target, answers: Vec::new() },
+            lasting: false,
+        }
     }
 
     /// One captured segment, and all that follows from it.
@@ -60,7 +67,9 @@ impl Machine {
     fn settle(&mut self) {
         loop {
             while self.table.pump(self.now_us, &mut self.target) {}
-            self.table.settle();
+            if !self.lasting {
+                self.table.settle();
+            }
             if self.target.answers.is_empty() {
                 break;
             }
@@ -69,7 +78,7 @@ impl Machine {
                 self.table.returned(self.now_us, &answer);
             }
         }
-        if self.table.next_deadline_us().is_some_and(|at| at <= self.now_us) {
+        if self.table.is_due(self.now_us) {
             self.table.tick(self.now_us);
         }
     }
@@ -94,6 +103,14 @@ impl Machine {
             client.has_read(ANSWER);
         }
         self.settle();
+    }
+
+    /// Several turns of each in one transaction.
+    pub fn turns_together(&mut self, clients: &mut [Client], turns: u32) {
+        self.lasting = true;
+        (0..turns).for_each(|_| self.turns(clients));
+        self.lasting = false;
+        self.table.settle();
     }
 
     /// A connection of one turn.

@@ -305,7 +305,7 @@ impl Shard {
 
     /// Runs the timers that are due; true if any were.
     pub(crate) fn tick(&mut self, now_us: u64) -> bool {
-        let due = self.table.next_deadline_us().is_some_and(|at_us| at_us <= now_us);
+        let due = self.table.is_due(now_us);
         if due {
             self.journal.at(Item::Sessions);
             self.table.tick(now_us);

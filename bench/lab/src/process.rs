@@ -15,6 +15,10 @@ pub struct Process {
     pub name: String,
     /// CPU time, user and system, seconds.
     pub cpu_s: f64,
+    /// User time, seconds, as the ticks tell; system time.
+    pub user_s: f64,
+    /// See [`Process::user_s`].
+    pub system_s: f64,
     /// Kernel flags (`PF_` of linux/sched.h).
     flags: u64,
 }
@@ -28,13 +32,16 @@ impl Process {
         let name = head.split_once('(')?.1.to_owned();
         let fields: Vec<&str> = rest.split(' ').collect();
         let number = |i: usize| fields.get(i)?.parse::<u64>().ok();
-        let ticks = number(11)? + number(12)?;
+        let (user, system) = (number(11)?, number(12)?);
+        let ticks = user + system;
         Some(Self {
             pid,
             parent: u32::try_from(number(1)?).ok()?,
             flags: number(6)?,
             state: fields.first()?.chars().next()?,
             name,
+            user_s: user as f64 / 100.0,
+            system_s: system as f64 / 100.0,
             // The ticks still count threads that ended, the finer clock does not.
             cpu_s: run_time_s(pid).unwrap_or(0.0).max(ticks as f64 / 100.0 - 0.01),
         })

@@ -1,7 +1,7 @@
 //! What does a captured frame cost in user space, from the kernel's ring into a shard's ring?
 //!
 //! ```text
-//! cargo run --release -p bench --bin capture [ring|simple|pcap]
+//! cargo run --release -p bench --bin capture [-- --json] [ring|simple|pcap]
 //! ```
 //!
 //! Frames are sent over loopback in a namespace of its own until the ring holds a good part of them, then drained in batches as the
@@ -31,22 +31,26 @@ const ROUNDS: usize = 7;
 const LAPS: usize = 6;
 
 fn main() -> Result<()> {
+    let (json, args) = bench::arguments();
+    let (engine, name) = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] | ["ring"] => (CaptureEngine::Ring, "ring"),
+        ["simple"] => (CaptureEngine::Simple, "simple"),
+        ["pcap"] => (CaptureEngine::Pcap, "pcap"),
+        _ => anyhow::bail!("there is no engine {} to measure; ring, simple and pcap can be", args.join(" ")),
+    };
     become_root_in_user_namespace()?;
     let ns = Namespace::new("capture")?;
-    ns.enter(run)
+    ns.enter(move || run(json, engine, name))
 }
 
-fn run() -> Result<()> {
+fn run(json: bool, engine: CaptureEngine, name: &str) -> Result<()> {
     netlink::set_up("lo", true)?;
-    let engine = match std::env::args().nth(1).as_deref() {
-        None | Some("ring") => CaptureEngine::Ring,
-        Some("simple") => CaptureEngine::Simple,
-        Some("pcap") => CaptureEngine::Pcap,
-        Some(other) => anyhow::bail!("there is no engine {other} to measure; ring, simple and pcap can be"),
-    };
     // libpcap's slots are of one size, so its ring holds as few small frames as large ones.
     let small = if engine == CaptureEngine::Ring { 20_000 } else { 700 };
-    println!("payload bytes   frames  source alone ns/frame   with dispatch ns/frame   GB/s");
+    if !json {
+        println!("payload bytes   frames  source alone ns/frame   with dispatch ns/frame   GB/s");
+    }
+    let mut found = Vec::new();
     for (payload, frames) in [(0, small), (200, small), (1_448, small), (8_000, 700), (60_000, 700)] {
         let mut bench = Bench::new(engine)?;
         // The first laps through a shard's ring map its pages; a capturer that has run for a second is past that.
@@ -59,10 +63,17 @@ fn run() -> Result<()> {
             dispatched.push(bench.round(payload, frames, true)?);
         }
         let (alone, dispatched) = (median(alone), median(dispatched));
-        println!(
-            "{payload:>13} {frames:>8} {alone:>21.0} {dispatched:>24.0} {:>6.1}",
-            f64::from(payload) / dispatched
-        );
+        if !json {
+            let gigabytes = f64::from(payload) / dispatched;
+            println!("{payload:>13} {frames:>8} {alone:>21.0} {dispatched:>24.0} {gigabytes:>6.1}");
+        }
+        found.push(serde_json::json!({
+            "engine": name, "payload_bytes": payload, "frames": frames, "source_ns_per_frame": alone,
+            "dispatched_ns_per_frame": dispatched,
+        }));
+    }
+    if json {
+        println!("{}", serde_json::Value::from(found));
     }
     Ok(())
 }

@@ -115,13 +115,12 @@ fn measure() -> Result<()> {
     if !asked.json {
         println!("wanted Gbit/s   sent Gbit/s      packets         lost   kernel   ring   disk   role cpu %");
     }
+    let mut found = Vec::new();
     for &gbit in &asked.rates {
         let row = one(&twin, &sender, &recorder, gbit, &asked)?;
         let value = row.value();
         let number = |name: &str| value[name].as_u64().unwrap_or(0);
-        if asked.json {
-            println!("{value}");
-        } else {
+        if !asked.json {
             println!(
                 "{:>13.1} {:>13.2} {:>12} {:>12} {:>8} {:>6} {:>6} {:>12.0}",
                 row.wanted_gbit,
@@ -134,6 +133,10 @@ fn measure() -> Result<()> {
                 row.cpu_s * 100.0 / row.seconds
             );
         }
+        found.push(value);
+    }
+    if asked.json {
+        println!("{}", serde_json::Value::from(found));
     }
     Ok(())
 }

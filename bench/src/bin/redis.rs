@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo build --release -p tcptwin -p bench
-//! target/release/redis [COMMANDS]
+//! target/release/redis [--json] [--connections N] [--value BYTES] [--no-wait] [COMMANDS]
 //! ```
 //!
 //! Real redis-servers as online service and target, in namespaces. The commands append to a list, so that the target's list
@@ -25,33 +25,81 @@ fn main() -> ExitCode {
     bench::in_namespaces(measure)
 }
 
+struct Asked {
+    json: bool,
+    connections: usize,
+    value_bytes: usize,
+    no_wait: bool,
+    /// Of each connection.
+    commands: u64,
+}
+
+impl Asked {
+    fn read() -> Result<Self> {
+        let (json, args) = bench::arguments();
+        let mut asked = Self { json, connections: 1, value_bytes: 0, no_wait: false, commands: COMMANDS };
+        let mut args = args.into_iter();
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().with_context(|| format!("{arg} needs a number"));
+            match arg.as_str() {
+                "--connections" => asked.connections = value()?.parse().context("--connections")?,
+                "--value" => asked.value_bytes = value()?.parse().context("--value")?,
+                "--no-wait" => asked.no_wait = true,
+                text => {
+                    asked.commands =
+                        text.parse().with_context(|| format!("{text} is not a number of commands"))?;
+                }
+            }
+        }
+        ensure!(asked.connections > 0 && asked.commands > 0, "connections and commands are at least one");
+        Ok(asked)
+    }
+}
+
 fn measure() -> Result<()> {
-    let commands = match std::env::args().nth(1) {
-        Some(text) => text.parse().with_context(|| format!("{text} is not a number of commands"))?,
-        None => COMMANDS,
-    };
+    let asked = Asked::read()?;
     let net = Network::standard()?;
     let (online, target) = (Redis::start(&net.online, PORT)?, Redis::start(&net.target, PORT)?);
     let twin = Twin::new(std::env::current_exe()?.with_file_name("tcptwin"))?;
     let _intercept = twin.intercept(&net.assistant, &["-x", &target.address.to_string(), "-i", "eth0"])?;
     let map = format!("{}-{}", online.address, target.address);
-    let run = twin.run(&net.online, &["-x", &map, "-s", "10.88.0.5", "-i", "eth0"])?;
-    let load = RedisLoad { to: online.address, connections: 1, commands, pipeline: 1, value_bytes: 0 };
+    let mut args = vec!["-x", map.as_str(), "-s", "10.88.0.5", "-i", "eth0"];
+    args.extend(asked.no_wait.then_some("--no-wait"));
+    let run = twin.run(&net.online, &args)?;
+    let Asked { connections, value_bytes, commands, .. } = asked;
+    let load = RedisLoad { to: online.address, connections, commands, pipeline: 1, value_bytes };
+    let all = commands * connections as u64;
 
     let started = Instant::now();
     load.run(&net.client.ns)?;
     let online_s = started.elapsed().as_secs_f64();
-    wait::until("the target's calls", SETTLE, || {
-        target.calls(&net.target.ns, "rpush").is_ok_and(|n| n >= commands)
-    })?;
+    let arrived = wait::until("the target's calls", SETTLE, || {
+        target.calls(&net.target.ns, "rpush").is_ok_and(|n| n >= all)
+    });
     let target_s = started.elapsed().as_secs_f64();
 
     let stats = run.stop()?;
     let stats = stats.stats().with_context(|| format!("the summary of run: {}", stats.stderr))?;
-    ensure!(target.list(&net.target.ns, 0)? == online.list(&net.online.ns, 0)?, "the lists differ");
+    arrived.with_context(|| format!("ledger: {}", stats.ledger()))?;
+    for n in 0..connections {
+        let same = target.list(&net.target.ns, n)? == online.list(&net.online.ns, n)?;
+        ensure!(same, "the lists of connection {n} differ: {}", stats.ledger());
+    }
     stats.check_ledger()?;
-    println!("online {:>9.0} turns/s", commands as f64 / online_s);
-    println!("target {:>9.0} turns/s", commands as f64 / target_s);
-    println!("turns  {}", stats.value()["turns"]);
+    let (online_per_s, target_per_s) = (all as f64 / online_s, all as f64 / target_s);
+    let turns = &stats.value()["turns"];
+    if asked.json {
+        println!(
+            "{}",
+            serde_json::json!({
+                "connections": connections, "value_bytes": value_bytes, "no_wait": asked.no_wait,
+                "commands": all, "online_per_s": online_per_s, "target_per_s": target_per_s, "turns": turns,
+            })
+        );
+    } else {
+        println!("online {online_per_s:>9.0} commands/s");
+        println!("target {target_per_s:>9.0} commands/s, every list equal");
+        println!("turns  {turns}");
+    }
     Ok(())
 }

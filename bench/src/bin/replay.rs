@@ -2,14 +2,18 @@
 //!
 //! ```text
 //! cargo build --release -p tcptwin -p bench
-//! target/release/replay [--json] [--harm] [--tcptwin PATH] [ROW...]
+//! target/release/replay [--json] [--harm] [--runs N] [--tcptwin PATH] [ROW...]
 //! ```
 //!
 //! Every row builds a network of its own with embedded services, runs `tcptwin run --shards 2` and `tcptwin intercept`,
 //! and measures: fidelity by request id; lag of the target's answer behind the online one; CPU run time of all our
 //! processes on all hosts per replayed request; bytes dropped. Everything shares this machine's cores, the load too, so
 //! compare rows of one run only. Without names the rows marked `usual` are run. With `--harm` each row's load is also run
-//! without any copying, before and after: what the online service's own clients lose by it.
+//! without any copying, before and after: what the online service's own clients lose by it. With `--runs N` all rows are run N
+//! times, one after the other; each line is the run of the median cost, and its `runs` the least and the most.
+//!
+//! The rows `upload-…` tell the cost of a Gbit instead, by role: user and kernel time of the capturer, of the one shard and of the
+//! injector, which on a veth does the receiving host's part too. One core carries 10 Gbit/s of what costs less than 100 ms.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -19,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use lab::impair::{Way, lose};
+use lab::process::tree;
 use lab::witness::lag;
 use lab::{Fidelity, HttpOptions, HttpService, Instance, Load, Mode, Network, Stats, Twin, Witness, wait};
 use serde_json::{Value, json};
@@ -36,6 +41,7 @@ struct Row {
     body_bytes: usize,
     response_bytes: usize,
     copies: u32,
+    shards: u16,
     /// Packets lost between replayed clients and target, each way, parts per million.
     lost_ppm: u32,
 }
@@ -57,8 +63,12 @@ const BASE: Row = Row {
     body_bytes: 0,
     response_bytes: 200,
     copies: 1,
+    shards: 2,
     lost_ppm: 0,
 };
+
+/// Large bodies through one shard.
+const UPLOAD: Row = Row { connections: 4, body_bytes: 1 << 20, shards: 1, ..BASE };
 
 /// Requests over a path that loses packets.
 const LOSSY: Row = Row { rate: Some(2_000.0), ..BASE };
@@ -73,6 +83,16 @@ const ROWS: &[Row] = &[
     Row { name: "keepalive-500", rate: Some(500.0), ..BASE },
     Row { name: "keepalive-max", ..BASE },
     Row { name: "connections-8k", mode: Mode::ClientCloses, rate: Some(8_000.0), ..BASE },
+    Row { name: "connections-12k", mode: Mode::ClientCloses, rate: Some(12_000.0), ..BASE },
+    Row { name: "connections-max", mode: Mode::ClientCloses, ..BASE },
+    Row { name: "connections-at-once", connections: 5_000, rate: Some(5_000.0), seconds: 1, ..BASE },
+    Row { name: "copies-2-of-1500c", mode: Mode::ClientCloses, rate: Some(1_500.0), copies: 2, ..BASE },
+    Row { name: "copies-4-of-1500c", mode: Mode::ClientCloses, rate: Some(1_500.0), copies: 4, ..BASE },
+    Row { name: "copies-8-max", copies: 8, ..BASE },
+    Row { name: "post-1m-10", rate: Some(10.0), body_bytes: 1 << 20, ..BASE },
+    Row { name: "answer-1m-max", rate: Some(1_800.0), response_bytes: 1 << 20, ..BASE },
+    Row { name: "upload-2g", rate: Some(240.0), ..UPLOAD },
+    Row { name: "upload-max", ..UPLOAD },
     Row { name: "closed-loop-max", connections: 1, ..BASE },
     Row { name: "pipelined-20k", mode: Mode::Pipelined(16), rate: Some(20_000.0), ..BASE },
     Row { name: "copies-8-of-5k", rate: Some(5_000.0), copies: 8, ..BASE },
@@ -102,8 +122,24 @@ struct Finding {
     /// Median lag of the first and the last fifth of the requests.
     drift: [u64; 2],
     cpu_us_per_request: f64,
+    /// The least and the most of all runs.
+    range: [f64; 2],
     cpu_percent: f64,
+    upload: Option<Upload>,
     stats: Stats,
+}
+
+/// What a long upload cost.
+struct Upload {
+    gbit_per_s: f64,
+    roles: Vec<RoleCost>,
+}
+
+/// CPU time of a role for each Gbit of payload, milliseconds.
+struct RoleCost {
+    name: &'static str,
+    user_ms: f64,
+    kernel_ms: f64,
 }
 
 fn main() -> ExitCode {
@@ -113,12 +149,18 @@ fn main() -> ExitCode {
 fn measure() -> Result<()> {
     let (mut json, mut harm) = (false, false);
     let mut binary = None;
+    let mut runs = 1;
     let mut names = Vec::new();
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--json" => json = true,
             "--harm" => harm = true,
+            "--runs" => {
+                let text = args.next().context("--runs needs a number")?;
+                runs = text.parse().with_context(|| format!("{text} is not a number of runs"))?;
+                anyhow::ensure!((1..=99).contains(&runs), "{runs}: 1 to 99 runs can be made");
+            }
             "--tcptwin" => binary = Some(PathBuf::from(args.next().context("--tcptwin needs a path")?)),
             name if ROWS.iter().any(|r| r.name == name) => names.push(arg),
             other => bail!("there is no row {other}; rows are {}", names_of_rows()),
@@ -148,27 +190,43 @@ fn measure() -> Result<()> {
             "dropped"
         );
     }
+    let rows: Vec<&Row> = ROWS
+        .iter()
+        .filter(|r| if names.is_empty() { r.usual } else { names.iter().any(|n| n == r.name) })
+        .collect();
+    let mut found: Vec<Vec<Finding>> = rows.iter().map(|_| Vec::new()).collect();
     let mut objects = Vec::new();
-    for row in
-        ROWS.iter().filter(|r| if names.is_empty() { r.usual } else { names.iter().any(|n| n == r.name) })
-    {
-        let measured = || -> Result<Finding> {
-            let before = if harm { bare_p99_us(row)? } else { 0 };
-            let finding = run(row, &binary)?;
-            let after = if harm { bare_p99_us(row)? } else { 0 };
-            Ok(Finding { bare_p99_us: (before + after) / 2, ..finding })
-        };
-        let result = measured().with_context(|| format!("row {}", row.name))?;
-        if json {
-            objects.push(object(row, &result));
-        } else {
-            print(row, &result);
+    for left in (0..runs).rev() {
+        for (row, findings) in rows.iter().zip(&mut found) {
+            let measured = || -> Result<Finding> {
+                let before = if harm { bare_p99_us(row)? } else { 0 };
+                let finding = run(row, &binary)?;
+                let after = if harm { bare_p99_us(row)? } else { 0 };
+                Ok(Finding { bare_p99_us: (before + after) / 2, ..finding })
+            };
+            findings.push(measured().with_context(|| format!("row {}", row.name))?);
+            if left == 0 {
+                let result = median(std::mem::take(findings));
+                if json {
+                    objects.push(object(row, &result));
+                } else {
+                    print(row, &result, runs);
+                }
+            }
         }
     }
     if json {
         println!("{}", serde_json::to_string_pretty(&Value::Array(objects))?);
     }
     Ok(())
+}
+
+/// The run of the median cost, which knows the range of all.
+fn median(mut all: Vec<Finding>) -> Finding {
+    let cost = |finding: &Finding| finding.cpu_us_per_request;
+    all.sort_by(|a, b| cost(a).total_cmp(&cost(b)));
+    let range = [cost(&all[0]), cost(&all[all.len() - 1])];
+    Finding { range, ..all.swap_remove(all.len() / 2) }
 }
 
 fn run(row: &Row, binary: &std::path::Path) -> Result<Finding> {
@@ -183,8 +241,9 @@ fn run(row: &Row, binary: &std::path::Path) -> Result<Finding> {
     let twin = Twin::new(binary)?;
     let intercept = twin.intercept(&net.assistant, &["-x", &at_target.to_string(), "-i", "eth0"])?;
     let (map, copies) = (lab::twin::map(80, at_target), row.copies.to_string());
-    let run = twin
-        .run(&net.online, &["-x", &map, "-s", "10.88.0.5", "-i", "eth0", "--shards", "2", "-n", &copies])?;
+    let shards = row.shards.to_string();
+    let args = ["-x", &map, "-s", "10.88.0.5", "-i", "eth0", "--shards", &shards, "-n", &copies];
+    let run = twin.run(&net.online, &args)?;
     let ways = [
         Way { from: &net.online, to: &net.target, what: "tcp dport 8080" },
         Way { from: &net.target, to: &net.assistant, what: "tcp sport 8080" },
@@ -192,13 +251,26 @@ fn run(row: &Row, binary: &std::path::Path) -> Result<Finding> {
     let _loss = if row.lost_ppm > 0 { Some(lose(&net, &ways, row.lost_ppm)?) } else { None };
 
     let cpu = |run: &Instance| run.cpu_s() + intercept.cpu_s();
-    let (before, started) = (cpu(&run), Instant::now());
+    let (before, roles_before, started) = (cpu(&run), role_times(&run), Instant::now());
     let report = load(row, &net, at_online)?;
     let elapsed = started.elapsed();
     let wanted = online.answered() * u64::from(row.copies);
     // What does not arrive shows in the fidelity.
     let _ = wait::until("everything has arrived", SETTLE, || target.answered() >= wanted);
     let cpu_s = cpu(&run) - before;
+    let gbit = (report.answered * row.body_bytes as u64 * 8) as f64 / 1e9;
+    let upload = row.name.starts_with("upload").then(|| Upload {
+        gbit_per_s: gbit / elapsed.as_secs_f64(),
+        roles: role_times(&run)
+            .into_iter()
+            .zip(roles_before)
+            .map(|((name, after), (_, before))| RoleCost {
+                name,
+                user_ms: (after[0] - before[0]) * 1e3 / gbit,
+                kernel_ms: (after[1] - before[1]) * 1e3 / gbit,
+            })
+            .collect(),
+    });
     let sent = report.sent;
     let lags = lag(&online, &target, 0..sent);
     let fifth = (sent / 5).max(1);
@@ -214,10 +286,23 @@ fn run(row: &Row, binary: &std::path::Path) -> Result<Finding> {
         lag: [50.0, 99.0, 100.0].map(|p| lags.percentile(p)),
         drift,
         cpu_us_per_request: cpu_s * 1e6 / (fidelity.target.max(1) as f64),
+        range: [0.0; 2],
+        upload,
         cpu_percent: cpu_s * 100.0 / elapsed.as_secs_f64(),
         fidelity,
         stats,
     })
+}
+
+/// User and kernel time of each role on the packets' way so far, seconds.
+fn role_times(run: &Instance) -> Vec<(&'static str, [f64; 2])> {
+    let all = tree(run.pid());
+    let of = |name: &'static str| {
+        let mine = all.iter().filter(|process| process.command_line().contains(&format!("role {name}")));
+        let sum = mine.fold([0.0; 2], |sum, p| [sum[0] + p.user_s, sum[1] + p.system_s]);
+        (name, sum)
+    };
+    ["capturer", "shard", "injector"].map(of).into()
 }
 
 /// The row's load on the online service.
@@ -249,7 +334,7 @@ fn bare_p99_us(row: &Row) -> Result<u64> {
     Ok(load(row, &net, at)?.first_byte.percentile(99.0))
 }
 
-fn print(row: &Row, r: &Finding) {
+fn print(row: &Row, r: &Finding, runs: u32) {
     let ms = |us: u64| us as f64 / 1_000.0;
     let [p50, p99, max] = r.lag.map(ms);
     let [first, last] = r.drift.map(ms);
@@ -266,6 +351,16 @@ fn print(row: &Row, r: &Finding) {
         r.cpu_percent,
         r.stats.dropped_in_all(),
     );
+    if runs > 1 && !idle {
+        println!("                 {:.1} to {:.1} µs/req in {runs} runs", r.range[0], r.range[1]);
+    }
+    if let Some(upload) = &r.upload {
+        print!("                 {:.1} Gbit/s; ms of CPU a Gbit, user + kernel:", upload.gbit_per_s);
+        for RoleCost { name, user_ms, kernel_ms } in &upload.roles {
+            print!(" {name} {user_ms:.1} + {kernel_ms:.1}");
+        }
+        println!();
+    }
     if r.bare_p99_us > 0 {
         let times = r.online_p99_us as f64 / r.bare_p99_us as f64;
         println!(
@@ -301,6 +396,13 @@ fn object(row: &Row, r: &Finding) -> Value {
         "lag_p50_us_first_fifth": r.drift[0],
         "lag_p50_us_last_fifth": r.drift[1],
         "cpu_us_per_request": r.cpu_us_per_request,
+        "cpu_us_per_request_range": r.range,
+        "upload": r.upload.as_ref().map(|upload| json!({
+            "gbit_per_s": upload.gbit_per_s,
+            "cpu_ms_per_gbit": upload.roles.iter().map(|role| {
+                (role.name.to_owned(), json!({"user": role.user_ms, "kernel": role.kernel_ms}))
+            }).collect::<serde_json::Map<_, _>>(),
+        })),
         "cpu_percent": r.cpu_percent,
         "ledger_exact": r.stats.check_ledger().is_ok(),
         "stats": r.stats.value(),

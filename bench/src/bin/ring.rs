@@ -1,7 +1,7 @@
 //! What does a record cost on its way through a ring? Ours on the heap and between two processes, against rtrb (a ring of
 //! equal slots between threads) and against copying the bytes in and out without any ring.
 //!
-//! `cargo run --release -p bench --bin ring`. Each figure is the best of several rounds: on a busy machine the others
+//! `cargo run --release -p bench --bin ring [-- --json]`. Each figure is the best of several rounds: on a busy machine the others
 //! measure the neighbours. Batches of 32 records, as in the pipeline; every record is copied in and copied out, so that all
 //! columns move the same bytes. Threads give way to each other when there is nothing to do, processes sleep on doorbells.
 
@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use shm::{Consumer, Doorbell, Link, Producer, Region, Role, Spec, ring};
 
 /// Records in a batch.
@@ -26,36 +27,60 @@ const PAYLOADS: [usize; 4] = [56, 296, 1_544, 65_000];
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() -> Result<()> {
-    let mut args = std::env::args().skip(1);
-    if let (Some(name), Some(len), Some(records)) = (args.next(), args.next(), args.next()) {
-        return write_to(&name, len.parse()?, records.parse()?);
+    let (json, args) = bench::arguments();
+    if let [name, len, records] = &args[..] {
+        return write_to(name, len.parse()?, records.parse()?);
     }
-    println!("ns per record, best of {ROUNDS} rounds, batches of {BATCH}, rings of {} KiB", CAPACITY >> 10);
-    println!("{:>8} {:>32} {:>21} {:>10}", "payload", "one thread", "two threads", "processes");
-    println!(
-        "{:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
-        "bytes", "memcpy", "rtrb", "shm", "rtrb", "shm", "shm"
-    );
+    ensure!(args.is_empty(), "{}: there is --json", args.join(" "));
+    if !json {
+        println!(
+            "ns per record, best of {ROUNDS} rounds, batches of {BATCH}, rings of {} KiB",
+            CAPACITY >> 10
+        );
+        println!("{:>8} {:>32} {:>21} {:>10}", "payload", "one thread", "two threads", "processes");
+        println!(
+            "{:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+            "bytes", "memcpy", "rtrb", "shm", "rtrb", "shm", "shm"
+        );
+    }
+    let mut found = Vec::new();
     for len in PAYLOADS {
         let records = (ROUND_BYTES / Producer::record_bytes(len)).clamp(BATCH, 2_000_000) / BATCH * BATCH;
         // rtrb has slots of one size: the comparison makes sense for one-line records only.
         let slots = len == PAYLOADS[0];
-        println!(
-            "{len:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
-            figure(Some(best(records, || copy_only(len, records)))),
-            figure(slots.then(|| best(records, || rtrb_one_thread(records)))),
-            figure(Some(best(records, || shm_one_thread(len, records)))),
-            figure(slots.then(|| best(records, || rtrb_two_threads(records)))),
-            figure(Some(best(records, || shm_two_threads(len, records)))),
-            figure(Some(best_result(records, || two_processes(len, records))?)),
-        );
+        let row = json!({
+            "payload_bytes": len,
+            "memcpy_ns": best(records, || copy_only(len, records)),
+            "rtrb_one_thread_ns": slots.then(|| best(records, || rtrb_one_thread(records))),
+            "shm_one_thread_ns": best(records, || shm_one_thread(len, records)),
+            "rtrb_two_threads_ns": slots.then(|| best(records, || rtrb_two_threads(records))),
+            "shm_two_threads_ns": best(records, || shm_two_threads(len, records)),
+            "shm_processes_ns": best_result(records, || two_processes(len, records))?,
+        });
+        if !json {
+            print!("{len:>8}");
+            for name in COLUMNS {
+                print!(" {:>10}", row[name].as_f64().map_or("-".into(), |ns| format!("{ns:.1}")));
+            }
+            println!();
+        }
+        found.push(row);
+    }
+    if json {
+        println!("{}", serde_json::Value::from(found));
     }
     Ok(())
 }
 
-fn figure(ns: Option<f64>) -> String {
-    ns.map_or("-".into(), |ns| format!("{ns:.1}"))
-}
+/// What the table shows of a row, in order.
+const COLUMNS: [&str; 6] = [
+    "memcpy_ns",
+    "rtrb_one_thread_ns",
+    "shm_one_thread_ns",
+    "rtrb_two_threads_ns",
+    "shm_two_threads_ns",
+    "shm_processes_ns",
+];
 
 fn best(records: usize, mut round: impl FnMut() -> Duration) -> f64 {
     let shortest = (0..ROUNDS).map(|_| round()).min().expect("at least one round");

@@ -1,83 +1,95 @@
-//! What does the replay machine cost: a turn, a short connection, a byte of a long upload?
+//! What does the replay machine cost: a turn, a short connection, a byte of a long upload, a transaction?
 //!
 //! ```text
-//! cargo run --release -p bench --bin session
+//! cargo run --release -p bench --bin session [-- --json]
 //! ```
 //!
 //! One table, virtual time, and a target that answers at once with everything it was asked for; only the table's calls are
 //! timed, the target's few instructions included, in CPU time. Each figure is the best of several rounds: on a busy machine
 //! the others measure the neighbours. A turn is one captured request, its record out, one returned answer and whatever
-//! acknowledgement that draws. With 50,000 sessions each turn finds its slot cold.
+//! acknowledgement that draws. With 50,000 sessions each turn finds its slot cold. A transaction's share of a packet is what turns
+//! cost more when each of their two batches is a transaction than when sixteen turns are one: image, checksum, commit.
 
+use anyhow::{Result, ensure};
 use bench::machine::{Machine, place};
 use bench::{Client, cpu_ns};
 use flow::record::flag;
+use serde_json::{Map, Value};
 use session::{Count, Table};
 
 const ROUNDS: usize = 9;
 /// Records of one batch, which is one transaction.
 const BATCH: usize = 32;
+/// Turns of one transaction, where several are.
+const TOGETHER: u32 = 16;
 
-fn main() {
-    println!("{:<44} {:>9}", "", "ns each");
+fn main() -> Result<()> {
+    let (json, args) = bench::arguments();
+    ensure!(args.is_empty(), "{}: there is --json", args.join(" "));
+    let mut figures = Figures { json, found: Map::new() };
+    if !json {
+        println!("{:<44} {:>9}", "", "ns each");
+    }
     for sessions in [1, 1_000, 50_000] {
-        let turns = 400_000 / sessions.min(400_000);
-        let mut rig = Machine::new(sessions.max(64) * 2);
-        let mut clients: Vec<Client> = (0..sessions).map(Client::new).collect();
-        clients.iter_mut().for_each(|client| rig.open(client));
+        let turns = 400_000 / sessions;
+        let (mut rig, mut clients) = opened(sessions.max(64) * 2, sessions);
         let best = best_of(|| {
-            let start = cpu_ns();
-            for _ in 0..turns {
-                for client in &mut clients {
-                    rig.turn(client);
-                }
-            }
-            (cpu_ns() - start, turns * sessions)
+            timed(turns * sessions, || {
+                (0..turns).for_each(|_| clients.iter_mut().for_each(|client| rig.turn(client)));
+            })
         });
-        println!("{:<44} {best:>9.0}", format!("turn, {sessions} sessions"));
+        figures.add(format!("turn, {sessions} sessions"), best);
         assert_eq!(rig.table.tally().in_flight, 0);
     }
-    for sessions in [32, 50_000] {
-        let turns = 400_000 / sessions;
-        let mut rig = Machine::new(sessions * 2);
-        let mut clients: Vec<Client> = (0..sessions).map(Client::new).collect();
-        clients.iter_mut().for_each(|client| rig.open(client));
-        let best = best_of(|| {
-            let start = cpu_ns();
-            for _ in 0..turns {
-                clients.chunks_mut(BATCH).for_each(|some| rig.turns(some));
-            }
-            (cpu_ns() - start, turns * sessions)
-        });
-        println!("{:<44} {best:>9.0}", format!("turn, {sessions} sessions, {BATCH} a batch"));
+    for sessions in [BATCH as u32, 50_000] {
+        let turns = 400_000 / sessions / TOGETHER * TOGETHER;
+        let (mut rig, mut clients) = opened(sessions * 2, sessions);
+        let mut apart = || {
+            timed(turns * sessions, || {
+                (0..turns).for_each(|_| clients.chunks_mut(BATCH).for_each(|some| rig.turns(some)));
+            })
+        };
+        let best = best_of(&mut apart);
+        figures.add(format!("turn, {sessions} sessions, {BATCH} a batch"), best);
     }
+    // Alternately, so that both meet the same neighbours.
+    let (mut rig, mut clients) = opened(2 * BATCH as u32, BATCH as u32);
+    let (mut apart, mut together) = (f64::INFINITY, f64::INFINITY);
+    for _ in 0..3 * ROUNDS {
+        let turns = 4_096;
+        let n = turns * BATCH as u32;
+        let (ns, _) = timed(n, || (0..turns).for_each(|_| rig.turns(&mut clients)));
+        apart = apart.min(ns as f64 / f64::from(n));
+        let (ns, _) = timed(n, || {
+            (0..turns / TOGETHER).for_each(|_| rig.turns_together(&mut clients, TOGETHER));
+        });
+        together = together.min(ns as f64 / f64::from(n));
+    }
+    // Two batches a turn, of which one in sixteen times two ends a transaction in the other case.
+    let share = 1.0 - 1.0 / f64::from(2 * TOGETHER);
+    figures.add("transaction, of a packet".to_owned(), (apart - together) / 2.0 / share);
     let mut rig = Machine::new(4_096);
     let mut serial = 0;
     let best = best_of(|| {
-        let start = cpu_ns();
-        for _ in 0..20_000u32 {
-            serial += 1;
-            rig.short(serial);
-        }
-        (cpu_ns() - start, 20_000)
+        timed(20_000, || {
+            for _ in 0..20_000u32 {
+                serial += 1;
+                rig.short(serial);
+            }
+        })
     });
-    println!("{:<44} {best:>9.0}", "short connection (SYN, request, FIN)");
-    let mut rig = Machine::new(64);
-    let mut client = Client::new(1);
-    rig.open(&mut client);
+    figures.add("short connection (SYN, request, FIN)".to_owned(), best);
+    let (mut rig, mut clients) = opened(64, 1);
     let payload = vec![b'x'; 60_000];
     let best = best_of(|| {
-        let start = cpu_ns();
-        for _ in 0..2_000 {
-            rig.captures(&mut client, flag::ACK | flag::PSH, &payload);
-        }
-        (cpu_ns() - start, 2_000)
+        timed(2_000, || {
+            (0..2_000).for_each(|_| rig.captures(&mut clients[0], flag::ACK | flag::PSH, &payload));
+        })
     });
-    println!("{:<44} {best:>9.0}", "super-frame of 60,000 bytes");
-    println!("delivered {} bytes", rig.table.tally().count(Count::Delivered));
+    figures.add("super-frame of 60,000 bytes".to_owned(), best);
+    assert!(rig.table.tally().count(Count::Delivered) > 0);
     for sessions in [5_000, 50_000, 1_000_000] {
-        let mut rig = Machine::new(sessions);
-        (0..sessions).map(Client::new).for_each(|mut client| rig.open(&mut client));
+        let (rig, _) = opened(sessions, sessions);
         let image = rig.table.image();
         let config = rig.table.config().clone();
         let best = best_of(|| {
@@ -89,8 +101,42 @@ fn main() {
             assert_eq!(table.tally().open, u64::from(sessions));
             (spent, 1)
         });
-        println!("{:<44} {best:>9.0}", format!("a dead worker's {sessions} sessions taken over"));
+        figures.add(format!("a dead worker's {sessions} sessions taken over"), best);
     }
+    if json {
+        println!("{}", Value::Object(figures.found));
+    }
+    Ok(())
+}
+
+/// What was found, nanoseconds by name.
+struct Figures {
+    json: bool,
+    found: Map<String, Value>,
+}
+
+impl Figures {
+    fn add(&mut self, name: String, ns: f64) {
+        if !self.json {
+            println!("{name:<44} {ns:>9.0}");
+        }
+        self.found.insert(name, ns.into());
+    }
+}
+
+/// A machine for so many sessions with so many connections open.
+fn opened(limit: u32, sessions: u32) -> (Machine, Vec<Client>) {
+    let mut rig = Machine::new(limit);
+    let mut clients: Vec<Client> = (0..sessions).map(Client::new).collect();
+    clients.iter_mut().for_each(|client| rig.open(client));
+    (rig, clients)
+}
+
+/// CPU time of `n` things.
+fn timed(n: u32, things: impl FnOnce()) -> (i64, u32) {
+    let start = cpu_ns();
+    things();
+    (cpu_ns() - start, n)
 }
 
 fn best_of(mut round: impl FnMut() -> (i64, u32)) -> f64 {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo build --release -p bench
-//! target/release/trace [MIB]
+//! target/release/trace [--json] [MIB]
 //! ```
 //!
 //! The file (1 GiB unless given, at most 4) is made in the temporary directory and removed: 20,000 connections of requests and answers,
@@ -32,9 +32,11 @@ fn main() -> ExitCode {
 }
 
 fn measure() -> Result<()> {
-    let mib = match std::env::args().nth(1) {
-        Some(text) => text.parse().with_context(|| format!("{text} is not a number of MiB"))?,
-        None => 1_024,
+    let (json, args) = bench::arguments();
+    let mib = match &args[..] {
+        [] => 1_024,
+        [text] => text.parse().with_context(|| format!("{text} is not a number of MiB"))?,
+        more => anyhow::bail!("{}: there are --json and a number of MiB", more.join(" ")),
     };
     ensure!((1..=4_096).contains(&mib), "{mib} MiB: write 1 to 4096");
     let dir = Scratch::new("bench-trace")?;
@@ -44,10 +46,17 @@ fn measure() -> Result<()> {
     let online = || Online::of([(None, 80, 0)].into_iter(), vec![], vec![]);
     let mut survey = Survey::new(online(), 1, Bounds::default());
     let paths = [path];
-    pass("read", &paths, made, |_| {})?;
-    pass("dry run", &paths, made, |packet| survey.packet(packet))?;
+    let read = pass("read", &paths, made, json, |_| {})?;
+    let dry_run = pass("dry run", &paths, made, json, |packet| survey.packet(packet))?;
     let sums = survey.sums();
     ensure!(sums.packets + sums.answers == made, "{sums:?}: not all of {made} packets are mapped");
+    if json {
+        println!(
+            "{}",
+            serde_json::json!({"packets": made, "read": read, "dry_run": dry_run, "peak_mib": peak_mib()?, "before_mib": before_mib})
+        );
+        return Ok(());
+    }
     println!("memory  {:>9.1} MiB at most, {before_mib:.1} before", peak_mib()?);
     println!(
         "found   {} sessions, {} turns, {} bytes missing",
@@ -58,7 +67,13 @@ fn measure() -> Result<()> {
     Ok(())
 }
 
-fn pass(what: &str, paths: &[PathBuf], made: u64, mut take: impl FnMut(&trace::Packet<'_>)) -> Result<()> {
+fn pass(
+    what: &str,
+    paths: &[PathBuf],
+    made: u64,
+    json: bool,
+    mut take: impl FnMut(&trace::Packet<'_>),
+) -> Result<serde_json::Value> {
     let started = Instant::now();
     let mut reader = Reader::open(paths, Options::default())?;
     while let Some(packet) = reader.next() {
@@ -67,13 +82,11 @@ fn pass(what: &str, paths: &[PathBuf], made: u64, mut take: impl FnMut(&trace::P
     let took = started.elapsed().as_secs_f64();
     ensure!(reader.report().packets == made, "{} of {made} packets", reader.report().packets);
     let read = reader.progress().read as f64 / MIB as f64;
-    println!(
-        "{what:<7} {:>9.0} packets/s {:>7.0} MiB/s  {:>4.0} ns each",
-        made as f64 / took,
-        read / took,
-        took * 1e9 / made as f64
-    );
-    Ok(())
+    let (packets_per_s, mib_per_s, each) = (made as f64 / took, read / took, took * 1e9 / made as f64);
+    if !json {
+        println!("{what:<7} {packets_per_s:>9.0} packets/s {mib_per_s:>7.0} MiB/s  {each:>4.0} ns each");
+    }
+    Ok(serde_json::json!({"packets_per_s": packets_per_s, "mib_per_s": mib_per_s, "ns_each": each}))
 }
 
 /// Writes the file and says how many packets it holds.

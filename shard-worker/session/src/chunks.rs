@@ -194,6 +194,7 @@ impl List {
     }
 
     /// Bytes in use in one of its chunks.
+    #[inline]
     fn used(&self, chunks: &Chunks, chunk: u32) -> usize {
         let used = if chunk == self.tail { self.tail_len } else { chunks.chunks[chunk as usize].used };
         (used as usize).min(ROOM)
@@ -204,26 +205,35 @@ impl List {
     }
 
     /// The bytes from a place to the end of its chunk; at the end of a chunk, those of the next. Empty at the list's end.
+    #[inline]
     pub(crate) fn bytes_at<'c>(&self, chunks: &'c Chunks, place: Place) -> (Place, &'c [u8]) {
         if place.is_nowhere() {
             return (place, &[]);
         }
-        let mut place = place;
+        let (place, end) = self.span_at(chunks, place);
+        (place, &chunks.chunks[place.chunk as usize].bytes[place.offset as usize..end])
+    }
+
+    /// The same bytes as a place and the offset of their end.
+    #[inline]
+    fn span_at(&self, chunks: &Chunks, mut place: Place) -> (Place, usize) {
         let mut end = self.used(chunks, place.chunk);
-        if place.offset as usize >= end && place.chunk != self.tail {
-            place = Place::at(chunks.chunks[place.chunk as usize].next, 0);
-            end = self.used(chunks, place.chunk);
+        if place.offset as usize >= end {
+            if place.chunk != self.tail {
+                place = Place::at(chunks.chunks[place.chunk as usize].next, 0);
+                end = self.used(chunks, place.chunk);
+            }
+            place.offset = place.offset.min(end as u16);
         }
-        let from = (place.offset as usize).min(end);
-        (place, &chunks.chunks[place.chunk as usize].bytes[from..end])
+        (place, end)
     }
 
     /// Moves a place over `n` bytes. It stops at the end of a chunk rather than at the start of the next.
     pub(crate) fn skip(&self, chunks: &Chunks, place: Place, mut n: usize) -> Place {
         let mut place = place;
-        while n > 0 {
-            let (at, bytes) = self.bytes_at(chunks, place);
-            let step = n.min(bytes.len());
+        while n > 0 && !place.is_nowhere() {
+            let (at, end) = self.span_at(chunks, place);
+            let step = n.min(end - at.offset as usize);
             if step == 0 {
                 break;
             }

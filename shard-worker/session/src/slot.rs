@@ -377,24 +377,19 @@ impl Slot {
         self.check == Slot { check: 0, ..*self }.checksum() & !UNSEALED
     }
 
-    /// Fletcher's sums over the words, four lanes side by side so that they go through vector registers. The checksum's own
-    /// place must be zero.
+    /// Fletcher's sums over the words, four lanes side by side so that they go through vector registers, and the two halves of the
+    /// slot side by side, because each sum waits for the one before it. The checksum's own place must be zero.
     fn checksum(&self) -> u32 {
-        const LANES: usize = 4;
         let words: &[[u32; LANES]; size_of::<Slot>() / (4 * LANES)] = zerocopy::transmute_ref!(self);
-        let (mut sums, mut sums_of_sums) = ([0u32; LANES], [0u32; LANES]);
-        for lanes in words {
-            for lane in 0..LANES {
-                sums[lane] = sums[lane].wrapping_add(lanes[lane]);
-                sums_of_sums[lane] = sums_of_sums[lane].wrapping_add(sums[lane]);
-            }
+        let (first, second) = words.split_at(words.len() / 2);
+        let (mut one, mut other) = (Sums::default(), Sums::default());
+        for (lanes, others) in first.iter().zip(second) {
+            one.add(lanes);
+            other.add(others);
         }
-        // Odd factors, so that no lane's sum can stand for another's.
-        (0..LANES).fold(0, |hash, lane| {
-            let factor = 0x9e37_79b1u32.wrapping_mul(2 * lane as u32 + 1);
-            let both = sums[lane] ^ sums_of_sums[lane].rotate_left(16);
-            hash ^ both.wrapping_mul(factor).rotate_left(7 * lane as u32)
-        })
+        // The second half is the longer one by a row, if it is.
+        second[first.len()..].iter().for_each(|lanes| other.add(lanes));
+        one.folded() ^ other.folded().rotate_left(13)
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -530,6 +525,37 @@ impl Slot {
     /// Payload bytes held that were never sent on this connection.
     pub(crate) fn unsent(&self) -> u32 {
         self.held_len - self.sent_bytes()
+    }
+}
+
+/// Words that are summed side by side.
+const LANES: usize = 4;
+
+/// Fletcher's two sums of each lane.
+#[derive(Default)]
+struct Sums {
+    sums: [u32; LANES],
+    of_sums: [u32; LANES],
+}
+
+impl Sums {
+    #[inline(always)]
+    fn add(&mut self, lanes: &[u32; LANES]) {
+        for (sum, word) in self.sums.iter_mut().zip(lanes) {
+            *sum = sum.wrapping_add(*word);
+        }
+        for (of_sums, sum) in self.of_sums.iter_mut().zip(&self.sums) {
+            *of_sums = of_sums.wrapping_add(*sum);
+        }
+    }
+
+    /// Odd factors, so that no lane's sum can stand for another's.
+    fn folded(&self) -> u32 {
+        (0..LANES).fold(0, |hash, lane| {
+            let factor = 0x9e37_79b1u32.wrapping_mul(2 * lane as u32 + 1);
+            let both = self.sums[lane] ^ self.of_sums[lane].rotate_left(16);
+            hash ^ both.wrapping_mul(factor).rotate_left(7 * lane as u32)
+        })
     }
 }
 

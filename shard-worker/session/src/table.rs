@@ -303,6 +303,11 @@ impl Table {
         if self.deaf_us == 0 { 0 } else { self.deaf_us + RTO_MOST_US }
     }
 
+    /// Whether [`Table::tick`] has anything to do.
+    pub fn is_due(&self, now_us: u64) -> bool {
+        !self.due.is_empty() || self.wheel.is_due(now_us)
+    }
+
     /// No new sessions from now on.
     pub fn drain(&mut self, now_us: u64) {
         self.clock(now_us);

@@ -8,6 +8,8 @@ use crate::sys::prefetch;
 
 /// Microseconds per tick, as a shift.
 const TICK_SHIFT: u32 = 8;
+#[cfg(test)]
+const TICK_US: u64 = 1 << TICK_SHIFT;
 const LEVELS: usize = 4;
 const BUCKETS: usize = 256;
 const NONE: u32 = u32::MAX;
@@ -137,6 +139,12 @@ impl Wheel {
         self.next_bucket().map(|tick| tick << TICK_SHIFT)
     }
 
+    /// Whether anything is due, as far as the buckets tell: cheaper to ask than when that will be.
+    pub(crate) fn is_due(&self, now_us: u64) -> bool {
+        let target = now_us >> TICK_SHIFT;
+        target > self.now && self.next_bucket().is_some_and(|tick| tick <= target)
+    }
+
     /// First tick of the next occupied bucket of any level.
     fn next_bucket(&self) -> Option<u64> {
         (0..LEVELS).filter_map(|level| self.next_in_level(level)).min()
@@ -264,7 +272,7 @@ mod tests {
         let mut wheel = Wheel::new(4, 1_000_000);
         wheel.arm(2, 1_010_000);
         assert!(drain(&mut wheel, 1_009_900).is_empty());
-        assert_eq!(drain(&mut wheel, 1_010_300), [2]);
+        assert_eq!(drain(&mut wheel, 1_010_000 + TICK_US), [2]);
         assert!(drain(&mut wheel, 9_010_300).is_empty());
         assert_eq!(wheel.next_deadline_us(), None);
     }
@@ -273,8 +281,8 @@ mod tests {
     fn a_deadline_in_the_past_fires_at_the_next_tick() {
         let mut wheel = Wheel::new(4, 1_000_000);
         wheel.arm(0, 5);
-        assert!(wheel.next_deadline_us().unwrap() <= 1_000_256);
-        assert_eq!(drain(&mut wheel, 1_000_256), [0]);
+        assert!(wheel.next_deadline_us().unwrap() <= 1_000_000 + TICK_US);
+        assert_eq!(drain(&mut wheel, 1_000_000 + TICK_US), [0]);
     }
 
     #[test]
@@ -318,8 +326,8 @@ mod tests {
                     0 => { wheel.arm(slot, deadline); oracle.insert(slot, deadline); }
                     1 => {
                         wheel.arm_no_later(slot, deadline);
-                        let tick = |us: u64| us.div_ceil(256);
-                        let kept = oracle.get(&slot).copied().filter(|&d| tick(d).max((now >> 8) + 1) <= tick(deadline));
+                        let tick = |us: u64| us.div_ceil(TICK_US);
+                        let kept = oracle.get(&slot).copied().filter(|&d| tick(d).max((now >> TICK_SHIFT) + 1) <= tick(deadline));
                         oracle.insert(slot, kept.unwrap_or(deadline));
                     }
                     2 => { wheel.disarm(slot); oracle.remove(&slot); }
@@ -332,14 +340,14 @@ mod tests {
                             prop_assert!(deadline <= now, "early: {} at {}", deadline, now);
                         }
                         for (&slot, &deadline) in &oracle {
-                            prop_assert!(deadline + 256 > now, "slot {} late: {} at {}", slot, deadline, now);
+                            prop_assert!(deadline + TICK_US > now, "slot {} late: {} at {}", slot, deadline, now);
                         }
                     }
                 }
                 prop_assert_eq!(wheel.len() as usize, oracle.len());
                 match (wheel.next_deadline_us(), oracle.values().min()) {
                     (None, None) => {}
-                    (Some(look), Some(&earliest)) => prop_assert!(look <= earliest.div_ceil(256).max((now >> 8) + 1) * 256),
+                    (Some(look), Some(&earliest)) => prop_assert!(look <= earliest.div_ceil(TICK_US).max((now >> TICK_SHIFT) + 1) * TICK_US),
                     (look, earliest) => prop_assert!(false, "{:?} against {:?}", look, earliest),
                 }
             }
