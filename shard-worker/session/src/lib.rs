@@ -24,6 +24,7 @@
 //! | `numbering` | our sequence numbers, time stamps, segment sizes |
 //! | `timers`, `wheel` | deadlines |
 //! | `ending` | FIN, RST, reconnect, the end |
+//! | `glance` | one session in words, from a copy of its slot |
 //! | `specimen` | what is kept of an arena when a worker died of a record |
 //! | `check` | the invariants, for tests |
 //! | `endpoints` | the walk over the client range |
@@ -45,6 +46,7 @@ mod ending;
 pub mod endpoints;
 mod file_clock;
 mod foresight;
+pub mod glance;
 mod held;
 pub mod histogram;
 pub mod index;
