@@ -20,6 +20,7 @@
 //! | `faults` | what dies and comes back under load |
 //! | `surviving` | the supervisor dies, is upgraded, or gives up |
 //! | `poison` | a defect that one kind of answer hits |
+//! | `doctor` | the mistakes that people make, each told from the others |
 //! | `udp` | datagrams beside connections |
 //! | `recording` | what `record` and `run --record` write; mirror ports |
 //! | `ending` | names, drain, and what is left behind |
@@ -31,6 +32,7 @@ mod bulk;
 mod canary;
 mod capture;
 mod databases;
+mod doctor;
 mod ending;
 mod faults;
 mod hosts;
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         poison::STORIES,
         ending::STORIES,
         udp::STORIES,
+        doctor::STORIES,
     ];
     lab::story::run_all(&groups.concat())
 }
