@@ -67,10 +67,8 @@ impl Open {
 /// Dials the intercept at `at`, greets it as this plan's instance, and hangs up. Three tries, evenly spaced in `timeout`
 /// (the preflight gives 1.5 s); what no repetition helps against is returned at once.
 pub fn handshake(at: SocketAddr, plan: &Plan, timeout: Duration) -> Result<Welcome, DialError> {
-    let open = dial(at, plan, timeout)?;
-    let welcome = open.welcome.clone();
-    open.bye("preflight only");
-    Ok(welcome)
+    // Without a farewell: intercept keeps the range for us until the run dials.
+    dial(at, plan, timeout).map(|open| open.welcome)
 }
 
 /// The same without hanging up.

@@ -6,6 +6,7 @@
 //! | `open` | the sockets that outlive the role, opened by the supervisor |
 //! | `path` | the route to a target, for the preflight |
 //! | `way`, `ways` | how frames to a target are made, and how that is followed; `rtnl` and `ipsec` ask the kernel |
+//! | `facts` | what the kernel says about devices, neighbours and packets, for `doctor` |
 //! | `handshake` | asks an intercept whether it takes this instance, for the preflight |
 //! | `probe`, `canary` | a SYN that asks for the way to a target and back; when it is asked, and what follows |
 //! | `probing` | the same once, outside of a run |
@@ -32,6 +33,7 @@ pub mod cut;
 pub mod drain;
 mod ears;
 pub mod engines;
+pub mod facts;
 pub mod fence;
 mod gate;
 mod greeting;

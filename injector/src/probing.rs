@@ -26,6 +26,10 @@ use crate::tally::Tally;
 use crate::way::Choice;
 use crate::ways::Lookout;
 
+mod depth;
+
+pub use depth::Depth;
+
 /// What was found out.
 #[derive(Debug)]
 pub struct Findings {
@@ -47,6 +51,8 @@ pub struct Finding {
     pub engine: Choice,
     /// What came of it.
     pub report: Report,
+    /// How far a conversation comes, where that was asked and the SYN was answered.
+    pub depth: Option<Depth>,
 }
 
 /// How long an intercept has to answer, over three tries.
@@ -64,6 +70,27 @@ const PROBE_TIME: Duration = Duration::from_millis(1_500);
 /// # Errors
 /// The sockets cannot be used by two.
 pub fn probe(plan: &Plan, sockets: &Sockets, control: Option<&'static Control>) -> io::Result<Findings> {
+    ask(plan, sockets, control, false)
+}
+
+/// The same, and what comes behind a handshake.
+///
+/// # Errors
+/// The sockets cannot be used by two.
+pub fn probe_deeply(
+    plan: &Plan,
+    sockets: &Sockets,
+    control: Option<&'static Control>,
+) -> io::Result<Findings> {
+    ask(plan, sockets, control, true)
+}
+
+fn ask(
+    plan: &Plan,
+    sockets: &Sockets,
+    control: Option<&'static Control>,
+    deeply: bool,
+) -> io::Result<Findings> {
     let (mut lines, mut links) = (Vec::new(), Vec::new());
     for &at in &plan.intercepts {
         match dial(at, plan, DIAL_TIME) {
@@ -84,14 +111,24 @@ pub fn probe(plan: &Plan, sockets: &Sockets, control: Option<&'static Control>) 
     let engines = round.wait_for_ways();
     round.run();
     let reports: Vec<(u16, Report)> = round.canary.reports().collect();
+    let verdict = |index: u16| reports.iter().find(|(of, _)| *of == index).map(|one| one.1.verdict);
+    let probed = probe::probed(plan);
+    let depths: Vec<Option<Depth>> = probed
+        .iter()
+        .map(|way| {
+            let asked = deeply && verdict(way.0) == Some(Verdict::Ok);
+            asked.then(|| round.depth(*way, plan.targets[usize::from(way.0)].mtu))
+        })
+        .collect();
     round.lines.into_iter().for_each(|line| line.open.bye("probe only"));
-    let finding = |(index, target, from): (u16, SocketAddr, Addr)| Finding {
+    let finding = |((index, target, from), depth): ((u16, SocketAddr, Addr), Option<Depth>)| Finding {
         target,
         from,
         engine: engines.get(usize::from(index)).copied().unwrap_or(Choice::RawAsked),
         report: reports.iter().find(|(of, _)| *of == index).map_or_else(Report::default, |one| one.1),
+        depth,
     };
-    Ok(Findings { links, ways: probe::probed(plan).into_iter().map(finding).collect() })
+    Ok(Findings { links, ways: probed.into_iter().zip(depths).map(finding).collect() })
 }
 
 impl Findings {
@@ -124,6 +161,8 @@ struct Round {
     from: HashSet<Addr>,
     /// Tells the engine of the ways as long as it lives.
     _lookout: Option<Lookout>,
+    /// Flows are claimed one by one.
+    claims: bool,
 }
 
 impl Round {
@@ -150,6 +189,7 @@ impl Round {
             engine,
             canary: Canary::new(birds, claims, |_| Report::default(), shm::monotonic_us(), number),
             from: probed.iter().map(|one| one.2).collect(),
+            claims,
             lines,
             _lookout: lookout,
         }

@@ -117,27 +117,35 @@ pub(crate) fn check_packet(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Whether a device cuts TCP super-frames itself (ethtool's `tcp-segmentation-offload`); no, where it does not say.
 pub(crate) fn segments_tcp(device: &str) -> bool {
-    let ask = || -> io::Result<bool> {
-        // Any socket will do.
-        let any = UnixDatagram::unbound()?;
-        let mut value = [ETHTOOL_GTSO, 0u32];
-        // SAFETY: an all-zero ifreq is valid: it holds bytes, numbers and a union of such.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        // The last byte stays zero.
-        for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(device.bytes()) {
-            *to = from as libc::c_char;
-        }
-        request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
-        // SAFETY: SIOCETHTOOL reads the request and, for this command, reads and writes one `ethtool_value` behind its pointer:
-        // two 32-bit words, which live through the call. The socket is open.
-        let done = unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
-        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(value[1] != 0) }
-    };
-    ask().unwrap_or(false)
+    ethtool_value(device, ETHTOOL_GTSO).is_ok_and(|value| value != 0)
+}
+
+/// Whether a device's received segments are joined to super-frames (ethtool's `generic-receive-offload`).
+pub(crate) fn joins_received(device: &str) -> bool {
+    ethtool_value(device, ETHTOOL_GGRO).is_ok_and(|value| value != 0)
+}
+
+/// One of the settings that ethtool's older commands read.
+fn ethtool_value(device: &str, command: u32) -> io::Result<u32> {
+    // Any socket will do.
+    let any = UnixDatagram::unbound()?;
+    let mut value = [command, 0u32];
+    // SAFETY: an all-zero ifreq is valid: it holds bytes, numbers and a union of such.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero.
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(device.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
+    // SAFETY: SIOCETHTOOL reads the request and, for these commands, reads and writes one `ethtool_value` behind its pointer:
+    // two 32-bit words, which live through the call. The socket is open.
+    let done = unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(value[1]) }
 }
 
 /// linux/ethtool.h.
 const ETHTOOL_GTSO: u32 = 0x1e;
+const ETHTOOL_GGRO: u32 = 0x2b;
 
 /// MTU of the route of a connected socket, bytes (`IP_MTU` of ip(7), `IPV6_MTU` of ipv6(7)).
 pub(crate) fn route_mtu(socket: &UdpSocket, v4: bool) -> io::Result<u16> {

@@ -253,13 +253,13 @@ fn ask_neighbour(rtnl: &Rtnl, device: u32, hop: IpAddr) -> Option<([u8; 6], bool
 
 /// Tells the kernel that somebody wants to send there: it asks for the neighbour, or makes sure of it. Needs CAP_NET_ADMIN;
 /// without it the first packet by raw IP does the same.
-fn nudge(rtnl: &Rtnl, device: u32, hop: IpAddr) {
+pub(crate) fn nudge(rtnl: &Rtnl, device: u32, hop: IpAddr) {
     let mut message = neighbour(device, hop);
     message.header.flags = NeighbourFlags::Use;
     let _ = rtnl.ask(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_ACK);
 }
 
-fn neighbour(device: u32, hop: IpAddr) -> NeighbourMessage {
+pub(crate) fn neighbour(device: u32, hop: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.ifindex = device;
     let (family, address) = match hop {

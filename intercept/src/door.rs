@@ -80,6 +80,7 @@ enum Step {
 /// What ended a connection.
 enum End {
     Closed,
+    Farewell,
     Silent,
     Violation(LinkError),
 }
@@ -460,7 +461,7 @@ impl Door {
                     }
                 }
                 Ok(Some(Message::Ping(token))) => ping = Some(token),
-                Ok(Some(Message::Bye { .. })) => break Err(End::Closed),
+                Ok(Some(Message::Bye { .. })) => break Err(End::Farewell),
                 Ok(Some(_)) => {}
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(End::Violation(error)),
@@ -482,7 +483,7 @@ impl Door {
         let _ = peer.stream.shutdown(Shutdown::Both);
         let (name, addr) = (&peer.name, peer.addr);
         match end {
-            End::Closed => {
+            End::Closed | End::Farewell => {
                 self.stats.count_door(Count::Gone);
                 self.log.info(now_ms, "gone", || format!("`{name}` at {addr} closed its connection"));
             }
@@ -497,7 +498,7 @@ impl Door {
                 self.log.warn(now_ms, "violation", || format!("`{name}`: {error}"));
             }
         }
-        self.registry.left(now_ms, slot, peer.connection);
+        self.registry.left(now_ms, slot, peer.connection, matches!(end, End::Farewell));
         self.stats.set_connected(slot, false);
         self.tell(Command::Detach { slot: slot as u8, connection: peer.connection });
     }

@@ -26,6 +26,8 @@ struct Instance {
     connection: Option<u64>,
     /// When it was last connected.
     left_ms: u64,
+    /// It said that it closes: nobody need wait for it.
+    farewell: bool,
 }
 
 /// All instances.
@@ -51,7 +53,7 @@ pub(crate) struct Admitted {
     pub(crate) forgotten: Vec<usize>,
 }
 
-/// An instance that lost its connection keeps its range against others for this long: a reconnect takes less.
+/// An instance that lost its connection without a farewell keeps its range against others for this long: a reconnect takes less.
 const GRACE_MS: u64 = 5_000;
 /// The parts that are suggested: /20 of IPv4, /64 of IPv6.
 const PART_V4: u8 = 20;
@@ -107,6 +109,7 @@ impl Registry {
             ranges: ranges.to_vec(),
             connection: Some(connection),
             left_ms: now_ms,
+            farewell: false,
         });
         Ok(Admitted {
             slot,
@@ -117,11 +120,12 @@ impl Registry {
         })
     }
 
-    /// A connection ended. Ignored when another one has replaced it.
-    pub(crate) fn left(&mut self, now_ms: u64, slot: usize, connection: u64) -> bool {
+    /// A connection ended, with a farewell or without. Ignored when another one has replaced it.
+    pub(crate) fn left(&mut self, now_ms: u64, slot: usize, connection: u64, farewell: bool) -> bool {
         match &mut self.slots[slot] {
             Some(instance) if instance.connection == Some(connection) => {
                 (instance.connection, instance.left_ms) = (None, now_ms);
+                instance.farewell = farewell;
                 true
             }
             _ => false,
@@ -254,7 +258,8 @@ impl Registry {
 }
 
 fn is_live(instance: &Instance, now_ms: u64) -> bool {
-    instance.connection.is_some() || now_ms.saturating_sub(instance.left_ms) < GRACE_MS
+    let within_grace = now_ms.saturating_sub(instance.left_ms) < GRACE_MS;
+    instance.connection.is_some() || !instance.farewell && within_grace
 }
 
 fn advise(suggestion: Option<Range>) -> String {
@@ -369,29 +374,40 @@ mod tests {
             (first.slot, first.tenure, false, Some(10))
         );
         assert_eq!(code(r.admit(6, &hello(1, &["198.18.0.0/20"]), 12)).0, RefusedCode::Superseded);
-        assert!(!r.left(7, first.slot, 10), "the old connection is no longer of interest");
-        assert!(r.left(7, first.slot, 11));
+        assert!(!r.left(7, first.slot, 10, false), "the old connection is no longer of interest");
+        assert!(r.left(7, first.slot, 11, false));
     }
 
     #[test]
     fn an_instance_that_is_away_keeps_its_range_for_a_moment_only() {
         let mut r = registry();
         let first = r.admit(0, &hello(1, &["198.18.0.0/20"]), 1).unwrap();
-        r.left(1_000, first.slot, 1);
+        r.left(1_000, first.slot, 1, false);
         assert_eq!(code(r.admit(2_000, &hello(2, &["198.18.0.0/20"]), 2)).0, RefusedCode::RangeTaken);
         let taken = r.admit(6_001, &hello(2, &["198.18.0.0/20"]), 3).unwrap();
         assert_eq!(taken.forgotten, [first.slot]);
         assert!(r.slots[taken.slot].as_ref().is_some_and(|i| i.id == 2));
         assert!(r.expire(1_000_000).is_empty(), "a connected instance is never forgotten");
-        r.left(1_000_000, taken.slot, 3);
+        r.left(1_000_000, taken.slot, 3, false);
         assert_eq!(r.expire(1_060_001), [taken.slot]);
+    }
+
+    #[test]
+    fn an_instance_that_said_farewell_keeps_its_stream_and_not_its_range() {
+        let mut r = registry();
+        let first = r.admit(0, &hello(1, &["198.18.0.0/20"]), 1).unwrap();
+        r.left(1_000, first.slot, 1, true);
+        let again = r.admit(1_001, &hello(1, &["198.18.0.0/20"]), 2).unwrap();
+        assert_eq!((again.slot, again.fresh), (first.slot, false), "it comes back all the same");
+        r.left(1_002, first.slot, 2, true);
+        assert_eq!(r.admit(1_003, &hello(2, &["198.18.0.0/20"]), 3).unwrap().forgotten, [first.slot]);
     }
 
     #[test]
     fn a_slots_next_owner_has_another_tenure() {
         let mut r = registry();
         let first = r.admit(0, &hello(1, &[]), 1).unwrap();
-        r.left(0, first.slot, 1);
+        r.left(0, first.slot, 1, false);
         r.expire(100_000);
         let second = r.admit(100_000, &hello(2, &[]), 2).unwrap();
         assert_eq!(first.slot, second.slot);
@@ -405,7 +421,7 @@ mod tests {
             r.admit(0, &hello(n, &[&format!("10.{n}.0.0/16")]), n).unwrap();
         }
         assert_eq!(code(r.admit(0, &hello(99, &["172.16.0.0/16"]), 99)).0, RefusedCode::TooMany);
-        r.left(1, 7, 7);
+        r.left(1, 7, 7, false);
         assert_eq!(r.admit(9_000, &hello(99, &["172.16.0.0/16"]), 99).unwrap().slot, 7);
     }
 

@@ -23,6 +23,8 @@ pub(crate) enum Action {
     Record(Options),
     /// See the targets' answers and return their headers.
     Intercept(Options),
+    /// Find the broken hop.
+    Doctor(Doctor),
     /// Print the state of an instance.
     Stats {
         /// Its name.
@@ -74,6 +76,22 @@ pub(crate) enum Action {
     Print(StyledStr),
 }
 
+/// Where the broken hop is looked for.
+#[derive(Debug)]
+pub(crate) enum Doctor {
+    /// On the online host, with the options of a run; or one client of a run that goes on.
+    Online {
+        /// As of `run`.
+        options: Options,
+        /// ADDRESS:PORT.
+        client: Option<String>,
+    },
+    /// On the assistant.
+    Intercept(Options),
+    /// On the target.
+    Target(Options),
+}
+
 /// What `ctl` changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
@@ -117,6 +135,7 @@ fn read_from(
         "replay" => Ok(Action::Replay(options(matches, Command::Replay)?)),
         "record" => Ok(Action::Record(options(matches, Command::Record)?)),
         "intercept" => Ok(Action::Intercept(options(matches, Command::Intercept)?)),
+        "doctor" => Ok(Action::Doctor(doctor(matches)?)),
         "stats" => Ok(Action::Stats { name: name(matches)?, json: matches.get_flag("json") }),
         "top" => Ok(Action::Top { name: name(matches)? }),
         "ctl" => Ok(Action::Ctl { name: name(matches)?, order: order(matches)? }),
@@ -144,7 +163,7 @@ pub(crate) fn command() -> clap::Command {
     clap::Command::new("tcptwin")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Replays the live TCP traffic of a production service on a test server, packet by packet.")
-        .after_help("Start with `tcptwin run --help`. Exit: 0 well, 1 runtime failure, 2 wrong use, 3 refused by the checks before the start.")
+        .after_help("Start with `tcptwin run --help`; when nothing arrives, `tcptwin doctor`. Exit: 0 well, 1 runtime failure, 2 wrong use, 3 refused by the checks before the start.")
         .subcommand_required(true)
         .arg_required_else_help(false)
         .disable_help_subcommand(true)
@@ -169,6 +188,7 @@ pub(crate) fn command() -> clap::Command {
                 .about("See the target's answers and return their headers to `tcptwin run`")
                 .after_help("Examples: tcptwin intercept -x 10.0.3.2:8080 -i eth0\n          tcptwin intercept -x 10.0.3.2:8080 --tun        (on the target itself)"),
         )
+        .subcommand(doctor_command())
         .subcommand(
             named(clap::Command::new("stats").about("Print what a running instance has done so far"))
                 .arg(Arg::new("json").long("json").action(ArgAction::SetTrue).help("As one JSON object")),
@@ -212,6 +232,63 @@ pub(crate) fn command() -> clap::Command {
         )
         .subcommand(named(clap::Command::new("handover").hide(true)))
         .subcommand(RoleArgs::command())
+}
+
+/// `doctor` has the options of a run, and says the same from the other two hosts with those of theirs.
+fn doctor_command() -> clap::Command {
+    let of_target = [
+        (Key::Map, "The service under test, an address of this host: TARGET:PORT; repeatable"),
+        (Key::Intercept, "Where intercept runs; leave it out where it runs here with --tun"),
+        (
+            Key::Clients,
+            "The replayed clients' range, as `run` says it [default: the whole of 198.18.0.0/15 or 2001:2::/48]",
+        ),
+        (Key::Json, "As one JSON object"),
+    ];
+    let target = of_target.into_iter().fold(clap::Command::new("target"), |command, (key, help)| {
+        let arg = Arg::new(key.name()).long(key.name()).help(help);
+        let arg = match key.look().short {
+            Some(letter) => arg.short(letter),
+            None => arg,
+        };
+        command.arg(match key.look().takes {
+            Takes::Flag => arg.action(ArgAction::SetTrue),
+            Takes::One(placeholder) | Takes::Many(placeholder) | Takes::Files(placeholder) => {
+                arg.value_name(placeholder).action(ArgAction::Append)
+            }
+        })
+    });
+    of_options(Command::Run)
+        .name("doctor")
+        .about("Find the broken hop: with the arguments of `run`, before one or during it")
+        .arg(Arg::new("client").value_name("ADDRESS:PORT").help("Of a run that goes on: what became of this client's connection"))
+        .args_conflicts_with_subcommands(true)
+        .disable_help_subcommand(true)
+        .subcommand(of_options(Command::Intercept).about("The same from the assistant, with the arguments of `intercept`"))
+        .subcommand(target.about("The same from the target: its route, its reverse path, its firewall"))
+        .after_help("Examples: tcptwin doctor -x 80-10.0.3.2:8080 -s 10.0.4.2\n          tcptwin doctor 10.0.0.7:40001\n          tcptwin doctor intercept -x 10.0.3.2:8080 -i eth0\n          tcptwin doctor target -x 10.0.3.2:8080 -s 10.0.4.2\n\nExit: 0 all well, 3 something failed.")
+}
+
+fn doctor(matches: &ArgMatches) -> Result<Doctor, Refusal> {
+    Ok(match matches.subcommand() {
+        None => Doctor::Online {
+            options: options(matches, Command::Run)?,
+            client: matches.get_one::<String>("client").cloned(),
+        },
+        Some(("intercept", matches)) => Doctor::Intercept(options(matches, Command::Intercept)?),
+        Some((_, matches)) => {
+            let mut line = Options::default();
+            for key in [Key::Map, Key::Intercept, Key::Clients] {
+                for text in matches.get_many::<String>(key.name()).into_iter().flatten() {
+                    line.give(key, text, Place::CommandLine);
+                }
+            }
+            if matches.get_flag(Key::Json.name()) {
+                line.give(Key::Json, "", Place::CommandLine);
+            }
+            Doctor::Target(line)
+        }
+    })
 }
 
 fn number(placeholder: &'static str) -> Arg {
@@ -379,6 +456,27 @@ mod tests {
     }
 
     #[test]
+    fn doctor_has_the_options_of_the_host_it_is_typed_on() {
+        let Ok(Action::Doctor(Doctor::Online { options, client: None })) =
+            read("tcptwin doctor -x 80-10.0.3.2:8080 -s 10.0.4.2 --json")
+        else {
+            panic!()
+        };
+        assert!(options.has(Key::Map) && options.has(Key::Json));
+        let one = read("tcptwin doctor --name web 10.0.0.7:40001");
+        assert!(
+            matches!(&one, Ok(Action::Doctor(Doctor::Online { client: Some(at), .. })) if at == "10.0.0.7:40001"),
+            "{one:?}"
+        );
+        let beside = read("tcptwin doctor intercept -x 10.0.3.2:8080 -i eth0");
+        assert!(
+            matches!(&beside, Ok(Action::Doctor(Doctor::Intercept(options))) if options.has(Key::Interface))
+        );
+        let there = read("tcptwin doctor target -x 10.0.3.2:8080 -s 10.0.4.2 -c 198.18.0.0/20");
+        assert!(matches!(&there, Ok(Action::Doctor(Doctor::Target(options))) if options.has(Key::Clients)));
+    }
+
+    #[test]
     fn orders_are_checked_before_anything_is_sent() {
         for line in ["tcptwin ctl percent 12.5 --name web", "tcptwin ctl --name web percent 12.5"] {
             let Ok(Action::Ctl { order, name }) = read(line) else { panic!("{line}") };
@@ -403,6 +501,9 @@ mod tests {
             ("tcptwin ctl copies -1", "up to 1000"),
             ("tcptwin keygen", "is missing"),
             ("tcptwin autopsy", "is missing"),
+            ("tcptwin doctor --copis 2", "there is no option --copis here"),
+            ("tcptwin doctor target -i eth0", "there is no option -i here"),
+            ("tcptwin doctor intercept -s 10.0.0.1", "there is no option -s here"),
             ("tcptwin stats --name a/b", "1 to 32 letters"),
             ("tcptwin run -f /no/such/file.toml", "the file cannot be read (no such file or directory)"),
             ("tcptwin run --quiet=yes", ""),

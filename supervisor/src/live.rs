@@ -188,14 +188,20 @@ fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
     let unanswered = grew(now.turns.unanswered, before.turns.unanswered);
     let sent = grew(now.turns.sent, before.turns.sent).max(unanswered);
     if unanswered * 100 >= sent && unanswered > 0 {
-        return ("slow", format!("{} % of turns had no answer in time", unanswered * 100 / sent.max(1)));
+        return (
+            "slow",
+            format!(
+                "{} % of turns had no answer in time; `tcptwin doctor` explains",
+                unanswered * 100 / sent.max(1)
+            ),
+        );
     }
     let waiting = |stats: &Stats| stats.ledger.in_flight.payload_bytes > 0;
     if waiting(before) && waiting(now) && now.returned.headers == before.returned.headers {
         return (
             "silent",
-            "nothing comes back: is the service up, and does the target send answers for our clients to intercept \
-             (it prints the route)?"
+            "nothing comes back: is the service up, and does the target send answers for our clients to intercept? \
+             `tcptwin doctor` tells which"
                 .to_owned(),
         );
     }

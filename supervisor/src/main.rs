@@ -20,6 +20,7 @@
 //! | `control`, `ctl`, `place` | the control socket, its clients, where it is |
 //! | `collect`, `stats` | counters and /proc → the figures |
 //! | `live`, `summary`, `metrics`, `terminal`, `words` | the figures for people and for Prometheus |
+//! | `doctor` | `doctor`: which hop is broken |
 //! | `intercepting` | `intercept` |
 //! | `survey` | `replay --dry-run` |
 //! | `demo` | `demo` |
@@ -39,6 +40,7 @@ mod confine;
 mod control;
 mod ctl;
 mod demo;
+mod doctor;
 mod drain;
 mod format;
 mod generate;
@@ -92,6 +94,11 @@ fn main() -> ExitCode {
         Ok(Action::Record(options)) => run::run(&options, Command::Record),
         Ok(Action::Replay(options)) => replaying::run(&options),
         Ok(Action::Intercept(options)) => intercepting::run(&options),
+        Ok(Action::Doctor(doctor)) => match doctor {
+            cli::Doctor::Online { options, client } => doctor::run(&options, client.as_deref()),
+            cli::Doctor::Intercept(options) => doctor::of_intercept(&options),
+            cli::Doctor::Target(options) => doctor::of_target(&options),
+        },
         Ok(Action::Stats { name, json }) => ctl::stats(&name, json),
         Ok(Action::Top { name }) => ctl::top(&name),
         Ok(Action::Ctl { name, order }) => ctl::ctl(&name, order),

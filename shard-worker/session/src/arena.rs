@@ -33,6 +33,11 @@ pub(crate) struct Header {
 impl Header {
     /// Bytes before the walks and the numbers.
     pub(crate) const FIRST: usize = std::mem::offset_of!(Header, pools);
+
+    /// Whether an arena of this layout and these sizes begins here.
+    pub(crate) const fn is_of(&self, format: u64, sessions: u32, chunks: u32) -> bool {
+        self.magic == format && self.sessions == sessions && self.chunks == chunks
+    }
 }
 
 /// Names the layout of header, slot and chunk; changes with any of them.

@@ -25,6 +25,7 @@
 //! | `numbering` | our sequence numbers, time stamps, segment sizes |
 //! | `timers`, `wheel` | deadlines |
 //! | `ending`, `lingering` | FIN, RST, reconnect, the end; who leaves when a slot is needed |
+//! | `glance` | one session in words, from a copy of its slot |
 //! | `specimen` | what is kept of an arena when a worker died of a record |
 //! | `check` | the invariants, for tests |
 //! | `endpoints` | the walk over the client range |
@@ -47,6 +48,7 @@ mod ending;
 pub mod endpoints;
 mod file_clock;
 mod foresight;
+pub mod glance;
 mod held;
 pub mod histogram;
 pub mod index;

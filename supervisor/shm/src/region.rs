@@ -312,6 +312,11 @@ impl Region {
         unsafe { std::slice::from_raw_parts_mut(at.as_ptr(), self.spec().arena as usize) }
     }
 
+    /// Where a shard's arena begins in the region's file, for who only looks: bytes from the file's begin.
+    pub fn arena_at(&self, shard: u16) -> u64 {
+        self.layout.arena(shard)
+    }
+
     /// Where everything stands that roles write while they work, for who would damage it: bytes from the file's begin.
     #[cfg(feature = "scribble")]
     pub fn parts(&self) -> Vec<(crate::Part, std::ops::Range<u64>)> {

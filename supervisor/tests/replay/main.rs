@@ -22,6 +22,7 @@
 //! | `faults` | what dies and comes back under load |
 //! | `surviving` | the supervisor dies, is upgraded, or gives up |
 //! | `poison` | a defect that one kind of answer hits |
+//! | `doctor` | the mistakes that people make, each told from the others |
 //! | `udp` | datagrams beside connections |
 //! | `recording` | what `record` and `run --record` write; mirror ports |
 //! | `restraint` | the kill switch, budgets, rates, ramp, priority |
@@ -36,6 +37,7 @@ mod canary;
 mod capture;
 mod confined;
 mod databases;
+mod doctor;
 mod ending;
 mod faults;
 mod files;
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         confined::STORIES,
         ending::STORIES,
         udp::STORIES,
+        doctor::STORIES,
     ];
     lab::story::run_all(&groups.concat())
 }

@@ -118,7 +118,7 @@ fn decimal(run: &Instance, path: &str) -> Result<f64> {
     stats
         .value()
         .pointer(path)
-        .and_then(|value| value.as_f64())
+        .and_then(serde_json::Value::as_f64)
         .with_context(|| format!("stats have no {path}"))
 }
 
