@@ -1,5 +1,6 @@
 //! What a process that entered its sandbox can still do, and what ends it: each in a process of its own, which is this very program
 //! with a variable set.
+#![allow(clippy::unwrap_used)]
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;

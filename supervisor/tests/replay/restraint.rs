@@ -43,6 +43,8 @@ fn a_halt_under_load_takes_100_ms_and_stays() -> Result<()> {
         let file = stage.twin.runtime().join("tcptwin").join(format!("{name}.halt"));
         let departures = Departures::start(&stage.net, &stage.net.online)?;
         wait::until("it replays", SETTLE, || run.stats().is_ok_and(|stats| stats.delivered() > 0))?;
+        // So that the witness, which began later than the replay, has seen some of it.
+        std::thread::sleep(Duration::from_millis(200));
         let begin_ns = now_ns();
         if trip % 2 == 0 {
             let said = run.ctl(&["halt"])?;
