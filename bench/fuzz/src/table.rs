@@ -364,6 +364,13 @@ impl World {
             }
             2 => self.percent_ppm = op.word % 1_200_000,
             3 => self.copies_milli = u32::from(op.len % 5_000),
+            4 => {
+                let (now_us, table) = (self.now_us, self.leased.table());
+                while table.shed(now_us, op.word % 1_200_000) {
+                    table.settle();
+                }
+                table.settle();
+            }
             _ => self.wait(1),
         }
     }
