@@ -69,7 +69,7 @@ fn forwarding(visit: &mut Visit<'_>, wanted: &Listening) {
     let here = visit.this_host();
     let has = |v4: bool| wanted.services.iter().any(|service| service.is_ipv4() == v4);
     let settings = [(true, "net/ipv4/ip_forward"), (false, "net/ipv6/conf/all/forwarding")];
-    for (v4, setting) in settings.into_iter().filter(|(v4, _)| has(*v4)) {
+    for (_, setting) in settings.into_iter().filter(|(v4, _)| has(*v4)) {
         let dotted = setting.replace('/', ".");
         let on = tools::sysctl(setting).is_some_and(|value| value != "0");
         let finding = match (on, wanted.guard) {
