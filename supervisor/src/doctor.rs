@@ -137,7 +137,6 @@ fn region_of(name: &str) -> Result<(&'static Region, Plan), Refusal> {
 /// A run of this name goes on: its plan is what counts, and its own probes tell of the way.
 fn during(name: &str, options: &Options, stats: &Stats) -> anyhow::Result<ExitCode> {
     let (region, plan) = region_of(name)?;
-    let mut mended = plan.clone();
     let mut visit = Visit { here: Host::Online, plan: &plan, book: Book::new(options.has(Key::Json)) };
     let clock = Clock::now();
     let may_capture = rights::check(&mut visit);
@@ -152,7 +151,7 @@ fn during(name: &str, options: &Options, stats: &Stats) -> anyhow::Result<ExitCo
         path::firewall(&mut visit, &rules::Rules::read());
         clock.check(&mut visit);
         probe::services(&mut visit);
-        canary(&mut visit, region, &mut mended);
+        canary(&mut visit, region);
     }
     running::check(&mut visit, stats);
     if let (Value::Object(more), Value::Object(failures)) = (&mut more, running::failures(stats)) {
@@ -162,9 +161,9 @@ fn during(name: &str, options: &Options, stats: &Stats) -> anyhow::Result<ExitCo
 }
 
 /// What the run's own probes found: another connection to intercept would take the run's away.
-fn canary(visit: &mut Visit<'_>, region: &'static Region, plan: &mut Plan) {
-    let probed = injector::probe::probed(plan);
-    for (index, to, from) in probed {
+fn canary(visit: &mut Visit<'_>, region: &'static Region) {
+    let plan = visit.plan;
+    for (index, to, from) in injector::probe::probed(plan) {
         let at = injector::canary_index(usize::from(index));
         let words = std::array::from_fn(|word| region.read_counter(Role::Injector, at + word));
         let report = injector::Report::from_words(words);
@@ -173,16 +172,10 @@ fn canary(visit: &mut Visit<'_>, region: &'static Region, plan: &mut Plan) {
             None if report.verdict == injector::Verdict::Waiting => {
                 Finding::skipped(Host::Probe, check, format!("the run has not probed {to} yet"))
             }
-            None => Finding::ok(
-                Host::Probe,
-                check,
-                format!(
-                    "{from} -> {to}: answer at intercept after {} ms, here {} ms later; {} failed so far",
-                    crate::words::ms(report.out_us().into()),
-                    crate::words::ms(report.back_us.into()),
-                    report.failures
-                ),
-            ),
+            None => Finding::ok(Host::Probe, check, {
+                let [seen, back] = probe::hop_times(&report);
+                format!("{from} -> {to}: at intercept{seen}, here{back}; {} failed so far", report.failures)
+            }),
             Some(trouble) => {
                 let fault = match report.verdict {
                     injector::Verdict::Refused => Fault::TargetRefuses,
@@ -241,7 +234,7 @@ fn before(options: &Options) -> anyhow::Result<ExitCode> {
     };
     match why {
         Some(why) => {
-            visit.book.note(Finding::skipped(Host::Probe, "SYN out, SYN-ACK seen, header back, data", why))
+            visit.book.note(Finding::skipped(Host::Probe, "SYN out, SYN-ACK seen, header back, data", why));
         }
         None => probe::check(&mut visit, &plan, &rules, &direct),
     }

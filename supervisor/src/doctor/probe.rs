@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use injector::probing::{self, Depth};
-use injector::{Choice, Fence, Verdict};
+use injector::{Choice, Fence, Report, Verdict};
 use shm::{Control, LockFile};
 use topology::Plan;
 use topology::plan::{InjectEngine, Protocol};
@@ -165,17 +165,9 @@ fn told(visit: &mut Visit<'_>, rules: &Rules, way: &probing::Finding, evidence: 
     }
     match report.verdict {
         Verdict::Ok | Verdict::Traffic => {
-            let (out, back) = (report.out_us(), report.back_us);
-            visit.book.note(Finding::ok(
-                Host::Probe,
-                "SYN-ACK seen",
-                format!("by intercept, {} ms after the SYN", words::ms(out.into())),
-            ));
-            visit.book.note(Finding::ok(
-                Host::Probe,
-                "header back",
-                format!("here, {} ms later", words::ms(back.into())),
-            ));
+            let [seen, back] = hop_times(&report);
+            visit.book.note(Finding::ok(Host::Probe, "SYN-ACK seen", format!("by intercept{seen}")));
+            visit.book.note(Finding::ok(Host::Probe, "header back", format!("here{back}")));
             depth(visit, to, way.depth);
         }
         Verdict::Refused => {
@@ -203,6 +195,16 @@ fn told(visit: &mut Visit<'_>, rules: &Rules, way: &probing::Finding, evidence: 
             visit.book.note(unseen(visit, to, from, evidence.direct));
             skip_from(visit, &["header back", "data"]);
         }
+    }
+}
+
+/// When the answer was at intercept, and here. The clocks of two hosts are never compared: the way back is taken to be half of the
+/// channel's round trip, and where that is longer than the whole, as on one machine, the whole alone is told.
+pub(crate) fn hop_times(report: &Report) -> [String; 2] {
+    let ms = |us: u32| words::ms(us.into());
+    match report.out_us() {
+        0 => [String::new(), format!(", {} ms after the SYN", ms(report.total_us))],
+        out => [format!(", {} ms after the SYN", ms(out)), format!(", {} ms later", ms(report.back_us))],
     }
 }
 
@@ -296,4 +298,17 @@ fn too_long(visit: &Visit<'_>, to: SocketAddr, bytes: u16, mtu: u32, seen: &str)
         .because(format!("The route of this host allows {bytes} bytes and something between it and the target does not. A route with a smaller MTU makes replayed segments fit; what fits is found by the first command."))
         .mend(visit.this_host(), format!("tracepath -n {}", to.ip()))
         .mend_if("Then", visit.this_host(), format!("ip route replace {} dev {device} mtu {fits}", to.ip()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hop_time_that_is_not_known_is_not_told() {
+        let report = Report { total_us: 900, back_us: 200, ..Report::default() };
+        assert_eq!(hop_times(&report), [", 0.70 ms after the SYN", ", 0.20 ms later"]);
+        let near = Report { total_us: 100, back_us: 300, ..Report::default() };
+        assert_eq!(hop_times(&near), ["", ", 0.10 ms after the SYN"]);
+    }
 }
