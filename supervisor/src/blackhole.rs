@@ -16,6 +16,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use injector::nft::{self, News, NftError};
+use sandbox::Capability::{CAP_NET_ADMIN, CAP_SETGID, CAP_SETUID};
+use sandbox::hold_on_to;
 use topology::mapping::Services;
 use topology::{Refusal, clients};
 
@@ -47,6 +49,8 @@ pub(crate) struct Blackhole {
 #[derive(Default)]
 struct Order {
     over: AtomicBool,
+    /// The process has become who it goes on to be.
+    confined: AtomicBool,
     /// The rule stays at the end.
     stays: AtomicBool,
 }
@@ -133,6 +137,11 @@ impl Blackhole {
     /// The start failed: what a killed predecessor left to guard this host stays.
     pub(crate) fn leave_as_found(self) {
         self.order.stays.store(self.found, Relaxed);
+    }
+
+    /// The process has become who it goes on to be.
+    pub(crate) fn confined(&self) {
+        self.order.confined.store(true, Relaxed);
     }
 
     /// What the watch knows.
@@ -311,7 +320,7 @@ impl Watch {
     /// Rules can be changed by this thread alone, whatever the process becomes: by the programs that it starts, too.
     fn settle(&self) -> Result<(), sandbox::Error> {
         match self.rule {
-            Some(_) => sandbox::hold_on_to(sandbox::Capability::CAP_NET_ADMIN),
+            Some(_) => hold_on_to(CAP_NET_ADMIN, &[CAP_SETUID, CAP_SETGID]),
             None => Ok(()),
         }
     }
@@ -334,7 +343,16 @@ impl Watch {
 
     fn watch(&mut self) {
         let mut looked = Instant::now();
+        let mut settled = self.rule.is_none();
         while !self.order.over.load(Relaxed) {
+            if !settled && self.order.confined.load(Relaxed) {
+                settled = true;
+                if let Err(error) = hold_on_to(CAP_NET_ADMIN, &[]) {
+                    tracing::warn!(
+                        "the watch over the rule against forwarding keeps more rights than it needs: {error}"
+                    );
+                }
+            }
             let heard = match &mut self.news {
                 Some(news) => news.wait(LOOK),
                 None => {

@@ -101,6 +101,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if let Some(keep) = confine::of_intercept(wanted.sandbox, &standing, &directory, device.as_deref()) {
         keep.give_up()?.enter()?;
     }
+    hole.iter().for_each(Blackhole::confined);
     if let Some(listener) = exporter {
         let (stats, name) = (Arc::clone(&stats), wanted.name.clone());
         metrics::serve(listener, move || {

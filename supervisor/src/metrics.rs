@@ -296,9 +296,17 @@ fn feed_ledger(
         counter!("tcptwin_inject_errors_total", with("errno", errno)).absolute(*count);
     }
     counter!("tcptwin_returned_headers_total", instance()).absolute(stats.returned.headers);
+    if let Some(replay) = &stats.replay {
+        counter!("tcptwin_replay_read_bytes_total", instance()).absolute(replay.read_bytes);
+        gauge!("tcptwin_replay_bytes", instance()).set(replay.bytes as f64);
+        gauge!("tcptwin_replay_read_seconds", instance()).set(replay.read_s);
+        gauge!("tcptwin_replay_answered_seconds", instance()).set(replay.answered_s);
+        counter!("tcptwin_replay_online_answers_total", instance()).absolute(replay.online_answers);
+    }
     let latency = &stats.latency_us;
     for (name, quantiles) in [
         ("target_first_byte", latency.target_first_byte),
+        ("online_first_byte", latency.online_first_byte),
         ("lag", latency.lag),
         ("turn_wait", latency.turn_wait),
     ] {
@@ -319,7 +327,7 @@ fn split(role: &str) -> (String, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::{Amount, Intercept, RoleStats, Target};
+    use crate::stats::{Amount, Intercept, Replay, RoleStats, Target};
 
     fn stats() -> Stats {
         let mut stats =
@@ -362,6 +370,7 @@ mod tests {
         let mut whole = stats();
         whole.targets.push(Target::default());
         whole.intercepts.push(Intercept::default());
+        whole.replay = Some(Replay::default());
         whole.sessions.failed.insert("refused".into(), 0);
         whole.inject.errors.insert("ENOBUFS".into(), 0);
         whole.rings.insert("capture-0".into(), 0);

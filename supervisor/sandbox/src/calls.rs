@@ -1,8 +1,8 @@
 //! The system calls that processes of the pipeline make, each with its reason. A process has several of these lists; what is on none of
 //! them ends it.
 //!
-//! They were found by watching each process through its whole life (strace) and by reading what the C library and the standard
-//! library may call besides; where an argument decides what a call can do, it is looked at too.
+//! They come from reading our own code, the C library's and the standard library's, and from the stories, in which each process lives
+//! its whole life; where an argument decides what a call can do, it is looked at too.
 
 use libc::{c_int, c_long};
 

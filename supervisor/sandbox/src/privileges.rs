@@ -43,12 +43,15 @@ pub(crate) fn change_user(user: Option<Ids>, keep: &[Capability]) -> Result<(), 
     Ok(())
 }
 
-/// Leaves this thread this capability alone, for the programs that it starts too, and over the process's change to another user.
-/// A thread without the capability stays as it is.
+/// Leaves this thread this capability, for the programs that it starts too, and over the process's change to another user, and for
+/// itself `meanwhile`. A thread without the capability stays as it is.
+///
+/// A change of user is made by all threads, and the C library ends a process in which one of them cannot (nptl(7)): a thread that
+/// is there before it needs CAP_SETUID and CAP_SETGID until then.
 ///
 /// # Errors
 /// The system refuses.
-pub fn hold_on_to(capability: Capability) -> Result<(), Error> {
+pub fn hold_on_to(capability: Capability, meanwhile: &[Capability]) -> Result<(), Error> {
     const CAPABILITIES: &str = "capabilities";
     if !has(capability) {
         return Ok(());
@@ -57,8 +60,9 @@ pub fn hold_on_to(capability: Capability) -> Result<(), Error> {
         sys::keep_capabilities_over_a_change_of_user().map_err(Error::of(CAPABILITIES))?;
     }
     let kept = CapsHashSet::from([capability]);
-    caps::set(None, CapSet::Effective, &kept).map_err(Error::of(CAPABILITIES))?;
-    caps::set(None, CapSet::Permitted, &kept).map_err(Error::of(CAPABILITIES))?;
+    let own: CapsHashSet = meanwhile.iter().copied().filter(|one| has(*one)).chain([capability]).collect();
+    caps::set(None, CapSet::Effective, &own).map_err(Error::of(CAPABILITIES))?;
+    caps::set(None, CapSet::Permitted, &own).map_err(Error::of(CAPABILITIES))?;
     caps::set(None, CapSet::Inheritable, &kept).map_err(Error::of(CAPABILITIES))?;
     // Kernels before 4.3 have no ambient set.
     if caps::runtime::ambient_set_supported().is_ok() {

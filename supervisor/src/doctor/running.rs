@@ -9,7 +9,7 @@ use crate::stats::Stats;
 use crate::words::{counted, thousands};
 
 /// Why sessions fail, and what to do; by the names in `sessions.failed`.
-const MEANINGS: [(&str, &str); 11] = [
+const MEANINGS: [(&str, &str); 12] = [
     ("refused", "the target refused the connection: its service is down, or -x names another port"),
     (
         "timed_out",
@@ -21,6 +21,7 @@ const MEANINGS: [(&str, &str); 11] = [
         "the target closed while requests remained: it closes sooner than the online service does",
     ),
     ("memory", "the run's memory was full; give it more with --memory, or replay less with -r"),
+    ("shed", "the run kept itself to --budget-cpu or a rate: give it more, or replay less with -r"),
     ("gap", "a hole in the capture, and --on-gap abort; see kernel drops and ring_full"),
     ("endpoints_exhausted", "no client address and port was free; give a larger range with -c"),
     ("superseded", "the client used its port again before the target was done"),

@@ -15,7 +15,7 @@ use lab::dump::{self, Order};
 use lab::scratch::Scratch;
 use lab::story::{Story, step};
 use lab::twin::Kind;
-use lab::{Instance, Load, Mode, Stats, network, wait};
+use lab::{Instance, Load, Mode, Stats, wait};
 
 use crate::offline::{self, ETHERNET, LIMIT, Recorded};
 use crate::stage::{ONLINE_PORT, SETTLE, Stage, clean};
@@ -553,7 +553,7 @@ fn kept_clients_in_copies_and_loops_do_not_meet() -> Result<()> {
         Bench::new(|load| Load { mode: Mode::ClientCloses, requests: 300, rate: Some(600.0), ..load })?;
     let stage = &bench.recorded.stage;
     let client = stage.net.client.v4();
-    network::route_range(&stage.net.target, client, 32, stage.net.assistant.v4())?;
+    stage.route_real_clients()?;
     let watch = offline::Watch::begin(&stage.net.target)?;
     let options = ["--speed", "8", "--keep-clients", "-n", "2", "--loops", "3", "--shards", "2"];
     let replayed = bench.replay(&[&bench.recorded.file], &options)?;

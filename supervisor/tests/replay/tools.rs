@@ -94,7 +94,11 @@ fn dry_run(files: &[&Path]) -> Result<(Told, serde_json::Value)> {
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "the dry run ended with {}: {error}", output.status);
     let found: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    ensure!(found["notes"] == serde_json::json!([]), "it found fault: {}", found["notes"]);
+    // A tool that captures on two cores may write two packets in another order than their times have, and that is told.
+    let is_order =
+        |note: &serde_json::Value| note.as_str().is_some_and(|note| note.contains("time goes backwards"));
+    let notes = found["notes"].as_array().context("no notes")?;
+    ensure!(notes.iter().all(is_order), "it found fault: {}", found["notes"]);
     let number = |path: &str| found.pointer(path).and_then(serde_json::Value::as_u64).context("no number");
     let packets = number("/packets")? + number("/other/not_ip")?;
     Ok(((packets, number("/first_ns")?, number("/last_ns")?), found))
