@@ -559,6 +559,8 @@ fn kept_clients_in_copies_and_loops_do_not_meet() -> Result<()> {
     let replayed = bench.replay(&[&bench.recorded.file], &options)?;
     replayed.is_whole(&asked(&bench.parts), 6)?;
     let mut ends = ends(&watch.end()?, stage.at_target().into())?;
+    // The canary's.
+    ends.retain(|end| !end.to_string().starts_with("203.0.113."));
     ensure!(ends.iter().all(|end| end.addr == client.into()), "an address is not the client's");
     let all = ends.len();
     ends.sort_unstable();

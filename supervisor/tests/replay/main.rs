@@ -17,6 +17,7 @@
 //! | `offline` | packet files instead of live traffic |
 //! | `files` | packet files of every shape, and what happens to a replay on the way |
 //! | `tools` | packet files that tcpdump, editcap and mergecap have written |
+//! | `repeating` | a file replayed twice, packet by packet on the wire |
 //! | `capture` | the same traffic through each capture engine; expressions and ranges |
 //! | `inject` | by link and by raw IP, and what changes on the way |
 //! | `faults` | what dies and comes back under load |
@@ -49,6 +50,7 @@ mod modes;
 mod offline;
 mod poison;
 mod recording;
+mod repeating;
 mod restraint;
 mod stage;
 mod surviving;
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         surviving::STORIES,
         recording::STORIES,
         restraint::STORIES,
+        repeating::STORIES,
         poison::STORIES,
         confined::STORIES,
         ending::STORIES,

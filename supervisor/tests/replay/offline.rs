@@ -118,7 +118,7 @@ impl Recorded {
     }
 
     /// Replays until it ends by itself, and says how long that took.
-    fn replay(&self, options: &[&str]) -> Result<(Stats, Duration)> {
+    pub(crate) fn replay(&self, options: &[&str]) -> Result<(Stats, Duration)> {
         let _intercept = self.stage.intercept()?;
         let began = Instant::now();
         let ended = self.begin(&lab::twin::map(ONLINE_PORT, self.stage.at_target()), options)?.wait(LIMIT)?;
