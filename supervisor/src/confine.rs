@@ -111,7 +111,7 @@ pub(crate) fn of_role(plan: &Plan, process: Process, ids: Option<Ids>) -> Option
 }
 
 fn injector(plan: &Plan, keep: &mut Keep) {
-    keep.calls.extend([calls::THREADS, calls::WAIT, calls::INJECT, calls::RETURNS]);
+    keep.calls.extend([calls::THREADS, calls::FINE_TIMERS, calls::WAIT, calls::INJECT, calls::RETURNS]);
     keep.ports = plan.intercepts.iter().map(std::net::SocketAddr::port).collect();
     let sessions = u64::from(plan.limits.sessions_per_shard) * u64::from(plan.shards);
     keep.data_bytes += sessions * CLAIM_BYTES;

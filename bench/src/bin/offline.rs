@@ -118,7 +118,7 @@ fn asked() -> Result<Asked> {
             "--times" => asked.times = value()?.parse().context("--times takes a number")?,
             "--shards" => asked.shards = value()?,
             "--connections" => {
-                asked.connections = value()?.parse().context("--connections takes a number")?
+                asked.connections = value()?.parse().context("--connections takes a number")?;
             }
             "--tcptwin" => asked.binary = value()?.into(),
             name => match ROWS.iter().find(|row| row.name == name) {

@@ -15,10 +15,8 @@ use lab::{Load, Mode};
 use crate::offline::{Recorded, Watch, record};
 use crate::stage::Stage;
 
-pub(crate) const STORIES: &[Story] = &[
-    ("the_same_seed_sends_the_same_packets", 90, the_same_seed_sends_the_same_packets),
-    ("the_same_seed_sends_the_same_uploads", 90, the_same_seed_sends_the_same_uploads),
-];
+pub(crate) const STORIES: &[Story] =
+    &[("the_same_seed_sends_the_same_packets", 90, the_same_seed_sends_the_same_packets)];
 
 /// A packet that says something, without what clocks decide.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,8 +110,4 @@ fn is_repeatable(load: impl FnOnce(Load) -> Load) -> Result<()> {
 
 fn the_same_seed_sends_the_same_packets() -> Result<()> {
     is_repeatable(|load| Load { mode: Mode::ClientCloses, rate: Some(1_000.0), ..load })
-}
-
-fn the_same_seed_sends_the_same_uploads() -> Result<()> {
-    is_repeatable(|load| Load { requests: 200, body_bytes: 20_000, rate: Some(200.0), ..load })
 }
