@@ -26,8 +26,9 @@ pub(crate) fn of_options(options: &Options) -> Result<Option<[u8; 32]>, Refusal>
     match options.one(Key::KeyFile) {
         Some(given) => read(Path::new(&given.text)).map(Some).map_err(|why| given.refuse(why)),
         None => {
-            let found =
-                credential().into_iter().chain([PathBuf::from(USUAL_PLACE)]).find(|place| place.exists());
+            // One that may not be looked at is there, and the reading will say why it cannot be used.
+            let is_there = |place: &PathBuf| place.try_exists().unwrap_or(true);
+            let found = credential().into_iter().chain([PathBuf::from(USUAL_PLACE)]).find(is_there);
             // A key that stands there but cannot be used is said, not passed over: it was meant.
             found.map(|place| read(&place).map_err(|why| unusable(&place, &why))).transpose()
         }

@@ -551,7 +551,7 @@ fn doctor_tells_what_is_wrong_on_the_assistant() -> Result<()> {
 fn doctor_explains_a_run_that_goes_on() -> Result<()> {
     let mut stage = Stage::new()?;
     let _intercept = stage.intercept()?;
-    let run = stage.run(&["--name", "web"])?;
+    let run = stage.run(&[])?;
     let load = clients(&stage)?;
     wait::until("sessions were answered", SETTLE, || {
         run.stats().is_ok_and(|stats| stats.number("/turns/answered").is_ok_and(|turns| turns > 50))
@@ -590,6 +590,8 @@ fn doctor_explains_a_run_that_goes_on() -> Result<()> {
         |fault: &str| found.all().into_iter().any(|one| one["fault"] == fault && one["outcome"] == "failed");
     ensure!(found.exit == Some(3) && named("target_refuses"), "{:#}", found.whole);
     load.stop()?;
+    // Else its region would stay, for a successor to take over.
+    run.stop_run()?;
     Ok(())
 }
 
