@@ -42,7 +42,7 @@ fn main() -> Result<()> {
         assert_eq!(rig.table.tally().in_flight, 0);
     }
     for sessions in [BATCH as u32, 50_000] {
-        let turns = 400_000 / sessions / TOGETHER * TOGETHER;
+        let turns = 400_000 / sessions;
         let (mut rig, mut clients) = opened(sessions * 2, sessions);
         let mut apart = || {
             timed(turns * sessions, || {
