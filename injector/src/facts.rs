@@ -5,11 +5,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourState};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute};
 
+use crate::path::question_about;
 use crate::rtnl::Rtnl;
 use crate::sys;
 use crate::way::{neighbour, nudge};
@@ -117,19 +118,11 @@ pub fn next_hop(device: u32, hop: IpAddr, patience: Duration) -> io::Result<Neig
 /// What the kernel would do with a packet from `from` to `to` that came in by a device: its own word, reverse path and all
 /// (RTM_GETROUTE with RTA_IIF, as `ip route get TO from FROM iif DEVICE`).
 pub fn entry(from: IpAddr, to: SocketAddr, device: u32) -> io::Result<Entry> {
-    let mut question = RouteMessage::default();
-    let (family, bits) = match to {
-        SocketAddr::V4(_) => (AddressFamily::Inet, 32),
-        SocketAddr::V6(_) => (AddressFamily::Inet6, 128),
-    };
-    question.header.address_family = family;
-    question.header.destination_prefix_length = bits;
-    question.header.source_prefix_length = bits;
-    question.attributes = vec![
-        RouteAttribute::Destination(RouteAddress::from(to.ip())),
-        RouteAttribute::Source(RouteAddress::from(from)),
-        RouteAttribute::Iif(device),
-    ];
+    let mut question = question_about(to);
+    question.header.source_prefix_length = question.header.destination_prefix_length;
+    question
+        .attributes
+        .extend([RouteAttribute::Source(RouteAddress::from(from)), RouteAttribute::Iif(device)]);
     Ok(match Rtnl::open()?.ask(RouteNetlinkMessage::GetRoute(question), 0)? {
         Ok(_) => Entry::Taken,
         Err(refusal) => match refusal.raw_os_error() {

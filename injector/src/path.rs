@@ -152,8 +152,8 @@ pub(crate) struct Answer {
     pub(crate) encapsulated: bool,
 }
 
-/// The outer error is ours (no netlink), the inner one the kernel's (no route).
-pub(crate) fn ask_route(rtnl: &Rtnl, to: SocketAddr) -> io::Result<Result<Answer, String>> {
+/// RTM_GETROUTE about one address.
+pub(crate) fn question_about(to: SocketAddr) -> RouteMessage {
     let mut question = RouteMessage::default();
     let (family, bits) = match to {
         SocketAddr::V4(_) => (AddressFamily::Inet, 32),
@@ -162,6 +162,12 @@ pub(crate) fn ask_route(rtnl: &Rtnl, to: SocketAddr) -> io::Result<Result<Answer
     question.header.address_family = family;
     question.header.destination_prefix_length = bits;
     question.attributes.push(RouteAttribute::Destination(RouteAddress::from(to.ip())));
+    question
+}
+
+/// The outer error is ours (no netlink), the inner one the kernel's (no route).
+pub(crate) fn ask_route(rtnl: &Rtnl, to: SocketAddr) -> io::Result<Result<Answer, String>> {
+    let mut question = question_about(to);
     if let SocketAddr::V6(v6) = to
         && v6.scope_id() != 0
     {

@@ -30,7 +30,7 @@
 
 use flow::{Captured, sample};
 use session::{Count, Datagrams, Held, Order, Table};
-use shm::{Control, Doorbell, Item, Journal, Link, Region, Role, Word};
+use shm::{Control, Doorbell, Item, Journal, Link, MILLION, Region, Role, Word};
 use topology::Plan;
 
 use crate::config::{datagrams, machine_config, table_bytes};
@@ -183,8 +183,8 @@ impl Shard {
             percent_ppm: control.percent_ppm(),
             copies_milli: control.copies_milli(),
             // A file waits instead.
-            admitted_ppm: if self.patient { ALL } else { control.admitted_ppm() },
-            kept_ppm: if self.patient { ALL } else { control.kept_ppm() },
+            admitted_ppm: if self.patient { MILLION } else { control.admitted_ppm() },
+            kept_ppm: if self.patient { MILLION } else { control.kept_ppm() },
         };
         while let Some((name, segment)) = taken.next_captured() {
             self.journal.at(name);
@@ -382,9 +382,6 @@ struct Ordered {
     admitted_ppm: u32,
     kept_ppm: u32,
 }
-
-/// Parts per million.
-const ALL: u32 = 1_000_000;
 
 impl Ordered {
     /// While paused, flows that are not known are sampled out; while there is no room for them, some.

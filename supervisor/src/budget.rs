@@ -15,6 +15,8 @@
 
 use std::collections::VecDeque;
 
+use shm::MILLION;
+
 /// The share of flows that is replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Share {
@@ -52,7 +54,6 @@ impl Step {
     }
 }
 
-const MILLION: u32 = 1_000_000;
 /// Over which the budget is meant, ms.
 const WINDOW_MS: u64 = 1_000;
 /// Too much by half is too much before a second is over, ms.

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use flow::{Captured, Inject, Returned, record};
 use serde::{Deserialize, Serialize};
 use session::{Datagrams, Held, Order, Part, Sink, Table};
-use shm::{Item, Region};
+use shm::{Item, MILLION, Region};
 use topology::plan::Protocol;
 use topology::{Plan, Refusal};
 
@@ -40,9 +40,6 @@ struct Specimen {
     time_us: u64,
     arena: Vec<Cut>,
 }
-
-/// Parts per million that are all.
-const ALL: u32 = 1_000_000;
 
 /// A part of the shard's arena.
 #[derive(Serialize, Deserialize)]
@@ -241,8 +238,8 @@ impl Specimen {
                 paused: false,
                 percent_ppm: self.percent_ppm,
                 copies_milli: self.copies_milli,
-                admitted_ppm: ALL,
-                kept_ppm: ALL,
+                admitted_ppm: MILLION,
+                kept_ppm: MILLION,
             };
             let copies = datagrams.copies(head, &order, false);
             for copy in 0..copies {

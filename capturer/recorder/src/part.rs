@@ -118,20 +118,10 @@ impl Part {
 
     /// Everything gathered goes out. Says how many bytes the file grew by, and which packets are in it now.
     pub(crate) fn flush(&mut self) -> io::Result<(u64, Amount)> {
-        let out = match &mut self.sink {
-            Sink::Plain(buffer) => buffer,
-            Sink::Zstd(encoder) => {
-                encoder.flush()?;
-                encoder.get_mut()
-            }
-        };
-        self.file.write_all(out)?;
-        let grown = out.len() as u64;
-        out.clear();
-        self.good += grown;
-        self.gathered = 0;
-        self.written += self.packets.packets;
-        Ok((grown, std::mem::take(&mut self.packets)))
+        if let Sink::Zstd(encoder) = &mut self.sink {
+            encoder.flush()?;
+        }
+        self.write_out()
     }
 
     /// Ends it with `last`. Says how many bytes it grew by, and which packets came in. [`Part::name`] comes when they are counted.
@@ -143,6 +133,11 @@ impl Part {
         if let Sink::Zstd(encoder) = &mut self.sink {
             encoder.do_finish()?;
         }
+        self.write_out()
+    }
+
+    /// What the sink has ready goes to the file.
+    fn write_out(&mut self) -> io::Result<(u64, Amount)> {
         let out = match &mut self.sink {
             Sink::Plain(buffer) => buffer,
             Sink::Zstd(encoder) => encoder.get_mut(),

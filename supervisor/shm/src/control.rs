@@ -27,8 +27,8 @@ pub struct Control {
     held_us: AtomicU64,
 }
 
-/// One whole in parts per million.
-const MILLION: u32 = 1_000_000;
+/// All, in the parts per million in which shares stand here.
+pub const MILLION: u32 = 1_000_000;
 
 /// Devices that may be guarded at a time.
 pub const GUARDED_DEVICES: usize = 8;

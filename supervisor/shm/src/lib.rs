@@ -62,7 +62,7 @@ pub use layout::Part;
 #[cfg(not(loom))]
 pub use {
     clock::{monotonic_ms, monotonic_ns, monotonic_us},
-    control::{ANY_DEVICE, Control, GUARDED_DEVICES},
+    control::{ANY_DEVICE, Control, GUARDED_DEVICES, MILLION},
     counters::{COUNTERS_PER_ROLE, Counters},
     error::RegionError,
     heartbeat::{Heartbeat, RoleState},

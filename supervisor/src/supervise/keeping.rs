@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use shm::MILLION;
+
 use super::{Phase, Supervisor, TICK};
 use crate::budget::{Governor, Share, Step};
 use crate::member::Member;
@@ -23,7 +25,6 @@ pub(super) struct Keeping {
     ramped_ppm: u32,
 }
 
-const MILLION: u32 = 1_000_000;
 /// The part of the time for which packets may wait because of a rate, thousandths: with more of it they wait ever longer.
 const WAITING_MILLI: u32 = 900;
 /// Connections that are booked further ahead count as waiting all the time: half of what they may wait.
