@@ -251,15 +251,20 @@ pub(crate) fn listens_again() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt as _;
 
     fn said(text: &str) -> anyhow::Result<Verdict> {
         use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Relaxed);
         let path = std::env::temp_dir().join(format!("tcptwin-upgrade-{}-{number}", std::process::id()));
-        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        // Another process writes the script: a descriptor of ours that is open for writing would be inherited by
+        // whatever another test starts at that moment, and a file that somebody may write is not executed (ETXTBSY).
+        let written = Command::new("sh")
+            .args(["-c", r#"printf '#!/bin/sh\n%s\n' "$2" > "$1" && chmod 700 "$1""#, "sh"])
+            .args([path.as_os_str(), text.as_ref()])
+            .status()
+            .unwrap();
+        assert!(written.success());
         let verdict = ask(&path, "no-such-instance");
         std::fs::remove_file(&path).unwrap();
         verdict
