@@ -38,7 +38,8 @@ use assembler::{Assembler, To, code, plain};
 use parts::Port;
 
 /// The filter that lets nothing through.
-pub const NOTHING: [Instruction; 1] = [plain(code::RET_K, 0)];
+#[cfg(test)]
+pub(crate) const NOTHING: [Instruction; 1] = [plain(code::RET_K, 0)];
 
 /// Which frames by their length: two sockets share the traffic of an interface, one with small and one with large slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,10 +6,10 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use topology::Plan;
 
 use crate::error::RoleError;
-use crate::filter::{Instruction, NOTHING};
 use crate::interfaces;
-use crate::open::{CaptureSocket, interface_names, ring_programs, ring_specs};
+use crate::open::{CaptureSocket, interface_names, ring_specs};
 use crate::packet_ring::{PacketRing, Start};
+use crate::role::realtime_ns;
 use crate::source::{Frame, Links, Source};
 
 /// Rings of one interface.
@@ -23,8 +23,9 @@ pub struct Live {
     turn: usize,
     promiscuous: bool,
     downs: u64,
-    /// Filters of small and of large frames.
-    programs: [Vec<Instruction>; RINGS],
+    /// Frames seen later than this are not taken any more, CLOCK_REALTIME nanoseconds: the sockets are closed one after the other,
+    /// and a stream of which only the large frames went on for a while would have holes.
+    until_ns: u64,
 }
 
 #[derive(Debug)]
@@ -72,8 +73,8 @@ impl Live {
             let Ok(rings) = rings.try_into() else { break };
             interfaces.push(Interface { name, rings, first, link: Link::Up });
         }
-        let programs = ring_programs(plan);
-        Ok(Self { interfaces, turn: 0, promiscuous: plan.capture.promiscuous, downs: 0, programs })
+        let promiscuous = plan.capture.promiscuous;
+        Ok(Self { interfaces, turn: 0, promiscuous, downs: 0, until_ns: u64::MAX })
     }
 }
 
@@ -83,7 +84,7 @@ impl Source for Live {
         let mut taken = 0;
         for i in 0..count {
             let interface = &mut self.interfaces[(self.turn + i) % count];
-            taken += interface.drain(max - taken, sink);
+            taken += interface.drain(max - taken, self.until_ns, sink);
         }
         self.turn = (self.turn + 1) % count.max(1);
         taken
@@ -113,10 +114,10 @@ impl Source for Live {
     }
 
     fn attend(&mut self) -> Links {
-        let promiscuous = self.promiscuous;
+        let (promiscuous, open) = (self.promiscuous, self.until_ns == u64::MAX);
         for interface in &mut self.interfaces {
             let before = interface.link;
-            interface.attend(promiscuous);
+            interface.attend(promiscuous, open);
             self.downs += u64::from(before == Link::Up && interface.link != Link::Up);
         }
         let count = |link| self.interfaces.iter().filter(|interface| interface.link == link).count() as u64;
@@ -130,31 +131,31 @@ impl Source for Live {
     }
 
     fn close(&mut self) {
+        self.until_ns = realtime_ns();
         for ring in self.interfaces.iter().flat_map(|interface| &interface.rings) {
-            if let Err(error) = ring.socket().attach(&NOTHING) {
+            if let Err(error) = ring.socket().close() {
                 tracing::warn!(
-                    "closing the capture filter failed: {error}; the last frames may be taken twice"
+                    "closing a capture socket failed ({error}); its frames are not taken any more"
                 );
             }
         }
     }
 
     fn reopen(&mut self) {
-        for interface in &self.interfaces {
-            for (ring, program) in interface.rings.iter().zip(&self.programs) {
-                if let Err(error) = ring.socket().attach(program) {
-                    tracing::warn!(
-                        "opening the capture filter again failed: {error}; the run has to be started anew"
-                    );
-                }
+        self.until_ns = u64::MAX;
+        for ring in self.interfaces.iter().flat_map(|interface| &interface.rings) {
+            if let Err(error) = ring.socket().reopen() {
+                tracing::warn!(
+                    "opening a capture socket again failed ({error}); the run has to be started anew"
+                );
             }
         }
     }
 }
 
 impl Interface {
-    /// Hands over frames of both rings by their time.
-    fn drain(&mut self, max: u32, sink: &mut dyn FnMut(&Frame<'_>)) -> u32 {
+    /// Hands over frames of both rings by their time, up to this one.
+    fn drain(&mut self, max: u32, until_ns: u64, sink: &mut dyn FnMut(&Frame<'_>)) -> u32 {
         let mut taken = 0;
         while taken < max {
             let [small, large] = &mut self.rings;
@@ -167,19 +168,21 @@ impl Interface {
             };
             let ring = &mut self.rings[number];
             let Some((meta, packet)) = ring.peek() else { break };
-            sink(&Frame {
-                packet,
-                wire_len: meta.len,
-                time_ns: meta.time_ns,
-                checksum_unfilled: meta.checksum_unfilled(),
-            });
+            if meta.time_ns <= until_ns {
+                sink(&Frame {
+                    packet,
+                    wire_len: meta.len,
+                    time_ns: meta.time_ns,
+                    checksum_unfilled: meta.checksum_unfilled(),
+                });
+            }
             ring.advance();
             taken += 1;
         }
         taken
     }
 
-    fn attend(&mut self, promiscuous: bool) {
+    fn attend(&mut self, promiscuous: bool, open: bool) {
         let Some(name) = self.name.clone() else {
             self.take_errors();
             return;
@@ -187,7 +190,9 @@ impl Interface {
         let errors = self.take_errors();
         let gone = self.rings.iter().any(PacketRing::interface_gone);
         let link = match self.link {
-            _ if gone => self.bind_again(&name, promiscuous),
+            // Closed sockets are left as they are: they would see frames again.
+            _ if gone && open => self.bind_again(&name, promiscuous),
+            _ if gone => Link::Gone,
             Link::Up if errors => Link::Down,
             Link::Up => Link::Up,
             Link::Down | Link::Gone => match interfaces::find(&name) {

@@ -11,7 +11,7 @@ use topology::plan::CaptureEngine;
 
 use crate::count::{MAX_RINGS, POSITIONS};
 use crate::error::OpenError;
-use crate::filter::{Frames, Instruction, NOTHING};
+use crate::filter::{Frames, Instruction};
 use crate::interfaces::{self, Interface};
 use crate::live::RINGS;
 use crate::online::program;
@@ -92,7 +92,14 @@ pub fn deafen(plan: &Plan, sockets: &[CaptureSocket]) -> io::Result<()> {
     if matches!(plan.capture.engine, CaptureEngine::Pcap | CaptureEngine::Xdp) {
         return Ok(());
     }
-    sockets.iter().map(|socket| socket.0.attach(&NOTHING)).fold(Ok(()), io::Result::and)
+    // At once: the kernel makes each of them wait for all cores.
+    std::thread::scope(|scope| {
+        let closing: Vec<_> = sockets.iter().map(|socket| scope.spawn(|| socket.0.close())).collect();
+        closing
+            .into_iter()
+            .map(|one| one.join().expect("closing does not panic"))
+            .fold(Ok(()), io::Result::and)
+    })
 }
 
 /// Whether the supervisor's sockets are all that captures: [`deafen`] ends it then.
@@ -136,7 +143,7 @@ pub fn names(plan: &Plan) -> Vec<String> {
 }
 
 /// Takes over ring sockets that outlived their supervisor, in the order of [`names`]. Each must be what [`open`] would make
-/// for this plan: bound where it says, with this filter, and a ring of this size.
+/// for this plan: bound where it says, with this filter, and a ring of this size. One that was closed is open then.
 ///
 /// # Errors
 /// Which is not, by its place; all of them are closed then.
@@ -162,11 +169,15 @@ pub fn take_over(plan: &Plan, sockets: Vec<OwnedFd>) -> Result<Vec<CaptureSocket
         if socket.bound().map_err(failed)? != bound {
             return Err(wrong("it listens on another interface"));
         }
+        // A version before this one did not; and behind this it is what it is.
+        socket.lock_filter().map_err(failed)?;
         if socket.filter().map_err(failed)? != programs[i % RINGS] {
             return Err(wrong("its filter is another plan's"));
         }
         // The kernel refuses to map anything but the whole ring.
         RingMemory::map(&socket, spec).map_err(|_| wrong("its ring is of another size"))?;
+        // Its capturer had begun to drain.
+        socket.reopen().map_err(failed)?;
         taken.push(CaptureSocket(socket));
     }
     Ok(taken)
@@ -269,7 +280,7 @@ fn open_simple_on(plan: &Plan, interface: &Interface) -> Result<CaptureSocket, O
     let begin = if header == 0 { Begin::Network } else { Begin::Link };
     let socket = PacketSocket::open(begin).map_err(failed)?;
     // pnet_datalink gives no way to set a filter, but takes a socket that has one.
-    socket.attach(&program(plan, header, Frames::All)).map_err(failed)?;
+    socket.filter_for_good(&program(plan, header, Frames::All)).map_err(failed)?;
     if !hearing(plan).outgoing {
         let _ = socket.ignore_outgoing();
     }

@@ -176,7 +176,7 @@ pub struct Hearing {
     pub outgoing: bool,
 }
 
-/// Opens a packet socket with ring and filter in place and then binds it: to an interface, or to all with 0. Nothing is mapped
+/// Opens a packet socket with ring and filter in place, the filter for good, and then binds it: to an interface, or to all with 0. Nothing is mapped
 /// yet; the descriptor may be handed to another process first.
 pub fn open_socket(
     spec: &RingSpec,
@@ -185,7 +185,7 @@ pub fn open_socket(
     hearing: Hearing,
 ) -> io::Result<PacketSocket> {
     let socket = PacketSocket::open(Begin::Network)?;
-    socket.attach(filter)?;
+    socket.filter_for_good(filter)?;
     socket.set_ring(spec)?;
     if !hearing.outgoing {
         // The filter drops outgoing frames too; kernels before 4.20 do not know this option.
@@ -294,7 +294,7 @@ impl PacketRing {
         &self.spec
     }
 
-    /// The socket below: for its error, its interface, another filter.
+    /// The socket below: for its error and its interface.
     pub const fn socket(&self) -> &PacketSocket {
         &self.socket
     }

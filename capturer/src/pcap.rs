@@ -9,7 +9,6 @@
 //! meant; the dispatcher decides again.
 
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use flow::Range;
 use libpcap::{Direction, Live, Options, link};
@@ -22,6 +21,7 @@ use crate::filter::{CaptureFilter, Frames};
 use crate::interfaces::{self, Interface};
 use crate::online::filter;
 use crate::open::{hearing, interface_names};
+use crate::role::realtime_ns;
 use crate::source::{Frame, Links, Source};
 use crate::watch::{State, Watch};
 
@@ -156,8 +156,7 @@ impl Source for Pcap {
     fn relocate(&mut self) {}
 
     fn close(&mut self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        self.until_ns = now.as_nanos() as u64;
+        self.until_ns = realtime_ns();
     }
 
     fn reopen(&mut self) {

@@ -336,6 +336,6 @@ fn both_clocks() -> (u64, u64) {
     (before, realtime_ns())
 }
 
-fn realtime_ns() -> u64 {
+pub(crate) fn realtime_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }

@@ -6,16 +6,15 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, IntoRawFd as _, OwnedFd};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use pnet_datalink::{Channel, Config, DataLinkReceiver, NetworkInterface};
 use topology::Plan;
 use trace::link::kind;
 
 use crate::error::RoleError;
-use crate::filter::{Frames, Instruction, NOTHING};
-use crate::online::program;
 use crate::open::{CaptureSocket, ETHERNET_HEADER, link_header};
+use crate::role::realtime_ns;
 use crate::source::{Frame, Links, Source};
 use crate::sys::{Bound, PacketSocket};
 
@@ -27,8 +26,6 @@ pub struct Simple {
     interfaces: Vec<Interface>,
     turn: usize,
     downs: u64,
-    /// Filters for frames that begin at the IP header, and behind an Ethernet header.
-    programs: [Vec<Instruction>; 2],
 }
 
 struct Interface {
@@ -64,8 +61,7 @@ impl Simple {
                     .map_err(|source| failed(&name, source))?,
             );
         }
-        let programs = [0, ETHERNET_HEADER].map(|header| program(plan, header, Frames::All));
-        Ok(Self { interfaces, turn: 0, downs: 0, programs })
+        Ok(Self { interfaces, turn: 0, downs: 0 })
     }
 }
 
@@ -155,17 +151,16 @@ impl Source for Simple {
 
     fn close(&mut self) {
         for interface in &self.interfaces {
-            if let Err(error) = interface.socket.attach(&NOTHING) {
-                tracing::warn!("closing the capture filter of {} failed: {error}", interface.name);
+            if let Err(error) = interface.socket.close() {
+                tracing::warn!("closing the capture socket of {} failed: {error}", interface.name);
             }
         }
     }
 
     fn reopen(&mut self) {
         for interface in &self.interfaces {
-            let header = link_header(&interface.name).unwrap_or(0);
-            if let Err(error) = interface.socket.attach(&self.programs[usize::from(header > 0)]) {
-                tracing::warn!("opening the capture filter of {} again failed: {error}", interface.name);
+            if let Err(error) = interface.socket.reopen() {
+                tracing::warn!("opening the capture socket of {} again failed: {error}", interface.name);
             }
         }
     }
@@ -176,8 +171,7 @@ impl Interface {
     fn take(&mut self, sink: &mut dyn FnMut(&Frame<'_>)) -> bool {
         // No frame (a time-out) and a pending error end the batch alike; the error is taken by `attend`.
         let Ok(bytes) = self.receiver.next() else { return false };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        if let Some(frame) = Frame::behind(self.link, bytes, bytes.len() as u32, now.as_nanos() as u64) {
+        if let Some(frame) = Frame::behind(self.link, bytes, bytes.len() as u32, realtime_ns()) {
             sink(&frame);
         }
         true

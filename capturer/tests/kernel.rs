@@ -17,6 +17,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
+use capturer::filter::Instruction;
 use capturer::sys::{Begin, PacketSocket};
 use capturer::{Count, OpenError};
 use flow::record::flag;
@@ -305,6 +306,12 @@ fn kept_sockets_are_taken_over_by_the_same_plan_only() {
         large.capture.buffer_bytes *= 2;
         refused(&large, kept(), "its ring is of another size");
         assert_ne!(capturer::names(&large), capturer::names(&ours));
+        let closed: Vec<PacketSocket> = kept().into_iter().map(PacketSocket::from).collect();
+        closed.iter().for_each(|socket| socket.close().unwrap());
+        let closed = closed.into_iter().map(OwnedFd::from).collect();
+        for socket in capturer::take_over(&ours, closed).unwrap() {
+            assert!(PacketSocket::from(socket).is_open().unwrap(), "a capturer died while it drained");
+        }
         let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         assert!(capturer::take_over(&ours, vec![file(), file()]).is_err());
         refused(&ours, vec![file()], "1 capture sockets");
@@ -326,6 +333,45 @@ fn draining_takes_what_the_kernel_holds_and_nothing_later() {
     rig.pump();
     assert_eq!(rig.stream(before).bytes.len(), 100_000);
     assert!(rig.stream(after).bytes.is_empty());
+}
+
+#[test]
+fn a_capture_that_is_closed_sees_nothing_until_it_is_opened_again() {
+    for engine in [CaptureEngine::Ring, CaptureEngine::Simple] {
+        let Some(ns) = namespace() else { return };
+        let mut plan = plan(MAPPING);
+        plan.capture.engine = engine;
+        plan.restraint.cpu_milli = Some(1_000);
+        let mut rig = Rig::start(ns, &plan);
+        let first = talk(&rig.ns, V4, b"while it is open", b"ok");
+        rig.until("it is open", |rig| rig.stream(first).fins > 0);
+        rig.region.control().set_blind(true);
+        rig.until("it is closed", |rig| rig.all_see(false));
+        let meanwhile = talk(&rig.ns, V4, b"while it is closed", b"ok");
+        rig.region.control().set_blind(false);
+        rig.until("it is open again", |rig| rig.all_see(true));
+        let last = talk(&rig.ns, V4, b"open once more", b"ok");
+        assert_eq!(rig.stop_and_read(last).bytes, b"open once more", "{engine:?}");
+        assert!(rig.stream(meanwhile).bytes.is_empty(), "{engine:?}");
+    }
+}
+
+#[test]
+fn nobody_changes_the_filter_of_a_capture_socket() {
+    let Some(ns) = namespace() else { return };
+    ns.enter(|| {
+        for engine in [CaptureEngine::Ring, CaptureEngine::Simple] {
+            let mut plan = plan(MAPPING);
+            plan.capture.engine = engine;
+            for socket in capturer::open(&plan).unwrap().into_iter().map(PacketSocket::from) {
+                let before = socket.filter().unwrap();
+                let everything = [Instruction { code: 6, jt: 0, jf: 0, k: u32::MAX }];
+                let refused = socket.attach(&everything).unwrap_err();
+                assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied, "{engine:?}");
+                assert_eq!(socket.filter().unwrap(), before, "{engine:?}");
+            }
+        }
+    });
 }
 
 #[test]

@@ -256,6 +256,10 @@ mod tests {
         assert!(Sockets::take_over(&plan, |_| file()).is_none(), "they are files");
         match open(&plan) {
             Ok(Sockets { mut v4, mut link, .. }) => {
+                for socket in [&v4, &link].map(|socket| socket.as_ref().unwrap()) {
+                    let again = sys::hear_nothing(socket).unwrap_err();
+                    assert_eq!(again.kind(), io::ErrorKind::PermissionDenied, "its filter is locked");
+                }
                 let number = link.as_ref().unwrap().as_raw_fd();
                 let taken = Sockets::take_over(&plan, |lane| match lane {
                     Lane::V4 => v4.take(),

@@ -31,6 +31,7 @@ pub(crate) fn open_raw(v4: bool) -> io::Result<OwnedFd> {
     if !v4 {
         set_int(&fd, libc::IPPROTO_IPV6, IPV6_HDRINCL, 1)?;
     }
+    hear_nothing(&fd)?;
     Ok(fd)
 }
 
@@ -46,7 +47,18 @@ pub(crate) fn open_packet() -> io::Result<OwnedFd> {
     // Straight to the driver; the kernel's egress hook stands before it all the same.
     set_int(&fd, libc::SOL_PACKET, PACKET_QDISC_BYPASS, 1)?;
     setsockopt(&fd, sockopt::Mark, &MARK)?;
+    hear_nothing(&fd)?;
     Ok(fd)
+}
+
+/// Lets nothing in by a socket that is for sending alone, for good: whoever gets hold of it cannot listen by it. A filter that takes
+/// nothing, and its lock (SO_LOCK_FILTER of socket(7)).
+pub(crate) fn hear_nothing(fd: &OwnedFd) -> io::Result<()> {
+    // `ret #0`.
+    let mut nothing = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 };
+    let program = libc::sock_fprog { len: 1, filter: ptr::from_mut(&mut nothing) };
+    set(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
+    set_int(fd, libc::SOL_SOCKET, libc::SO_LOCK_FILTER, 1)
 }
 
 /// Mark of the frames that leave by our packet socket, by which the kernel's guard knows them whatever their source. They meet
@@ -66,14 +78,19 @@ pub(crate) fn raise_send_buffer(fd: &OwnedFd, bytes: usize) -> usize {
 }
 
 fn set_int(fd: &OwnedFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: `value` lives through the call and its size is the one given; the descriptor is open (borrowed).
+    set(fd, level, name, &value)
+}
+
+fn set<T>(fd: &OwnedFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
+    // SAFETY: `value` lives through the call, with what it points to (a filter's one instruction), and its size is the one given;
+    // the kernel only reads it. The descriptor is open (borrowed).
     let rc = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
             level,
             name,
-            ptr::from_ref(&value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
+            ptr::from_ref(value).cast(),
+            size_of::<T>() as libc::socklen_t,
         )
     };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

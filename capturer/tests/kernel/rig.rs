@@ -137,6 +137,11 @@ impl Rig {
         self.succeed();
     }
 
+    /// Whether all sockets see frames, or none.
+    pub(crate) fn all_see(&self, frames: bool) -> bool {
+        self.sockets.iter().all(|socket| socket.is_open().unwrap() == frames)
+    }
+
     pub(crate) fn wait_for_end(&mut self) {
         if let Some(role) = self.role.take() {
             role.join().unwrap().unwrap();

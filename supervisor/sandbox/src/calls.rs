@@ -129,13 +129,14 @@ pub const CAPTURE: List = &[
     call(libc::SYS_getsockname, Always, "whether the device is still there"),
     call(
         libc::SYS_setsockopt,
-        Setting(&[
-            (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER),
-            (libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP),
-        ]),
-        "the filter that ends the capture; a mirror port again after its device was away",
+        Setting(&[(libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP)]),
+        "a mirror port again after its device was away",
     ),
-    call(libc::SYS_bind, Always, "the socket again to a device that was away; netlink"),
+    call(
+        libc::SYS_bind,
+        Always,
+        "the socket to no protocol, which ends the capture, and again to a device that was away; its filter is locked",
+    ),
     call(libc::SYS_recvfrom, Always, "frames, where there is no ring"),
 ];
 
