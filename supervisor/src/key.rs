@@ -28,7 +28,8 @@ pub(crate) fn of_options(options: &Options) -> Result<Option<[u8; 32]>, Refusal>
         None => {
             // One that may not be looked at is there, and the reading will say why it cannot be used.
             let is_there = |place: &PathBuf| place.try_exists().unwrap_or(true);
-            let found = credential().into_iter().chain([PathBuf::from(USUAL_PLACE)]).find(is_there);
+            let handed_down = credential().filter(|place| !stands_for_none(place));
+            let found = handed_down.into_iter().chain([PathBuf::from(USUAL_PLACE)]).find(is_there);
             // A key that stands there but cannot be used is said, not passed over: it was meant.
             found.map(|place| read(&place).map_err(|why| unusable(&place, &why))).transpose()
         }
@@ -38,6 +39,12 @@ pub(crate) fn of_options(options: &Options) -> Result<Option<[u8; 32]>, Refusal>
 /// The key among the credentials of this service (systemd.exec(5), LoadCredential=key:FILE).
 fn credential() -> Option<PathBuf> {
     Some(Path::new(&std::env::var_os("CREDENTIALS_DIRECTORY")?).join("key"))
+}
+
+/// What the units hand down where there is no key: a credential whose file is missing would end the service before this program
+/// could say a word (systemd.exec(5), SetCredential=, has the value that is taken then).
+fn stands_for_none(place: &Path) -> bool {
+    fs::read_to_string(place).is_ok_and(|text| text.trim() == "none")
 }
 
 fn unusable(place: &Path, why: &str) -> Refusal {
@@ -150,6 +157,17 @@ mod tests {
         assert!(read(&path).unwrap_err().contains("64 hexadecimal digits"));
         fs::remove_dir_all(&dir).unwrap();
         assert!(read(&path).unwrap_err().contains("no such file"));
+    }
+
+    #[test]
+    fn the_units_word_for_no_key_is_none() {
+        let scratch = lab::scratch::Scratch::new("key").unwrap();
+        let file = scratch.file("key");
+        for (text, is_none) in [("none", true), ("none\n", true), ("", false), (&"0f".repeat(32), false)] {
+            fs::write(&file, text).unwrap();
+            assert_eq!(stands_for_none(&file), is_none, "{text}");
+        }
+        assert!(!stands_for_none(&scratch.file("absent")));
     }
 
     #[test]
