@@ -3,7 +3,7 @@
 
 use injector::{Report, Sockets, Verdict, canary_index, probe, probing};
 use shm::{Region, Role};
-use topology::plan::{Clients, Protocol};
+use topology::plan::{CanaryPlan, Clients, Target};
 use topology::{Plan, Refusal};
 
 use crate::stats::{Canary, HopTimes};
@@ -18,11 +18,10 @@ pub(crate) fn must_pass(region: &'static Region, plan: &Plan, sockets: &Sockets)
     if !matches!(plan.clients, Clients::Keep) || plan.records_only() {
         return Ok(());
     }
-    if !plan.replays(Protocol::Tcp) {
-        tracing::warn!(
-            "only datagrams are replayed, which nothing can probe: that the target's answers to real clients come to intercept and go nowhere else is not proven"
-        );
-        return Ok(());
+    if let Some(target) = unprobed(plan) {
+        return Err(Refusal::preflight(format!(
+            "--keep-clients: datagrams cannot be probed, so the way to {target} and back is not proven, and real users might get its answers. Map TCP to {target} as well, here and at intercept: the probe goes there, and any answer proves the way, also that nobody listens. Or --canary off, where you have seen to the route yourself"
+        )));
     }
     let findings = probing::probe(plan, sockets, Some(region.control())).map_err(|error| {
         let why = words::of_io(&error);
@@ -34,6 +33,16 @@ pub(crate) fn must_pass(region: &'static Region, plan: &Plan, sockets: &Sockets)
             "--keep-clients: the way to a target and back is not proven, and real users might get its answers: {trouble}"
         ))),
     }
+}
+
+/// A target of datagrams at an address where nothing is probed, unless nothing at all shall be.
+fn unprobed(plan: &Plan) -> Option<std::net::SocketAddr> {
+    if plan.canary == CanaryPlan::Off {
+        return None;
+    }
+    let probed = probe::probed(plan);
+    let is_probed = |target: &&Target| probed.iter().any(|(_, to, _)| to.ip() == target.addr.ip());
+    plan.targets.iter().find(|target| !is_probed(target)).map(|target| target.addr)
 }
 
 /// What the injector found out about each target that is probed: its address, where from, and how it stands.
@@ -105,6 +114,7 @@ fn said(plan: &Plan, to: std::net::SocketAddr, before: Verdict, report: &Report)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use topology::plan::Protocol;
 
     fn set(counters: &shm::Counters, report: Report) {
         for (word, value) in report.to_words().into_iter().enumerate() {
@@ -114,6 +124,25 @@ mod tests {
 
     fn plan() -> Plan {
         Plan { canary: topology::plan::CanaryPlan::On, ..Plan::small(&["80-10.0.3.2:8080"]) }
+    }
+
+    #[test]
+    fn datagrams_to_real_clients_need_a_probe_at_their_target() {
+        let of = |maps: &[&str]| {
+            let mut plan = Plan { clients: Clients::Keep, ..Plan::small(maps) };
+            plan.canary = CanaryPlan::From(vec![[192, 0, 2, 9].into()]);
+            plan
+        };
+        let udp = |mut plan: Plan, index: usize| {
+            plan.targets[index].protocol = Protocol::Udp;
+            plan
+        };
+        let target = |text: &str| Some(text.parse().unwrap());
+        assert_eq!(unprobed(&udp(of(&["53-10.0.3.2:53"]), 0)), target("10.0.3.2:53"));
+        let two = udp(of(&["80-10.0.3.2:80", "53-10.0.3.3:53"]), 1);
+        assert_eq!(unprobed(&two), target("10.0.3.3:53"), "another host's way is another");
+        assert_eq!(unprobed(&udp(of(&["53-10.0.3.2:54", "53-10.0.3.2:53"]), 1)), None);
+        assert_eq!(unprobed(&Plan { canary: CanaryPlan::Off, ..two }), None, "renounced");
     }
 
     #[test]
