@@ -134,6 +134,7 @@ impl Collector {
             cpu_s: own.map_or(0.0, |look| look.cpu.as_secs_f64()),
             rss_bytes: own.map_or(0, |look| look.rss_bytes),
             recovery_us: RecoveryTime::default(),
+            stopped_at: None,
         });
         roles
     }
@@ -157,6 +158,7 @@ impl Collector {
             cpu_s: member.cpu().as_secs_f64(),
             rss_bytes: member.rss_bytes(),
             recovery_us: RecoveryTime { last: member.recovery.last_us, worst: member.recovery.worst_us },
+            stopped_at: member.stopped_at.clone(),
         }
     }
 

@@ -99,7 +99,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     tracing::info!("{}", confine::note(wanted.sandbox, &standing));
     // All is open now, and no thread runs yet but the one that watches whether this host forwards.
     if let Some(keep) = confine::of_intercept(wanted.sandbox, &standing, &directory, device.as_deref()) {
-        keep.give_up()?.enter()?;
+        keep.give_up()?.enter(None)?;
     }
     hole.iter().for_each(Blackhole::confined);
     if let Some(listener) = exporter {

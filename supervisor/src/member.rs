@@ -32,6 +32,8 @@ pub(crate) struct Member {
     pub(crate) leaving: bool,
     /// How long it was away.
     pub(crate) recovery: Recovery,
+    /// The system call that its sandbox stopped it at last.
+    pub(crate) stopped_at: Option<String>,
     life: Life,
     /// CPU time of its dead predecessors.
     cpu_before: Duration,
@@ -66,6 +68,8 @@ pub(crate) enum Death {
     InOrder,
     /// Of something it did; the end of "shard-worker 2 was ...".
     Crash(String),
+    /// Its sandbox stopped it.
+    Forbidden,
     /// Of a SIGKILL, which somebody sent.
     Kill(String),
 }
@@ -81,6 +85,7 @@ impl Member {
             backoff: Backoff::default(),
             leaving: false,
             recovery: Recovery::default(),
+            stopped_at: None,
             life: Life::Due(Instant::now()),
             cpu_before: Duration::ZERO,
             rss_bytes: Cell::new(0),
@@ -224,9 +229,7 @@ impl Member {
             Ok(WaitStatus::Exited(_, 0)) => Death::InOrder,
             Ok(WaitStatus::Exited(_, code)) => Death::Crash(format!("ended with exit code {code}")),
             Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)) => Death::Kill("killed by SIGKILL".to_owned()),
-            Ok(WaitStatus::Signaled(_, Signal::SIGSYS, _)) => Death::Crash(
-                "stopped by its sandbox (seccomp) at a system call that is not on its list".to_owned(),
-            ),
+            Ok(WaitStatus::Signaled(_, Signal::SIGSYS, _)) => Death::Forbidden,
             Ok(WaitStatus::Signaled(_, signal, _)) => Death::Crash(format!("killed by {signal}")),
             // No such child: somebody reaped it, which nobody does.
             other => Death::Crash(format!("lost ({other:?})")),

@@ -142,7 +142,7 @@ fn live(args: &RoleArgs) -> anyhow::Result<()> {
         let Some(keep) = keep else { return Ok(()) };
         let filter = keep.give_up()?;
         die_with(args.parent)?;
-        Ok(filter.enter()?)
+        Ok(filter.enter(Some(region.heartbeat(args.process.role()).stopped_at()))?)
     };
     match args.process {
         Process::Capturer => {

@@ -91,6 +91,9 @@ pub(crate) struct RoleStats {
     /// How long it was away when it was started again.
     #[serde(default)]
     pub(crate) recovery_us: RecoveryTime,
+    /// The system call that its sandbox stopped it at last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) stopped_at: Option<String>,
 }
 
 /// From a death, as the supervisor sees it, to a successor that runs: microseconds; 0 before the first.

@@ -38,6 +38,23 @@ pub enum When {
     Setting(&'static [(c_int, c_int)]),
 }
 
+/// What a system call is called on this machine.
+pub fn name(number: c_int) -> Option<&'static str> {
+    let number = usize::try_from(number).ok()?;
+    syscalls::Sysno::new(number).map(|call| call.name())
+}
+
+/// A call in the word that a stopped process leaves: not zero, which is none.
+pub(crate) const fn word_of(number: c_int) -> u32 {
+    number.cast_unsigned().wrapping_add(1)
+}
+
+/// The call in such a word; none where nothing was left. Whoever wrote it may have written anything.
+pub fn named_by(word: u32) -> Option<String> {
+    let number = word.checked_sub(1)?.cast_signed();
+    Some(name(number).map_or_else(|| format!("number {number}"), str::to_owned))
+}
+
 /// Calls that belong together.
 pub type List = &'static [Call];
 
@@ -324,3 +341,18 @@ pub const SERVE: List = &[
     #[cfg(target_arch = "x86_64")]
     call(libc::SYS_readlink, Always, "the same"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_names_the_call_that_was_put_into_it() {
+        assert_eq!(named_by(0), None);
+        assert_eq!(named_by(word_of(libc::SYS_openat as c_int)).unwrap(), "openat");
+        // The first one on x86-64 is number 0.
+        assert_eq!(named_by(word_of(libc::SYS_read as c_int)).unwrap(), "read");
+        assert_eq!(named_by(4_242).unwrap(), "number 4241");
+        assert_eq!(named_by(u32::MAX).unwrap(), "number -2");
+    }
+}

@@ -4,6 +4,7 @@
 //! by a kernel that has it not, and the C library takes clone(2), whose flags are looked at.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU32;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition, SeccompFilter,
@@ -51,12 +52,13 @@ impl Filter {
         })
     }
 
-    /// From here on this thread, and those that it starts, make these calls and no others, for good.
+    /// From here on this thread, and those that it starts, make these calls and no others, for good. What it would die of is left in
+    /// `left` too ([`crate::calls::named_by`]).
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn enter(self) -> Result<(), Error> {
-        sys::say_last_words(&self.name).map_err(Error::of(WHAT))?;
+    pub fn enter(self, left: Option<&'static AtomicU32>) -> Result<(), Error> {
+        sys::say_last_words(&self.name, left).map_err(Error::of(WHAT))?;
         seccompiler::apply_filter(&self.no_clone3).map_err(Error::of(WHAT))?;
         seccompiler::apply_filter(&self.lists).map_err(Error::of(WHAT))
     }

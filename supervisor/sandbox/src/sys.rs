@@ -10,9 +10,12 @@
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// Whose last words.
-static NAME: OnceLock<String> = OnceLock::new();
+use crate::calls;
+
+/// Whose last words, and where else they are left.
+static WHO: OnceLock<(String, Option<&'static AtomicU32>)> = OnceLock::new();
 
 /// `si_code` of a SIGSYS that a filter sent (asm-generic/siginfo.h).
 const SYS_SECCOMP: libc::c_int = 1;
@@ -29,10 +32,10 @@ struct Info {
     arch: libc::c_uint,
 }
 
-/// From now on SIGSYS ends the process with a line on stderr.
-pub(crate) fn say_last_words(name: &str) -> io::Result<()> {
+/// From now on SIGSYS ends the process with a line on stderr, and leaves the call's number in `left` ([`calls::named_by`]).
+pub(crate) fn say_last_words(name: &str, left: Option<&'static AtomicU32>) -> io::Result<()> {
     // Said once: a process has one filter.
-    let _ = NAME.set(name.to_owned());
+    let _ = WHO.set((name.to_owned(), left));
     // SAFETY: an all-zero sigaction is valid: no flags, nothing blocked, the default action.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = last_words as *const () as usize;
@@ -58,11 +61,18 @@ extern "C" fn last_words(_: libc::c_int, info: *const Info, _: *const libc::c_vo
     // SAFETY: the kernel hands the handler a siginfo_t, of which this is the beginning, valid for SIGSYS.
     let (code, number) = unsafe { ((*info).code, (*info).number) };
     if code == SYS_SECCOMP {
+        let (name, left) = WHO.get().map_or(("a role", None), |(name, left)| (name, *left));
+        if let Some(left) = left {
+            left.store(calls::word_of(number), Relaxed);
+        }
         let mut line = Line { bytes: [0; 256], len: 0 };
         line.add(b"ERROR ");
-        line.add(NAME.get().map_or(b"a role", |name| name.as_bytes()));
-        line.add(b": stopped by its sandbox at system call ");
-        line.number(number.unsigned_abs());
+        line.add(name.as_bytes());
+        line.add(b": stopped by its sandbox at the system call ");
+        match calls::name(number) {
+            Some(name) => line.add(name.as_bytes()),
+            None => line.number(number.unsigned_abs()),
+        }
         line.add(b", which is not on its list (seccomp). A defect or an attack: please report it; --sandbox off runs without\n");
         // SAFETY: the buffer is live and of that length.
         unsafe { libc::write(2, line.bytes.as_ptr().cast(), line.len) };

@@ -33,6 +33,7 @@ pub struct Heartbeat {
     pending: AtomicU32,
     state: AtomicU32,
     running_us: AtomicU64,
+    stopped_at: AtomicU32,
 }
 
 impl Heartbeat {
@@ -78,6 +79,12 @@ impl Heartbeat {
     /// first.
     pub fn running_us(&self) -> u64 {
         self.running_us.load(Relaxed)
+    }
+
+    /// Where a role that its sandbox stops leaves the number of the system call, as it dies of it; what is left there is taken by
+    /// whoever sees the death.
+    pub fn stopped_at(&self) -> &AtomicU32 {
+        &self.stopped_at
     }
 
     /// What the role said last; a word that is no state reads as `Starting`. Acquire; pairs with the Release in

@@ -1,6 +1,7 @@
 //! Deaths, restarts and hangs. A successor never starts before its predecessor is dead, by the kernel's word (waitid(2)):
 //! rings, counters and arenas have one user at a time because of that, and of nothing else.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use shm::RoleState;
@@ -51,6 +52,7 @@ impl Supervisor {
             }
             Death::InOrder if process == Process::Capturer && self.has_read_all() => return,
             Death::InOrder => "ended by itself".to_owned(),
+            Death::Forbidden => self.stopped(position),
             Death::Crash(how) | Death::Kill(how) => how.clone(),
         };
         if self.is_the_last(process, now) {
@@ -61,7 +63,8 @@ impl Supervisor {
             return;
         }
         heartbeat.set_state(RoleState::Starting);
-        let crashed = matches!(death, Death::Crash(_)) || self.members[position].was_hung();
+        let crashed =
+            matches!(death, Death::Crash(_) | Death::Forbidden) || self.members[position].was_hung();
         let sessions = match process {
             Process::Shard(shard) => words_of(self.aftermath.of_a_death(shard, crashed)),
             _ => String::new(),
@@ -92,6 +95,20 @@ impl Supervisor {
                 );
             }
         }
+    }
+
+    /// At which system call a role was stopped by its sandbox: it left that in the region.
+    fn stopped(&mut self, position: usize) -> String {
+        let member = &mut self.members[position];
+        let left = self.region.heartbeat(member.process.role()).stopped_at().swap(0, Relaxed);
+        let Some(call) = sandbox::calls::named_by(left) else {
+            return "killed by SIGSYS, which its sandbox had not sent".to_owned();
+        };
+        let how = format!(
+            "stopped by its sandbox at the system call {call}, which is not on its list: a defect or an attack, please report it; --sandbox off runs without"
+        );
+        member.stopped_at = Some(call);
+        how
     }
 
     /// Whether a process that died now has no successor: all end anyway, and it is not the one whose work is waited for.
