@@ -36,6 +36,8 @@ if ! $quick; then
     need valgrind valgrind
     need tcpdump tcpdump
     need capinfos wireshark-common
+    need strace strace
+    need setcap libcap2-bin
 fi
 if ((${#packages[@]})); then
     if [[ $(id -u) -ne 0 ]] || ! command -v apt-get >/dev/null 2>&1; then

@@ -38,14 +38,48 @@ const FILE_BYTES: u64 = 160 << 20;
 /// Packet files that are open at once (`trace`).
 const OPEN_FILES: usize = 16;
 
-/// Whom processes become; refuses where the kernel has not what was not renounced.
+/// What of root's capabilities this process keeps, which opens and starts everything. With the others nobody can load a module, mount,
+/// trace a process of somebody else's, reach the hardware or restart the host, by an exec neither.
+const OF_STARTERS: [Capability; 16] = [
+    // Packet and raw sockets; the guard, neighbours, buffers, a TUN device.
+    Capability::CAP_NET_RAW,
+    Capability::CAP_NET_ADMIN,
+    // `--metrics`, and intercept's door, at a low port.
+    Capability::CAP_NET_BIND_SERVICE,
+    // What roles do to themselves at their start.
+    Capability::CAP_SETUID,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETPCAP,
+    // They are another user's then, and have to be killed.
+    Capability::CAP_KILL,
+    // Memory that is not swapped; limits; a CPU priority as before for a role that is started again.
+    Capability::CAP_IPC_LOCK,
+    Capability::CAP_SYS_RESOURCE,
+    Capability::CAP_SYS_NICE,
+    // Packet files, recordings, reports and sockets in directories of others.
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_DAC_READ_SEARCH,
+    Capability::CAP_FOWNER,
+    Capability::CAP_CHOWN,
+    // The program of the xdp engine.
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+];
+
+/// Whom processes become; refuses where the kernel has not what was not renounced. This process, which starts them, gets no new
+/// privileges from here on, keeps some of root's, and leaves no memory image.
 ///
 /// # Errors
 /// One sentence, exit code 3.
 pub(crate) fn ready(sandbox: Sandbox) -> Result<Standing, Refusal> {
-    let lacks = if sandbox == Sandbox::Off { Vec::new() } else { sandbox::lacks() };
-    refuse(sandbox, &lacks)?;
-    Ok(if sandbox == Sandbox::Off { Standing::Stays("it is off") } else { Standing::find() })
+    if sandbox == Sandbox::Off {
+        return Ok(Standing::Stays("it is off"));
+    }
+    refuse(sandbox, &sandbox::lacks())?;
+    let refused = |error: sandbox::Error| Refusal::preflight(error.to_string());
+    sandbox::have_at_most(&OF_STARTERS).map_err(refused)?;
+    sandbox::seal().map_err(refused)?;
+    Ok(Standing::find())
 }
 
 fn refuse(sandbox: Sandbox, lacks: &[Lack]) -> Result<(), Refusal> {
@@ -198,6 +232,23 @@ pub(crate) fn of_intercept(
         ports: Vec::new(),
         calls: lists.to_vec(),
         data_bytes: INTERCEPT_BYTES,
+    })
+}
+
+/// What a process keeps that takes what a worker died of; nothing where the kernel has no filters. It has the file in its memory by
+/// then, and writes to what is open.
+pub(crate) fn of_autopsy(plan: &Plan) -> Option<Keep> {
+    let lacks = sandbox::lacks();
+    let slots = u64::from(plan.limits.sessions_per_shard) + u64::from(plan.limits.chunks_per_shard);
+    (!lacks.contains(&Lack::Seccomp)).then(|| Keep {
+        name: "autopsy".to_owned(),
+        user: Standing::find().user().map(|user| user.ids),
+        capabilities: Vec::new(),
+        files: (!lacks.contains(&Lack::Landlock)).then(Vec::new),
+        ports: Vec::new(),
+        calls: vec![calls::LIVE],
+        // The arena, which a worker has in the region, is its own.
+        data_bytes: DATA_BYTES + slots * SLOT_BYTES + shard_worker::arena_bytes(plan),
     })
 }
 

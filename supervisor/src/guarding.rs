@@ -26,7 +26,12 @@ pub(crate) fn set_up(region: &'static Region, plan: &Plan, directory: &Path) -> 
     if plan.records_only() {
         return Guarding::default();
     }
-    let mut notes = remove_leftovers(&plan.name, directory);
+    let mut notes = Vec::new();
+    // `nft` is a program of its own, which gets nothing of what a file's capabilities gave to this one.
+    if let Err(error) = sandbox::hand_down(sandbox::Capability::CAP_NET_ADMIN) {
+        notes.push(format!("nft will have no right to install the guard: {error}"));
+    }
+    notes.extend(remove_leftovers(&plan.name, directory));
     let forced = matches!(plan.inject, InjectEngine::Link | InjectEngine::Pcap);
     let mut fence = match Fence::install(plan) {
         Ok((fence, note)) => {

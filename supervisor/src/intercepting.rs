@@ -104,8 +104,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     hole.iter().for_each(Blackhole::confined);
     if let Some(listener) = exporter {
         let (stats, name) = (Arc::clone(&stats), wanted.name.clone());
+        let held = hole.as_ref().map(Blackhole::state);
         metrics::serve(listener, move || {
-            metrics::feed_value(&name, "tcptwin_intercept", &stats.snapshot());
+            metrics::feed_value(&name, "tcptwin_intercept", &figures(&stats, held.as_deref()));
         })
         .context("starting the thread of the figures failed")?;
     }
@@ -168,6 +169,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What was counted, and the guard where there may be one.
+fn figures(stats: &Stats, held: Option<&State>) -> Value {
+    let mut all = stats.snapshot();
+    if let (Some(held), Value::Object(all)) = (held, &mut all) {
+        all.insert("guard".to_owned(), held.snapshot());
+    }
+    all
 }
 
 /// Opens the address of the Prometheus text.
@@ -278,12 +288,25 @@ impl Desk {
                 "rss_bytes": look.map_or(0, |look| look.rss_bytes),
             }],
         });
-        if let (Some(held), Value::Object(whole)) = (&self.held, &mut whole) {
-            whole.insert("guard".to_owned(), held.snapshot());
-        }
-        if let (Value::Object(whole), Value::Object(counted)) = (&mut whole, self.stats.snapshot()) {
+        if let (Value::Object(whole), Value::Object(counted)) =
+            (&mut whole, figures(&self.stats, self.held.as_deref()))
+        {
             whole.extend(counted);
         }
         whole
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guard_is_among_the_figures_where_there_may_be_one() {
+        let stats = Stats::default();
+        assert!(figures(&stats, None).get("guard").is_none());
+        let with = figures(&stats, Some(&State::default()));
+        assert_eq!((&with["guard"]["dropped"], &with["guard"]["installed"]), (&json!(0), &json!(false)));
+        assert!(with.as_object().unwrap().len() > 1, "beside what was counted");
     }
 }

@@ -18,6 +18,8 @@ use shm::{Item, MILLION, Region};
 use topology::plan::Protocol;
 use topology::{Plan, Refusal};
 
+use crate::confine;
+
 /// Files of one instance at most; what comes later is left out all the same, but not kept.
 const FILES: usize = 16;
 /// Bytes of sessions in a file at most; a record adds up to 64 KiB, and both are written as hexadecimal digits.
@@ -113,6 +115,11 @@ fn take(region: &Region, plan: &Plan, shard: u16, item: Item, arena: &[u8]) -> S
 pub(crate) fn autopsy(file: &str, inside: bool) -> anyhow::Result<ExitCode> {
     let specimen = read(file)?;
     if inside {
+        // What it holds has killed two workers, and somebody may have made it for that.
+        match confine::of_autopsy(&specimen.plan) {
+            Some(keep) => keep.give_up()?.enter(None)?,
+            None => println!("  taken without a sandbox: this kernel has no filters of system calls"),
+        }
         let sent = specimen.replay().map_err(Refusal::usage)?;
         println!("  taken: {} sent", crate::words::counted(sent, "record"));
         return Ok(ExitCode::SUCCESS);
@@ -126,8 +133,12 @@ pub(crate) fn autopsy(file: &str, inside: bool) -> anyhow::Result<ExitCode> {
 
 fn verdict(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt as _;
+    const SIGSYS: i32 = nix::sys::signal::Signal::SIGSYS as i32;
     match (status.success(), status.signal()) {
         (true, _) => "this program survives it".to_owned(),
+        (false, Some(SIGSYS)) => {
+            "this program makes a system call at it that it must not make: please report it, without the payload".to_owned()
+        }
         (false, Some(signal)) => {
             format!("this program dies of it (signal {signal}): please report it, without the payload")
         }

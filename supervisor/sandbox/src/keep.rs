@@ -63,6 +63,7 @@ impl Keep {
         let filter = Filter::new(&self.name, &self.calls)?;
         let reach = self.files.as_ref().map(|files| files::reach(files, &self.ports)).transpose()?;
         privileges::change_user(self.user, &self.capabilities)?;
+        privileges::seal()?;
         privileges::bound(self.data_bytes)?;
         if let Some(reach) = reach {
             reach.restrict_self().map_err(Error::of("files"))?;

@@ -31,5 +31,5 @@ pub use files::{Access, Opening};
 pub use filter::Filter;
 pub use keep::{Error, Keep};
 pub use kernel::{Lack, lacks};
-pub use privileges::{has as has_capability, hold_on_to};
+pub use privileges::{hand_down, has as has_capability, have_at_most, hold_on_to, seal};
 pub use user::{Ids, Standing, User};

@@ -71,11 +71,54 @@ pub fn hold_on_to(capability: Capability, meanwhile: &[Capability]) -> Result<()
     Ok(())
 }
 
-/// No privileges by exec, no memory image on a disk or in a debugger of the same user, and so much private memory.
-pub(crate) fn bound(data_bytes: u64) -> Result<(), Error> {
+/// Gives this capability too to programs that this thread starts from here on, and threads that it starts: an exec takes
+/// from who is not root all that the file does not give. A thread without the capability stays as it is.
+///
+/// # Errors
+/// The system refuses.
+pub fn hand_down(capability: Capability) -> Result<(), Error> {
+    const CAPABILITIES: &str = "capabilities";
+    if has(capability) && caps::runtime::ambient_set_supported().is_ok() {
+        caps::raise(None, CapSet::Inheritable, capability).map_err(Error::of(CAPABILITIES))?;
+        caps::raise(None, CapSet::Ambient, capability).map_err(Error::of(CAPABILITIES))?;
+    }
+    Ok(())
+}
+
+/// From here on neither this process nor a program that it starts gets privileges by an exec that it has not (what a file's
+/// capabilities give it and it has, stays), and its memory comes on no disk and into no debugger of the same user. The latter ends
+/// with an exec.
+///
+/// # Errors
+/// The system refuses.
+pub fn seal() -> Result<(), Error> {
     prctl::set_no_new_privs().map_err(Error::of("new privileges"))?;
     prctl::set_dumpable(false).map_err(Error::of("core dumps"))?;
-    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(Error::of("core dumps"))?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(Error::of("core dumps"))
+}
+
+/// From here on neither this process nor a program that it starts has other capabilities than these, whoever it is: what an
+/// exec gives to root stays within them. Without CAP_SETPCAP it has few by its start, and they stay.
+///
+/// # Errors
+/// The system refuses.
+pub fn have_at_most(these: &[Capability]) -> Result<(), Error> {
+    const CAPABILITIES: &str = "capabilities";
+    if !has(Capability::CAP_SETPCAP) {
+        return Ok(());
+    }
+    for beyond in caps::runtime::thread_all_supported().into_iter().filter(|one| !these.contains(one)) {
+        caps::drop(None, CapSet::Bounding, beyond).map_err(Error::of(CAPABILITIES))?;
+        // Effective first: it must stay within the permitted ones.
+        for set in [CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+            caps::drop(None, set, beyond).map_err(Error::of(CAPABILITIES))?;
+        }
+    }
+    Ok(())
+}
+
+/// So much private memory.
+pub(crate) fn bound(data_bytes: u64) -> Result<(), Error> {
     setrlimit(Resource::RLIMIT_DATA, data_bytes, data_bytes).map_err(Error::of("memory"))?;
     Ok(())
 }

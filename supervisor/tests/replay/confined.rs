@@ -1,24 +1,27 @@
 //! What the processes of a run have: the kernel's word (/proc), not ours.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use lab::scratch::Scratch;
 use lab::story::{Skipped, Story, step};
 use lab::twin::{Kind, map};
-use lab::{Instance, Twin};
+use lab::{Instance, Load, Twin, real};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Uid, User, chown};
 
-use crate::stage::{ONLINE_PORT, SETTLE, Stage};
+use crate::stage::{ONLINE_PORT, SETTLE, Stage, clean};
 
 pub(crate) const STORIES: &[Story] = &[
     ("roles_have_nothing_that_they_do_not_need", 60, roles_have_nothing_that_they_do_not_need),
     ("without_a_sandbox_only_when_asked_for", 60, without_a_sandbox_only_when_asked_for),
     ("a_role_that_its_sandbox_stops_is_replaced", 60, a_role_that_its_sandbox_stops_is_replaced),
+    ("a_role_that_its_sandbox_stops_says_at_what", 60, a_role_that_its_sandbox_stops_says_at_what),
     ("a_user_with_one_capability_runs_it", 60, a_user_with_one_capability_runs_it),
+    ("a_user_runs_a_file_that_has_capabilities", 90, a_user_runs_a_file_that_has_capabilities),
 ];
 
 /// A process as /proc shows it.
@@ -103,6 +106,19 @@ fn roles_have_nothing_that_they_do_not_need() -> Result<()> {
         let strange: Vec<_> = shown.open.iter().filter(|of| !known(of)).collect();
         ensure!(strange.is_empty(), "{who} has {strange:?}");
     }
+    let supervisor = Shown::of(run.pid())?;
+    ensure!(supervisor.field("NoNewPrivs") == ["1"], "the supervisor can get privileges");
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        let has = u64::from_str_radix(supervisor.field(set)[0], 16)?;
+        // CAP_SYS_MODULE, CAP_SYS_RAWIO, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYS_BOOT (linux/capability.h).
+        ensure!(
+            [16, 17, 19, 21, 22].iter().all(|bit| has >> bit & 1 == 0),
+            "the supervisor's {set}: {has:x}"
+        );
+    }
+    let cores = fs::read_to_string(format!("/proc/{}/limits", run.pid()))?;
+    let cores = cores.lines().find(|line| line.starts_with("Max core file size")).context("no such limit")?;
+    ensure!(cores.split_whitespace().nth(4) == Some("0"), "{cores}");
     let shown = Shown::of(intercept.pid())?;
     shown.is("intercept", uid)?;
     ensure!(
@@ -140,17 +156,47 @@ fn a_role_that_its_sandbox_stops_is_replaced() -> Result<()> {
     Ok(())
 }
 
-/// As after `setcap cap_net_raw+ep`: no root, one capability.
+/// A worker is made to ask for its user, which it never does: in the call that it sleeps by, strace(1) puts another number, before
+/// the filter looks.
+fn a_role_that_its_sandbox_stops_says_at_what() -> Result<()> {
+    nobody()?;
+    let strace = real::find("strace")?;
+    let stage = Stage::new()?;
+    let _intercept = stage.intercept()?;
+    let run = stage.run(&[])?;
+    let roles = run.stats()?.roles()?;
+    let worker = roles.iter().find(|role| role.role == "shard-worker").context("no worker")?.pid;
+    let _ = Command::new(strace)
+        .args(["-qq", "-e", "trace=futex", "-e", "inject=futex:retval=0:syscall=getuid:when=1"])
+        .args(["-p", &worker.to_string()])
+        .output()?;
+    run.wait_restarted("shard-worker", 0, worker, SETTLE)?;
+    let said = run.stderr();
+    for part in [
+        "shard-worker 0: stopped by its sandbox at the system call getuid",
+        "shard-worker 0 restarted (stopped by its sandbox at the system call getuid, which is not on its list",
+    ] {
+        ensure!(said.contains(part), "it does not say `{part}`:\n{said}");
+    }
+    let stats = run.stats()?;
+    let roles = stats.value()["roles"].as_array().context("no roles")?;
+    let stopped: Vec<_> = roles.iter().filter_map(|role| role["stopped_at"].as_str()).collect();
+    ensure!(stopped == ["getuid"], "{stopped:?}");
+    let sent = stage.send(stage.load(100))?;
+    stage.all_replayed(run, &sent, 1)?;
+    Ok(())
+}
+
+/// As under a service manager: no root, one capability, which programs that it starts have too.
 fn a_user_with_one_capability_runs_it() -> Result<()> {
-    const SOMEBODY: u32 = 4_711;
     nobody()?;
     let stage = Stage::new()?;
     let _intercept = stage.intercept()?;
     step("a run of a user with CAP_NET_RAW alone");
     let scratch = Scratch::new("somebody")?;
-    let program = wrapped(&scratch, env!("CARGO_BIN_EXE_tcptwin"), SOMEBODY)?;
+    let program = wrapped(&scratch, env!("CARGO_BIN_EXE_tcptwin"), "-all,+net_raw")?;
     let twin = Twin::new(program)?;
-    chown(twin.runtime(), Some(Uid::from_raw(SOMEBODY)), Some(Gid::from_raw(SOMEBODY)))?;
+    own(twin.runtime())?;
     let (map, assistant) = (map(ONLINE_PORT, stage.at_target()), stage.net.assistant.v4().to_string());
     let mut run = twin.begin(Kind::Run, &stage.net.online, &["-x", &map, "-s", &assistant, "-i", "eth0"])?;
     run.wait_ready()?;
@@ -169,11 +215,90 @@ fn a_user_with_one_capability_runs_it() -> Result<()> {
     Ok(())
 }
 
-/// A program that starts another as a user with CAP_NET_RAW.
-fn wrapped(scratch: &Scratch, program: &str, uid: u32) -> Result<PathBuf> {
+/// After `setcap`, as the README has it: the user has nothing, the file gives what the run has. Everything is done by that user:
+/// recording, replaying, running.
+fn a_user_runs_a_file_that_has_capabilities() -> Result<()> {
+    nobody()?;
+    let (setcap, nft) = (real::find("setcap")?, real::find("nft")?);
+    let stage = Stage::new()?;
+    let _intercept = stage.intercept()?;
+    let (map, assistant) = (map(ONLINE_PORT, stage.at_target()), stage.net.assistant.v4().to_string());
+    let replays = ["-x", &map, "-s", &assistant];
+    let with = |capabilities: &str| -> Result<(Scratch, Twin)> {
+        step(format!("a user, and a file with {capabilities}"));
+        let scratch = Scratch::new("somebody")?;
+        let program = scratch.file("program");
+        fs::copy(env!("CARGO_BIN_EXE_tcptwin"), &program)?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        let done = Command::new(&setcap).arg(format!("{capabilities}+ep")).arg(&program).output()?;
+        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let twin = Twin::new(wrapped(&scratch, as_text(&program)?, "-all")?)?;
+        own(twin.runtime())?;
+        Ok((scratch, twin))
+    };
+    let guards = || -> Result<bool> {
+        let tables = stage.net.online.ns.spawn({
+            let mut list = Command::new(&nft);
+            list.args(["list", "tables"]).stdout(Stdio::piped());
+            list
+        })?;
+        Ok(String::from_utf8_lossy(&tables.wait_with_output()?.stdout).contains("tcptwin_"))
+    };
+
+    let (scratch, twin) = with("cap_net_raw")?;
+    let files = scratch.file("files");
+    fs::create_dir(&files)?;
+    own(&files)?;
+    let record = twin.record(&stage.net.online, &["-x", "80", "-i", "eth0", "-o", as_text(&files)?])?;
+    let first = stage.send(stage.load(200))?;
+    let ended = record.stop()?;
+    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    let file = fs::read_dir(&files)?.next().context("nothing was recorded")??.path();
+    ensure!(fs::metadata(&file)?.uid() == SOMEBODY, "whose is {}?", file.display());
+    let args = [&[as_text(&file)?][..], &replays, &["--speed", "max"]].concat();
+    let ended = twin.begin(Kind::Replay, &stage.net.online, &args)?.wait(SETTLE)?;
+    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    clean(&ended.stats()?, first.request_bytes)?;
+
+    let run = |twin: &Twin, first_id, guarded| -> Result<()> {
+        let run = twin.run(&stage.net.online, &[&replays[..], &["-i", "eth0"]].concat())?;
+        let sent = stage.send(Load { first_id, ..stage.load(200) })?;
+        for (who, shown) in roles(&run)? {
+            shown.is_bare(&who)?;
+            shown.is(&who, SOMEBODY)?;
+        }
+        let said = run.stderr();
+        ensure!(said.contains("as the user who started this (changing it needs root)"), "{said}");
+        ensure!(said.contains("nothing in the kernel guards what leaves") != guarded, "{said}");
+        ensure!(guards()? == guarded, "the guard stands, or not: {said}");
+        step("a role is started again, by a file that gives what it needs not");
+        let old = run.kill_role("injector", 0)?;
+        run.wait_restarted("injector", 0, old, SETTLE)?;
+        stage.all_replayed(run, &sent, 1)?;
+        ensure!(!guards()?, "the guard was left behind");
+        Ok(())
+    };
+    run(&twin, 1_000, false)?;
+    let (_scratch, twin) = with("cap_net_raw,cap_net_admin")?;
+    run(&twin, 2_000, true)
+}
+
+/// Somebody, who is not root.
+const SOMEBODY: u32 = 4_711;
+
+fn own(path: &Path) -> Result<()> {
+    Ok(chown(path, Some(Uid::from_raw(SOMEBODY)), Some(Gid::from_raw(SOMEBODY)))?)
+}
+
+fn as_text(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is no text")
+}
+
+/// A program that starts another as somebody with these capabilities.
+fn wrapped(scratch: &Scratch, program: &str, capabilities: &str) -> Result<PathBuf> {
     let path: PathBuf = scratch.file("tcptwin");
     let drop = format!(
-        "--reuid {uid} --regid {uid} --clear-groups --inh-caps=-all,+net_raw --ambient-caps=-all,+net_raw"
+        "--reuid {SOMEBODY} --regid {SOMEBODY} --clear-groups --inh-caps={capabilities} --ambient-caps={capabilities}"
     );
     fs::write(&path, format!("#!/bin/sh\nexec setpriv {drop} {program} \"$@\"\n"))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
