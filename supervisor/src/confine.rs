@@ -1,6 +1,6 @@
 //! What each process gives up before it meets a packet (`sandbox`): which of the lists of system calls, files and capabilities are
-//! whose. The supervisor keeps its rights: it opens sockets for roles that are started again, watches the kernel's guard, looks
-//! after neighbours, and touches no packet.
+//! whose. The supervisor keeps some of root's rights ([`OF_STARTERS`]): it opens sockets for roles that are started again, watches
+//! the kernel's guard, looks after neighbours, and touches no packet.
 //!
 //! | process | user | capabilities | files |
 //! |---|---|---|---|
