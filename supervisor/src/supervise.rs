@@ -408,8 +408,7 @@ impl Supervisor {
         if let Some(engines) = &self.engines {
             (inject.engine, inject.why) = (engines.engine().to_owned(), engines.why());
         }
-        inject.astray = self.fence.as_ref().map_or(0, Fence::dropped);
-        sample.stats.guard = Guard { dropped: sample.stats.inject.astray };
+        sample.stats.guard = Guard { dropped: self.fence.as_ref().map_or(0, Fence::dropped) };
         sample.stats.restraint = self.restraint();
         sample
     }
