@@ -136,6 +136,8 @@ named_enum! {
         TargetWrongRoute => "target_wrong_route",
         /// The target drops what the clients send by its reverse path.
         TargetReversePath => "target_reverse_path",
+        /// The target refuses connections for want of room.
+        TargetBusy => "target_busy",
         /// A rule of the target's firewall drops what the clients send.
         TargetFirewall => "target_firewall",
         /// This host passes answers on.
