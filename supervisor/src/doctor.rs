@@ -154,8 +154,10 @@ fn during(name: &str, options: &Options, stats: &Stats) -> anyhow::Result<ExitCo
         probe::services(&mut visit);
         canary(&mut visit, region);
     }
-    running::check(&mut visit, stats);
-    if let (Value::Object(more), Value::Object(failures)) = (&mut more, running::failures(stats)) {
+    // Of a region that cannot be read, the counters are told at least.
+    let failed = session::failed_last(&plan, region).unwrap_or_default();
+    running::check(&mut visit, stats, &failed);
+    if let (Value::Object(more), Value::Object(failures)) = (&mut more, running::failures(stats, &failed)) {
         more.extend(failures);
     }
     Ok(visit.book.close(more))

@@ -186,6 +186,9 @@ pub(crate) struct Finding {
     /// What is wrong and what that means, as sentences.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) wrong: String,
+    /// What follows in lines of its own; programs find it elsewhere.
+    #[serde(skip)]
+    pub(crate) lines: Vec<String>,
     /// What mends it, the likeliest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) remedies: Vec<Remedy>,
@@ -229,6 +232,13 @@ impl Finding {
         self
     }
 
+    /// With lines of its own.
+    #[must_use]
+    pub(crate) fn after(mut self, lines: impl Iterator<Item = String>) -> Self {
+        self.lines.extend(lines);
+        self
+    }
+
     /// With a command.
     #[must_use]
     pub(crate) fn mend(self, on: impl Into<String>, command: impl Into<String>) -> Self {
@@ -248,6 +258,15 @@ impl Finding {
     }
 
     const fn new(host: Host, check: String, outcome: Outcome, fault: Option<Fault>, seen: String) -> Self {
-        Self { host, check, outcome, fault, seen, wrong: String::new(), remedies: Vec::new() }
+        Self {
+            host,
+            check,
+            outcome,
+            fault,
+            seen,
+            wrong: String::new(),
+            lines: Vec::new(),
+            remedies: Vec::new(),
+        }
     }
 }

@@ -608,7 +608,8 @@ fn doctor_explains_a_run_that_goes_on() -> Result<()> {
         found.whole
     );
     ensure!(
-        one["steps"].as_array().is_some_and(|steps| (1..=10).contains(&steps.len())),
+        one["steps"].as_array().is_some_and(|steps| steps.len() >= 10)
+            && ["captured", "sent", "answered"].iter().all(|step| happened(one, step)),
         "{:#}",
         found.whole
     );
@@ -621,10 +622,33 @@ fn doctor_explains_a_run_that_goes_on() -> Result<()> {
     let named =
         |fault: &str| found.all().into_iter().any(|one| one["fault"] == fault && one["outcome"] == "failed");
     ensure!(found.exit == Some(3) && named("target_refuses"), "{:#}", found.whole);
+    step("one that failed is remembered, with its steps");
     load.stop()?;
+    wait::until("its clients' ends were captured", SETTLE, || {
+        begin(&stage, &stage.net.online, &whole)
+            .and_then(Examination::end)
+            .is_ok_and(|found| found.whole["failed_last"][0]["client"].is_string())
+    })?;
+    let found = begin(&stage, &stage.net.online, &whole)?.end()?;
+    let failed = found.whole["failed_last"][0]["client"].as_str().context("one has failed")?.to_owned();
+    let found = begin(&stage, &stage.net.online, &["--name", name.as_str(), &failed])?.end()?;
+    let sessions = found.whole["sessions"].as_array().context("sessions")?;
+    let one = sessions.iter().find(|one| one["phase"] == "over").context("one that is over")?;
+    ensure!(
+        found.exit == Some(3)
+            && one["failure"].is_string()
+            && ["syn_sent", "failed"].iter().all(|step| happened(one, step)),
+        "{:#}",
+        found.whole
+    );
     // Else its region would stay, for a successor to take over.
     run.stop_run()?;
     Ok(())
+}
+
+/// Whether a session's diary has this step.
+fn happened(session: &Value, step: &str) -> bool {
+    session["steps"].as_array().is_some_and(|steps| steps.iter().any(|one| one["step"] == step))
 }
 
 /// A connected client of the online service, as the kernel writes the table down.
