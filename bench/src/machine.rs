@@ -2,7 +2,9 @@
 
 use flow::record::flag;
 use flow::{Endpoint, Inject, Returned};
-use session::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, Sink, Table, TargetConfig, Times};
+use session::{
+    Clients, Config, Diary, Join, Limits, OnGap, Pace, Rtt, Seeds, Sink, Table, TargetConfig, Times,
+};
 
 use crate::client::{ANSWER, Client, REQUEST, answer};
 
@@ -38,7 +40,8 @@ impl Machine {
             file_us: None,
             repeatable: false,
         };
-        let table = Table::new(place(&config), config);
+        let mut table = Table::new(place(&config), config);
+        table.keep_diary(Diary::over(zeroed(Diary::bytes(sessions)), sessions));
         Self {
             table,
             now_us: 1_000_000_000,
@@ -124,8 +127,11 @@ impl Machine {
 
 /// An arena for such a table.
 pub fn place(config: &Config) -> &'static mut [u8] {
-    let bytes = Table::arena_bytes(config.limits.sessions, config.limits.chunks) as usize;
-    let words: &'static mut [u64] = vec![0u64; bytes.div_ceil(8)].leak();
+    zeroed(Table::arena_bytes(config.limits.sessions, config.limits.chunks))
+}
+
+fn zeroed(bytes: u64) -> &'static mut [u8] {
+    let words: &'static mut [u64] = vec![0u64; bytes.div_ceil(8) as usize].leak();
     zerocopy::IntoBytes::as_mut_bytes(words)
 }
 

@@ -162,10 +162,7 @@ pub(crate) fn words(error: &io::Error) -> String {
         io::ErrorKind::ConnectionReset => "connected, then reset".to_owned(),
         io::ErrorKind::HostUnreachable => "host unreachable".to_owned(),
         io::ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
-        _ => {
-            let text = error.to_string();
-            text.split(" (os error").next().unwrap_or_default().to_owned()
-        }
+        _ => flow::words::of_io(error),
     }
 }
 

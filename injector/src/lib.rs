@@ -68,7 +68,7 @@ pub use engines::Engines;
 pub use fence::Fence;
 pub use handshake::{DialError, handshake};
 pub use open::{Lane, OpenError, Sockets, open};
-pub use path::{RouteError, RouteFacts, route_to};
+pub use path::{RouteError, RouteFacts, gateway, route_to};
 pub use probe::{Report, Verdict};
 pub use role::{RunError, run};
 pub use way::Choice;

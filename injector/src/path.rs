@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use topology::Plan;
 use topology::guard::Place;
 
 use crate::handshake::words;
@@ -103,6 +104,14 @@ pub fn route_to(to: SocketAddr) -> Result<RouteFacts, RouteError> {
         index => sys::device_name(index).unwrap_or_default(),
     };
     Ok(RouteFacts { place, local, mtu, device, device_index: answer.device_index, next_hop: answer.next_hop })
+}
+
+/// The address that a target's route to the replayed clients must name: the assistant's. Where intercept is reached by loopback it is
+/// this host's own, as the target sees it. None where intercept is on the target itself.
+pub fn gateway(plan: &Plan, target: SocketAddr) -> Option<IpAddr> {
+    let at = plan.intercepts.iter().map(SocketAddr::ip).find(|ip| *ip != target.ip())?;
+    let own = at.is_loopback().then(|| route_to(target).ok()).flatten();
+    Some(own.map_or(at, |route| route.local))
 }
 
 /// What the address itself says, whatever the routes say.
@@ -234,6 +243,19 @@ mod tests {
         assert_eq!(place("[ff02::1]:80"), Place::Multicast);
         assert_eq!(place("255.255.255.255:80"), Place::Broadcast);
         assert_eq!(place("0.0.0.0:80"), Place::Unspecified);
+    }
+
+    #[test]
+    fn the_route_at_the_target_names_an_address_that_the_target_knows() {
+        let at = |intercept: &str| Plan {
+            intercepts: vec![intercept.parse().unwrap()],
+            ..crate::testing::plan(&["10.0.3.2:8080"])
+        };
+        let target = "127.0.0.2:8080".parse().unwrap();
+        assert_eq!(gateway(&at("10.0.4.2:36524"), target), Some("10.0.4.2".parse().unwrap()));
+        assert_eq!(gateway(&at("127.0.0.2:36524"), target), None, "on the target it needs none");
+        let own = route_to(target).unwrap().local;
+        assert_eq!(gateway(&at("127.0.0.1:36524"), target), Some(own));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use topology::Plan;
 use topology::plan::{CanaryPlan, Clients, Protocol};
 
 use crate::count::Count;
+use crate::path::gateway;
 
 /// A SYN that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,10 +235,15 @@ impl Report {
                     ),
                     Clients::Pool { .. } => String::new(),
                 };
-                let via =
-                    plan.intercepts.first().map_or_else(|| "ASSISTANT".to_owned(), |at| at.ip().to_string());
+                let loose = "sysctl -w net.ipv4.conf.all.rp_filter=2";
+                let mend = match gateway(plan, to) {
+                    Some(via) => {
+                        format!("ip {family}route replace {clients} via {via}; if that is set: {loose}")
+                    }
+                    None => loose.to_owned(),
+                };
                 format!(
-                    "a SYN from {from} to {to} left, and intercept saw no answer: the target sends answers for {clients} elsewhere, or drops the SYN (firewall, rp_filter).{own} On the target ({host}): ip {family}route replace {clients} via {via}; if that is set: sysctl -w net.ipv4.conf.all.rp_filter=2"
+                    "a SYN from {from} to {to} left, and intercept saw no answer: the target sends answers for {clients} elsewhere, or drops the SYN (firewall, rp_filter).{own} On the target ({host}): {mend}"
                 )
             }
             Verdict::ChannelDown => {

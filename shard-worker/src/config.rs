@@ -1,15 +1,25 @@
 //! The plan as the session machine's configuration.
 
 use session::{
-    Clients, Config, Datagrams, Join, Limits, OnGap, Pace, Rtt, Seeds, Table, TargetConfig, Times,
+    Clients, Config, Datagrams, Diary, Join, Limits, OnGap, Pace, Rtt, Seeds, Table, TargetConfig, Times,
 };
 use topology::Plan;
 use topology::plan::{self, TracePlan};
 
 /// Bytes of the arena that one shard of this plan needs.
 pub fn arena_bytes(plan: &Plan) -> u64 {
+    diary_at(plan) + Diary::bytes(plan.limits.sessions_per_shard)
+}
+
+/// Where in it the diaries of its sessions stand, the last of all.
+pub fn diary_at(plan: &Plan) -> u64 {
     let udp = if plan.replays(plan::Protocol::Udp) { Datagrams::arena_bytes() } else { 0 };
-    table_bytes(plan) + udp
+    (table_bytes(plan) + udp).next_multiple_of(64)
+}
+
+/// Bytes for so many sessions and chunks, datagrams apart: what `--memory` is shared out by.
+pub const fn session_bytes(sessions: u32, chunks: u32) -> u64 {
+    Table::arena_bytes(sessions, chunks) + Diary::bytes(sessions)
 }
 
 /// Bytes of it that the sessions take, which stand first.

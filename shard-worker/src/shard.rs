@@ -29,11 +29,11 @@
 //! `quarantined`, and its session, which may be what is broken, is lost without another look at it.
 
 use flow::{Captured, sample};
-use session::{Count, Datagrams, Held, Order, Table};
+use session::{Count, Datagrams, Diary, Held, Order, Table};
 use shm::{Control, Doorbell, Item, Journal, Link, MILLION, Region, Role, Word};
 use topology::Plan;
 
-use crate::config::{datagrams, machine_config, table_bytes};
+use crate::config::{datagrams, diary_at, machine_config, table_bytes};
 use crate::counters::{Gauge, Publisher, WorkerCount};
 use crate::inbox::{Found, Inbox, Taken};
 use crate::outbox::{Book, Outbox};
@@ -102,8 +102,10 @@ impl Shard {
             (None, _) => false,
         };
         let repeated = journal.repeated();
-        let (arena, rest) = region.arena(number).split_at_mut(table_bytes(plan) as usize);
-        let table = Table::successor(arena, machine_config(plan, number), repeated, condemned);
+        let (arena, diary) = region.arena(number).split_at_mut(diary_at(plan) as usize);
+        let (arena, rest) = arena.split_at_mut(table_bytes(plan) as usize);
+        let mut table = Table::successor(arena, machine_config(plan, number), repeated, condemned);
+        table.keep_diary(Diary::over(diary, plan.limits.sessions_per_shard));
         let datagrams = datagrams(rest, plan, number);
         journal.done();
         let mut publisher = Publisher::new(region.counters(Role::Shard(number)), table.tally());

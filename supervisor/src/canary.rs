@@ -123,7 +123,11 @@ mod tests {
     }
 
     fn plan() -> Plan {
-        Plan { canary: topology::plan::CanaryPlan::On, ..Plan::small(&["80-10.0.3.2:8080"]) }
+        Plan {
+            canary: topology::plan::CanaryPlan::On,
+            intercepts: vec!["10.0.4.2:36524".parse().unwrap()],
+            ..Plan::small(&["80-10.0.3.2:8080"])
+        }
     }
 
     #[test]
@@ -159,7 +163,7 @@ mod tests {
         set(&counters, Report { verdict: Verdict::Unseen, failures: 1, ..Report::default() });
         let said = news.since(region, &plan);
         assert!(said[0].contains("nothing is sent to 10.0.3.2:8080 until a probe passes"), "{said:?}");
-        assert!(said[0].contains("ip route replace 198.18.0.0/15"), "{said:?}");
+        assert!(said[0].contains("ip route replace 198.18.0.0/15 via 10.0.4.2"), "{said:?}");
         set(&counters, Report { verdict: Verdict::Unseen, failures: 2, ..Report::default() });
         assert!(news.since(region, &plan).is_empty(), "it was told");
         assert!(look(region, &plan)[0].held);

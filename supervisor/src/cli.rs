@@ -404,7 +404,9 @@ fn sentence(error: &clap::Error) -> Refusal {
             }
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            format!("which command? {help}")
+            let known = context(ContextKind::ValidSubcommand);
+            let known = known.map_or_else(String::new, |known| format!("There are {known}. "));
+            format!("which command? {known}{help}")
         }
         ErrorKind::InvalidValue
             if context(ContextKind::InvalidValue).is_none_or(|value| value.is_empty()) =>

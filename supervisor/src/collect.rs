@@ -330,7 +330,6 @@ impl Collector {
             // Known by the supervisor's loop.
             engine: String::new(),
             why: String::new(),
-            astray: 0,
         }
     }
 

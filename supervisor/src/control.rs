@@ -230,6 +230,11 @@ pub(crate) fn ask(name: &str, request: Request) -> anyhow::Result<Value> {
             words::of_io(&error)
         )
     })?;
+    if !reply.ends_with(b"\n") {
+        anyhow::bail!(
+            "the instance {name} at {shown} hung up before it had answered: it has just ended, or was too busy. Try again"
+        );
+    }
     match serde_json::from_slice(&reply) {
         Ok(Reply::Ok(value)) => Ok(value),
         Ok(Reply::Error(sentence)) => anyhow::bail!("{sentence}"),

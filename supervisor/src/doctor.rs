@@ -7,6 +7,7 @@
 //! | `rights`, `devices` | what may be done here; the interfaces |
 //! | `services`, `sockets` | the mapped services, and whether their packets are captured; who listens |
 //! | `path`, `rules`, `tap` | the way out; the firewall's rules; what was seen to leave |
+//! | `drops` | counters of dropped packets that move |
 //! | `channel` | each intercept |
 //! | `probe` | the live probe, hop by hop |
 //! | `running`, `session` | a run that goes on; one client of it |
@@ -20,6 +21,7 @@ mod assistant;
 mod book;
 mod channel;
 mod devices;
+mod drops;
 mod finding;
 mod path;
 mod probe;
@@ -88,8 +90,7 @@ fn range_of(plan: &Plan, target: SocketAddr) -> Option<String> {
 
 fn doctor_target(plan: &Plan, target: SocketAddr) -> String {
     let clients = range_of(plan, target).map_or_else(String::new, |range| format!(" -c {range}"));
-    let via = plan.intercepts.iter().map(SocketAddr::ip).find(|ip| *ip != target.ip());
-    let via = via.map_or_else(String::new, |ip| format!(" -s {ip}"));
+    let via = injector::gateway(plan, target).map_or_else(String::new, |ip| format!(" -s {ip}"));
     format!("tcptwin doctor target -x {target}{via}{clients}")
 }
 
@@ -153,8 +154,10 @@ fn during(name: &str, options: &Options, stats: &Stats) -> anyhow::Result<ExitCo
         probe::services(&mut visit);
         canary(&mut visit, region);
     }
-    running::check(&mut visit, stats);
-    if let (Value::Object(more), Value::Object(failures)) = (&mut more, running::failures(stats)) {
+    // Of a region that cannot be read, the counters are told at least.
+    let failed = session::failed_last(&plan, region).unwrap_or_default();
+    running::check(&mut visit, stats, &failed);
+    if let (Value::Object(more), Value::Object(failures)) = (&mut more, running::failures(stats, &failed)) {
         more.extend(failures);
     }
     Ok(visit.book.close(more))

@@ -18,7 +18,7 @@ pub(crate) fn facts(secret: Option<[u8; 32]>) -> anyhow::Result<Facts> {
         host_id: host_id(),
         random: std::array::from_fn(|_| numbers.next().expect("48 bytes are six numbers")),
         key: secret,
-        arena_bytes: session::Table::arena_bytes,
+        arena_bytes: shard_worker::session_bytes,
         format: crate::format::of_this_program(),
     })
 }

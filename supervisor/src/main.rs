@@ -118,7 +118,8 @@ fn exit(done: anyhow::Result<ExitCode>) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Errors of other parts hold the system's words as they are.
+            eprintln!("error: {}", flow::words::plain(&format!("{error:#}")));
             match error.downcast_ref::<Refusal>() {
                 Some(refusal) => ExitCode::from(refusal.exit),
                 None => ExitCode::FAILURE,

@@ -287,7 +287,6 @@ fn feed_ledger(
     counter!("tcptwin_inject_bytes_total", instance()).absolute(stats.inject.bytes);
     counter!("tcptwin_inject_engine_switches_total", instance()).absolute(stats.inject.switches);
     counter!("tcptwin_inject_detours_total", instance()).absolute(stats.inject.detours);
-    counter!("tcptwin_inject_astray_total", instance()).absolute(stats.inject.astray);
     counter!("tcptwin_guard_dropped_total", instance()).absolute(stats.guard.dropped);
     let engine = [("engine", stats.inject.engine.clone()), ("why", stats.inject.why.clone())];
     let labels = instance().into_iter().chain(engine.map(|(key, value)| Label::new(key, value)));

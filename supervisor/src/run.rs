@@ -160,10 +160,10 @@ pub(crate) fn refused(given: &Given, error: ExpressionError) -> Refusal {
 /// # Errors
 /// What it handed over cannot be taken over, which ends the run; or a failure while running.
 pub(crate) fn resume(before: Handover) -> anyhow::Result<ExitCode> {
-    logging::start("supervisor", logging::level(before.quiet));
+    logging::start("supervisor", logging::level(before.house.quiet));
     let signals = Signals::listen()?;
     upgrade::listens_again();
-    let lock = LockFile::inherit(&before.name, &before.directory, before.lock)?;
+    let lock = LockFile::inherit(&before.name, &before.house.directory, before.house.lock)?;
     let region = Region::attach(&before.name)?;
     let plan = adopt::usable_plan(region).map_err(|why| anyhow::anyhow!("{}: {why}", before.name))?;
     let standing = confine::ready(plan.sandbox)?;
@@ -175,25 +175,16 @@ pub(crate) fn resume(before: Handover) -> anyhow::Result<ExitCode> {
     for (name, socket) in sockets.named(&plan).iter().filter(|_| renewed.is_some()) {
         service.keep(name, *socket);
     }
-    let guarding = guarding::set_up(region, &plan, &before.directory);
+    let guarding = guarding::set_up(region, &plan, &before.house.directory);
     for note in &guarding.notes {
         tracing::info!("{note}");
     }
-    let server = Server::inherit(&before.directory, &plan.name, before.listener)
+    let server = Server::inherit(&before.house.directory, &plan.name, before.listener)
         .context("taking over the control socket failed")?;
-    let board = before.metrics.and_then(|at| {
+    let board = before.house.metrics.and_then(|at| {
         exporter(at).map_err(|sentence| tracing::warn!("{sentence}. The run goes on without")).ok()
     });
-    let house = House {
-        directory: before.directory.clone(),
-        program: before.program.clone(),
-        halt_file: before.halt_file.clone(),
-        quiet: before.quiet,
-        json: before.json,
-        metrics: before.metrics,
-        lock: lock.as_fd().as_raw_fd(),
-        started_us: before.started_us,
-    };
+    let house = House { lock: lock.as_fd().as_raw_fd(), ..before.house.clone() };
     let setup = Setup {
         region,
         plan,

@@ -335,9 +335,6 @@ pub(crate) struct Inject {
     /// Segments that left by raw IP though another engine was wanted.
     #[serde(default)]
     pub(crate) detours: u64,
-    /// Packets that the kernel's guard dropped: not for a target.
-    #[serde(default)]
-    pub(crate) astray: u64,
 }
 
 /// The return channel.

@@ -86,7 +86,7 @@ pub(crate) fn lines(stats: &Stats) -> Vec<String> {
         ),
     );
     let inject = &stats.inject;
-    if inject.switches > 0 || inject.detours > 0 || inject.astray > 0 {
+    if inject.switches > 0 || inject.detours > 0 || stats.guard.dropped > 0 {
         add(
             "",
             format!(
@@ -94,7 +94,7 @@ pub(crate) fn lines(stats: &Stats) -> Vec<String> {
                 inject.engine,
                 counted(inject.switches, "time"),
                 thousands(inject.detours),
-                thousands(inject.astray)
+                thousands(stats.guard.dropped)
             ),
         );
     }

@@ -30,6 +30,7 @@ use anyhow::Context as _;
 use injector::{Engines, Fence};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sandbox::Ids;
+use serde::{Deserialize, Serialize};
 use shm::{Link, Region, RoleState};
 use topology::{Plan, wiring};
 
@@ -84,7 +85,7 @@ pub(crate) struct Setup {
 }
 
 /// What stays the same from image to image of one process.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct House {
     /// Where lock and control socket are.
     pub(crate) directory: PathBuf,
@@ -408,8 +409,7 @@ impl Supervisor {
         if let Some(engines) = &self.engines {
             (inject.engine, inject.why) = (engines.engine().to_owned(), engines.why());
         }
-        inject.astray = self.fence.as_ref().map_or(0, Fence::dropped);
-        sample.stats.guard = Guard { dropped: sample.stats.inject.astray };
+        sample.stats.guard = Guard { dropped: self.fence.as_ref().map_or(0, Fence::dropped) };
         sample.stats.restraint = self.restraint();
         sample
     }

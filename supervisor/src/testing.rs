@@ -24,7 +24,7 @@ pub(crate) fn plan(name: &str, more: &[(Key, &str)]) -> Plan {
         host_id: 1,
         random: [NEXT.fetch_add(1, Relaxed); 6],
         key: None,
-        arena_bytes: session::Table::arena_bytes,
+        arena_bytes: shard_worker::session_bytes,
         format: crate::format::of_this_program(),
     };
     plan_from(&options, &facts).unwrap()

@@ -13,10 +13,9 @@
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd, RawFd};
 use std::os::unix::ffi::OsStringExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use shm::{Leftover, Region};
 
 use crate::adopt;
+use crate::supervise::House;
 use crate::words;
 
 /// What the next image must know.
@@ -39,22 +39,9 @@ pub(crate) struct Handover {
     pub(crate) from: String,
     /// The instance.
     pub(crate) name: String,
-    /// Where its lock and control socket are.
-    pub(crate) directory: PathBuf,
-    /// Where the program was started from.
-    pub(crate) program: PathBuf,
-    /// The kill switch.
-    pub(crate) halt_file: PathBuf,
-    /// `--quiet`.
-    pub(crate) quiet: bool,
-    /// `--json`.
-    pub(crate) json: bool,
-    /// `--metrics`.
-    pub(crate) metrics: Option<SocketAddr>,
-    /// When the run started, CLOCK_MONOTONIC microseconds.
-    pub(crate) started_us: u64,
-    /// Descriptor of the lock.
-    pub(crate) lock: RawFd,
+    /// What stays the same.
+    #[serde(flatten)]
+    pub(crate) house: House,
     /// Descriptor that the control socket listens with.
     pub(crate) listener: RawFd,
     /// Capture and raw sockets.
@@ -209,7 +196,10 @@ impl Handover {
                     let _ = fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
                 }
                 let _ = asking_signals().thread_unblock();
-                error.context(format!("executing {} failed; this program goes on", self.program.display()))
+                error.context(format!(
+                    "executing {} failed; this program goes on",
+                    self.house.program.display()
+                ))
             }
         }
     }
@@ -218,7 +208,7 @@ impl Handover {
         let mut memory = File::from(memfd_create(c"tcptwin-handover", MFdFlags::empty())?);
         memory.write_all(&serde_json::to_vec(self)?)?;
         let c_text = |text: OsString| CString::new(text.into_vec()).context("an argument holds a zero byte");
-        let program = c_text(self.program.clone().into_os_string())?;
+        let program = c_text(self.house.program.clone().into_os_string())?;
         let args = std::env::args_os().map(c_text).collect::<anyhow::Result<Vec<_>>>()?;
         let variables = std::env::vars_os().filter(|(key, _)| key != VARIABLE);
         let variables = variables.map(|(mut key, value)| {

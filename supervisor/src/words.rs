@@ -1,7 +1,8 @@
 //! Numbers and errors as a person reads them: thousands separators, units, lower-case system messages.
 
-use std::io;
 use std::time::Duration;
+
+pub(crate) use flow::words::of_io;
 
 /// `1234567` → `1,234,567`.
 pub(crate) fn thousands(number: u64) -> String {
@@ -65,17 +66,6 @@ pub(crate) fn copies(milli: u32) -> String {
     format!("{} {}", f64::from(milli) / 1e3, if milli == 1_000 { "copy" } else { "copies" })
 }
 
-/// The system's message for an error, lower case and without its number.
-pub(crate) fn of_io(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut letters = text.chars();
-    match letters.next() {
-        Some(first) => first.to_lowercase().chain(letters).collect(),
-        None => error.kind().to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,10 +85,5 @@ mod tests {
         assert_eq!(elapsed(Duration::from_secs(7_500)), "2h05");
         assert_eq!(counted(1, "session"), "1 session");
         assert_eq!([copies(1_000), copies(250), copies(3_000)], ["1 copy", "0.25 copies", "3 copies"]);
-    }
-
-    #[test]
-    fn errors_read_like_a_part_of_a_sentence() {
-        assert_eq!(of_io(&io::Error::from_raw_os_error(libc::ENOENT)), "no such file or directory");
     }
 }

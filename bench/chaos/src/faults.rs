@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use lab::impair::{ALL, Impairment, Way, lose};
 use lab::{Instance, Network};
 use nix::sys::signal::Signal;
@@ -31,6 +31,14 @@ pub(crate) struct Faults<'a> {
     /// Likewise.
     run: Option<Instance>,
     blind: Vec<(u64, u64)>,
+}
+
+/// What an instance that has ended says of the reason.
+fn last_words(run: &Instance) -> String {
+    let said = run.stderr();
+    let reason = said.lines().rev().find(|line| line.contains("error") || line.contains("died more than"));
+    let advice = if said.contains("died more than") { "; a larger --spacing keeps below that" } else { "" };
+    format!("{}{advice}", reason.or_else(|| said.lines().last()).unwrap_or("it said nothing").trim())
 }
 
 /// What is there when all faults are over.
@@ -102,6 +110,11 @@ impl<'a> Faults<'a> {
 
     /// Does what is due now.
     pub(crate) fn turn(&mut self) -> Result<()> {
+        if let Some(run) = &mut self.run
+            && run.has_ended()
+        {
+            bail!("the run ended by itself after {} faults: {}", self.committed, last_words(run));
+        }
         let now_us = monotonic_us();
         self.take_back(now_us)?;
         if now_us < self.next_us {

@@ -92,7 +92,9 @@ pub(crate) fn campaign(
         if Instant::now() >= next_question {
             next_question = Instant::now() + QUESTION;
             // It reads every counter of every role.
-            run.stats().context("the supervisor is asked for its figures")?;
+            run.stats().with_context(|| {
+                format!("the supervisor is asked for its figures; it said: {}", run.stderr())
+            })?;
         }
         if Instant::now() >= next_kill {
             next_kill = Instant::now() + KILL;

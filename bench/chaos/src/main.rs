@@ -88,9 +88,17 @@ fn run(args: &Args) -> Result<Verdict> {
             flips::campaign(args, &stage, &mut run, flips, Instant::now() + until, &mut verdict)?;
             verdict.load(&loads.stop()?);
             flips::fresh_flows(&mut verdict, &stage, ids)?;
+            // Its ledger may be damaged, its end may not.
+            if let Err(error) = run.stop() {
+                verdict.broken(format!("the end: {error:#}"));
+            }
+            drop(intercept);
         }
     }
     verdict.outside(outside.look()?, outside.examples());
+    for left in stage.leftovers()? {
+        verdict.broken(format!("left behind: {left}"));
+    }
     Ok(verdict)
 }
 

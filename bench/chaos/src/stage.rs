@@ -107,6 +107,11 @@ impl Stage {
         self.twin.begin(Command::Intercept, &self.net.assistant, &args)
     }
 
+    /// What the run left of its region and its files.
+    pub(crate) fn leftovers(&self) -> Result<Vec<String>> {
+        lab::twin::leftovers(&self.name, std::process::id(), self.twin.runtime(), &self.net.online)
+    }
+
     /// All kinds of traffic, from the client host; each request has an id of its own.
     pub(crate) fn start_loads(&self, args: &Args, seconds: f64) -> Result<Loads> {
         let plan = IdPlan::new(args, seconds);
@@ -156,6 +161,13 @@ impl Stage {
             ..Load::new(self.at_online, FRESH)
         };
         Ok(load.run(&self.net.client.ns)?)
+    }
+}
+
+impl Drop for Stage {
+    /// A run that was killed leaves its region for a successor, which there is none of any more.
+    fn drop(&mut self) {
+        let _ = shm::Region::remove(&self.name);
     }
 }
 

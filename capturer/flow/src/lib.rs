@@ -18,6 +18,7 @@
 //! | `hash` | keyed hashes of endpoints and flows; the shard of an endpoint |
 //! | `sample` | how many times a flow is replayed |
 //! | `names` | enums whose variants have stable names in counters and JSON |
+//! | `words` | how an error of the system reads inside a sentence |
 
 pub mod checksum;
 pub mod datagram;
@@ -35,6 +36,7 @@ pub mod record;
 pub mod sample;
 pub mod segment;
 pub mod seq;
+pub mod words;
 
 pub use datagram::Datagram;
 pub use endpoint::{Addr, Endpoint};

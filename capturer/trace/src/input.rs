@@ -118,12 +118,10 @@ fn read_up_to(source: &mut impl Read, room: &mut [u8]) -> io::Result<usize> {
 
 /// The system's words without its number.
 pub(crate) fn words(error: &io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
     match error.kind() {
         ErrorKind::PermissionDenied => "may not be read by this user (permission denied)".to_owned(),
         ErrorKind::NotFound => "does not exist".to_owned(),
-        _ => format!("cannot be read: {text}"),
+        _ => format!("cannot be read: {}", flow::words::of_io(error)),
     }
 }
 

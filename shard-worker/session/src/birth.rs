@@ -6,6 +6,7 @@ use flow::record::opt;
 use flow::{Captured, Drop, Endpoint, Seq};
 
 use crate::config::Clients;
+use crate::diary::Step;
 use crate::numbering;
 use crate::slot::{NONE, Phase, Recovery, Timer, is, try_bit};
 use crate::table::Table;
@@ -87,6 +88,7 @@ impl Table {
         let id = self.free.pop().expect("one was free a moment ago, and choosing frees only");
         self.header.fresh = self.header.fresh.max(id + 1);
         self.answers.forget(id);
+        self.diary.begin(id, now_us, if joined { Step::Joined } else { Step::SynCaptured });
         let tcp = &segment.tcp;
         let slot = self.slots.get_mut(id);
         slot.reset();

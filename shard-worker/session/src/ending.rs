@@ -11,6 +11,7 @@
 
 use flow::{Drop, Seq};
 
+use crate::diary::Step;
 use crate::held;
 use crate::slot::{After, NONE, Phase, Slot, Timer, is};
 use crate::stash;
@@ -108,6 +109,7 @@ impl Table {
         }
         if slot.turns_waiting > 0 {
             slot.failure = 1 + Count::FailedReset as u8;
+            self.diary.note(id, now_us, Step::Failed, 1);
         }
         self.leave(now_us, id, Drop::TargetClosed, false);
     }
@@ -174,6 +176,7 @@ impl Table {
         held::clear(slot, &mut self.chunks);
         self.tally.discard(slot, reason, held);
         slot.failure = 1 + failure as u8;
+        self.diary.note(id, now_us, Step::Failed, 1);
         self.leave(now_us, id, reason, reset);
     }
 
@@ -273,6 +276,7 @@ impl Table {
         slot.disarm(Timer::Hole);
         if phase != Phase::Lingering && phase != Phase::Resetting {
             slot.failure = 1 + failure as u8;
+            self.diary.note(id, now_us, Step::Failed, 1);
         }
         slot.set_after(After::Free);
         match phase {
@@ -356,6 +360,7 @@ impl Table {
     /// The session is over: what it still had in flight is dropped under `reason`, everything of it is free again.
     pub(crate) fn finish(&mut self, now_us: u64, id: u32, reason: Drop) {
         self.unlink(id);
+        self.diary.end(id, now_us, self.slots.get(id));
         if self.slots.get(id).phase() == Phase::Queued
             && let Some(holder) = self.holder_of(id)
         {

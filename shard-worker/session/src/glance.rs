@@ -1,12 +1,14 @@
-//! One session in words, from a copy of an arena that somebody else works on: for `tcptwin doctor ADDRESS:PORT`. Costs the worker
-//! nothing, and believes nothing: a slot that was copied while it changed has no seal, and is copied again by the caller.
+//! One session in words, from a copy of its slot and its diary that somebody else works on: for `tcptwin doctor ADDRESS:PORT`.
+//! Believes nothing: a slot that was copied while it changed has no seal, and is copied again by the caller.
 
 use std::net::SocketAddr;
 
+use flow::Endpoint;
 use zerocopy::FromBytes as _;
 
 use crate::arena::{FORMAT, Header};
 use crate::config::Limits;
+use crate::diary::{Diaries, Told};
 use crate::slot::{NEVER, Phase, Slot, Timer, is};
 use crate::tally::Count;
 use crate::undo;
@@ -42,16 +44,20 @@ pub fn slots(head: &[u8], limits: &Limits) -> Option<Slots> {
 pub struct Glance {
     /// The real client.
     pub client: SocketAddr,
-    /// The client as replayed.
-    pub replayed: SocketAddr,
+    /// The client as replayed, while there is a connection.
+    pub replayed: Option<SocketAddr>,
     /// Index of the target.
     pub target: u16,
     /// Where it stands.
     pub phase: &'static str,
     /// Which copy of how many.
     pub copy: (u16, u16),
-    /// What happened to it and what it waits for, oldest first, as far as a slot remembers.
+    /// How it stands and what it waits for.
     pub facts: Vec<String>,
+    /// What happened to it last, oldest first; none where its diary was taken by a younger one.
+    pub steps: Vec<Told>,
+    /// How long it has been over.
+    pub over_us: Option<u64>,
     /// Bytes of the client that the target has not acknowledged.
     pub in_flight: u32,
     /// Time-outs in a row of what was sent last.
@@ -60,13 +66,31 @@ pub struct Glance {
     pub failure: Option<&'static str>,
 }
 
-/// What a slot's bytes say at a time on the clock of the worker; none where it is free. An error where it was copied while it
-/// changed.
+/// The sessions that failed last, the latest first.
+pub fn past(diaries: &Diaries, now_us: u64) -> Vec<Glance> {
+    let told = |(slot, over_us, steps)| {
+        let one = glance(slot, now_us, steps).ok().flatten()?;
+        Some(Glance { over_us: Some(over_us), ..one })
+    };
+    diaries.past(now_us).filter_map(told).collect()
+}
+
+/// The session in a slot of this number.
 ///
 /// # Errors
-/// The bytes are no whole slot.
-pub fn glance(bytes: &[u8], now_us: u64) -> Result<Option<Glance>, Torn> {
+/// The bytes are no whole slot: it was copied while it changed.
+pub fn present(
+    bytes: &[u8],
+    id: u32,
+    diaries: Option<&Diaries>,
+    now_us: u64,
+) -> Result<Option<Glance>, Torn> {
     let slot = Slot::read_from_bytes(bytes).map_err(|_| Torn)?;
+    glance(&slot, now_us, diaries.map_or_else(Vec::new, |diaries| diaries.of_slot(id, now_us)))
+}
+
+/// What a slot says at a time on the clock of the worker; none where it is free.
+fn glance(slot: &Slot, now_us: u64, steps: Vec<Told>) -> Result<Option<Glance>, Torn> {
     if !slot.is_intact() {
         return Err(Torn);
     }
@@ -75,7 +99,7 @@ pub fn glance(bytes: &[u8], now_us: u64) -> Result<Option<Glance>, Torn> {
     }
     Ok(Some(Glance {
         client: slot.client.to_socket_addr(),
-        replayed: slot.replayed.to_socket_addr(),
+        replayed: (slot.replayed != Endpoint::default()).then(|| slot.replayed.to_socket_addr()),
         target: slot.target,
         phase: match slot.phase() {
             Phase::Free => "free",
@@ -87,7 +111,9 @@ pub fn glance(bytes: &[u8], now_us: u64) -> Result<Option<Glance>, Torn> {
             Phase::Lingering => "over, and remembered for a while",
         },
         copy: (slot.copy, slot.copies),
-        facts: facts(&slot, now_us),
+        facts: facts(slot, now_us, steps.is_empty()),
+        steps,
+        over_us: None,
         in_flight: slot.in_flight,
         backoff: slot.backoff,
         failure: slot
@@ -102,12 +128,13 @@ pub fn glance(bytes: &[u8], now_us: u64) -> Result<Option<Glance>, Torn> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Torn;
 
-fn facts(slot: &Slot, now_us: u64) -> Vec<String> {
+/// `dated`: what its times tell too, for want of a diary.
+fn facts(slot: &Slot, now_us: u64, dated: bool) -> Vec<String> {
     let ago = |at_us: u64| format!("{:.3} s ago", now_us.saturating_sub(at_us) as f64 / 1e6);
-    let mut dated: Vec<(u64, String)> = Vec::new();
+    let mut past: Vec<(u64, String)> = Vec::new();
     let mut at = |when_us: u64, what: String| {
-        if when_us != 0 && when_us != NEVER {
-            dated.push((when_us, format!("{what} {}", ago(when_us))));
+        if dated && when_us != 0 && when_us != NEVER {
+            past.push((when_us, format!("{what} {}", ago(when_us))));
         }
     };
     let synchronised = slot.is(is::SYNCHRONISED);
@@ -126,8 +153,8 @@ fn facts(slot: &Slot, now_us: u64) -> Vec<String> {
     );
     at(slot.progress_us, "the target acknowledged something new, or was first owed it,".to_owned());
     at(slot.seen_us, "the last packet of either side passed".to_owned());
-    dated.sort();
-    let mut facts: Vec<String> = dated.into_iter().map(|one| one.1).collect();
+    past.sort();
+    let mut facts: Vec<String> = past.into_iter().map(|one| one.1).collect();
     if slot.is(is::JOINED) {
         facts.insert(0, "joined in the middle: its SYN was built".to_owned());
     }
@@ -179,14 +206,8 @@ fn facts(slot: &Slot, now_us: u64) -> Vec<String> {
         let due_us = slot.deadline(timer);
         add(due_us != NEVER, format!("next: {what} in {:.3} s", due_us.saturating_sub(now_us) as f64 / 1e6));
     }
-    // Those that say most of why it stands still come last.
-    let surplus = facts.len().saturating_sub(STEPS);
-    facts.drain(..surplus);
     facts
 }
-
-/// Facts told at most.
-const STEPS: usize = 10;
 
 const TIMERS: [(Timer, &str); 7] = [
     (Timer::Rto, "what is not acknowledged is sent again, or a connection is tried again,"),
@@ -217,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_session_that_gets_no_answer_says_so() {
-        let said = glance(opening().as_bytes(), 5_000_000).unwrap().unwrap();
+        let said = present(opening().as_bytes(), 3, None, 5_000_000).unwrap().unwrap();
         assert_eq!((said.client.to_string(), said.backoff), ("10.0.0.7:40001".to_owned(), 3));
         assert!(said.phase.starts_with("opening"));
         let all = said.facts.join("\n");
@@ -229,17 +250,16 @@ mod tests {
         ] {
             assert!(all.contains(part), "{all}");
         }
-        assert!(said.facts.len() <= STEPS);
     }
 
     #[test]
     fn a_free_slot_is_no_session_and_a_torn_one_none_that_is_believed() {
         let mut free = Slot::empty();
         free.seal();
-        assert_eq!(glance(free.as_bytes(), 0), Ok(None));
+        assert_eq!(present(free.as_bytes(), 3, None, 0), Ok(None));
         let mut bytes = opening().as_bytes().to_vec();
         bytes[8] ^= 1;
-        assert_eq!(glance(&bytes, 0), Err(Torn));
-        assert_eq!(glance(&bytes[1..], 0), Err(Torn));
+        assert_eq!(present(&bytes, 3, None, 0), Err(Torn));
+        assert_eq!(present(&bytes[1..], 3, None, 0), Err(Torn));
     }
 }

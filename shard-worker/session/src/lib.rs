@@ -25,7 +25,8 @@
 //! | `numbering` | our sequence numbers, time stamps, segment sizes |
 //! | `timers`, `wheel` | deadlines |
 //! | `ending`, `lingering` | FIN, RST, reconnect, the end; who leaves when a slot is needed |
-//! | `glance` | one session in words, from a copy of its slot |
+//! | `diary` | what happened to each session lately |
+//! | `glance` | one session in words, from a copy of its slot and its diary |
 //! | `specimen` | what is kept of an arena when a worker died of a record |
 //! | `check` | the invariants, for tests |
 //! | `endpoints` | the walk over the client range |
@@ -44,6 +45,7 @@ mod chunks;
 pub mod config;
 mod congestion;
 pub mod datagrams;
+pub mod diary;
 mod ending;
 pub mod endpoints;
 mod file_clock;
@@ -78,6 +80,7 @@ mod wide;
 pub use arena::FORMAT;
 pub use config::{Clients, Config, Join, Limits, OnGap, Pace, Rtt, Seeds, TargetConfig, Times};
 pub use datagrams::{DatagramCount, Datagrams, Order};
+pub use diary::Diary;
 pub use histogram::Histogram;
 pub use specimen::{Part, specimen};
 pub use table::{BURST, BURST_BYTES, Held, Sink, Table};

@@ -7,6 +7,7 @@ use flow::{Captured, Drop, Seq, TcpFields};
 
 use crate::chunks::{Chunks, ROOM};
 use crate::config::{Join, OnGap, Rtt};
+use crate::diary::Step;
 use crate::held::{self, NoChunk, Piece, piece};
 use crate::slot::{NONE, Phase, Slot, Timer, is};
 use crate::stash;
@@ -233,6 +234,8 @@ impl Table {
             slot.put(is::END_RST, tcp.has(flag::RST));
             slot.online_end = if tcp.has(flag::RST) { end.max(slot.online_next) } else { end };
             slot.end_gate = gate;
+            let step = if tcp.has(flag::RST) { Step::ClientRst } else { Step::ClientFin };
+            self.diary.note(id, now_us, step, 1);
         } else if tcp.has(flag::RST) && slot.is(is::END_KNOWN) {
             // After its FIN the client answered with a reset: what is held still goes first.
             slot.set(is::END_RST);
@@ -371,6 +374,7 @@ impl Table {
                 let slot = self.slots.get_mut(id);
                 held::grow(slot, &mut self.chunks, bytes)?;
                 self.tally.hold(slot, bytes.len() as u32);
+                self.diary.note(id, now_us, Step::Captured, bytes.len() as u32);
             }
             Admit::Drop(reason) => self.tally.drop_bytes(reason, bytes.len() as u32),
         }
@@ -506,6 +510,7 @@ impl Table {
             self.tally.one(Count::Holes);
             self.tally.add(Count::HolesOfCapture, u64::from(server_has == Some(true)));
             self.tally.add(Count::Missed, missed as u64);
+            self.diary.note(id, now_us, Step::HoleGivenUp, missed as u32);
             match self.config.on_gap {
                 OnGap::Abort => self.abort(now_us, id, to),
                 OnGap::Skip | OnGap::Resync => self.skip_hole(now_us, id, to, missed as u32),

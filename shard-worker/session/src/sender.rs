@@ -22,6 +22,7 @@ use flow::{Drop, Inject, Seq, TcpFields};
 use crate::chunks::Chunks;
 use crate::config::Config;
 use crate::congestion;
+use crate::diary::{Diary, Step};
 use crate::held::{self, Piece, piece};
 use crate::numbering::{WINDOW, WINDOW_SCALE, path_mss, ts_val};
 use crate::slot::{After, NEVER, Phase, Recovery, Slot, Timer, is, try_bit};
@@ -68,12 +69,18 @@ impl Room {
 struct Emit<'a, S: Sink> {
     config: &'a Config,
     tally: &'a mut Tally,
+    diary: &'a mut Diary,
+    id: u32,
     out: &'a mut S,
     room: &'a mut Room,
     now_us: u64,
 }
 
 impl<S: Sink> Emit<'_, S> {
+    fn note(&mut self, step: Step, number: u32) {
+        self.diary.note(self.id, self.now_us, step, number);
+    }
+
     /// One record of an established connection. It carries whatever acknowledgement there is.
     fn segment<'p>(
         &mut self,
@@ -144,6 +151,7 @@ impl<S: Sink> Emit<'_, S> {
         let claim = if self.config.claim { inject_bit::CLAIM } else { 0 };
         let repeat = if again { inject_bit::AGAIN } else { 0 };
         self.record(slot, tcp, claim | repeat, 0, std::iter::empty());
+        self.note(Step::SynSent, 1);
         slot.unset(is::OWE_SYN);
         slot.snd_nxt = slot.snd_una + 1;
         if again {
@@ -162,6 +170,7 @@ impl<S: Sink> Emit<'_, S> {
         if slot.snd_una != slot.snd_nxt {
             self.bare(slot, slot.snd_una, flags, 0);
         }
+        self.note(Step::RstSent, 1);
         self.tally.one(Count::Resets);
     }
 }
@@ -191,8 +200,7 @@ impl Table {
         match self.slots.get(id).phase() {
             Phase::Free | Phase::Queued | Phase::Parted => false,
             Phase::Resetting => {
-                let slot = self.slots.get_mut(id);
-                let mut emit = Emit { config: &self.config, tally: &mut self.tally, out, room, now_us };
+                let (slot, mut emit, _) = self.emitting(now_us, id, out, room);
                 if slot.snd_nxt != slot.snd_una || slot.is(is::SYNCHRONISED) {
                     emit.reset(slot);
                 }
@@ -200,8 +208,7 @@ impl Table {
                 false
             }
             Phase::Opening => {
-                let slot = self.slots.get_mut(id);
-                let mut emit = Emit { config: &self.config, tally: &mut self.tally, out, room, now_us };
+                let (slot, mut emit, _) = self.emitting(now_us, id, out, room);
                 if slot.is(is::OWE_RST) {
                     slot.unset(is::OWE_RST);
                     let tcp = TcpFields { seq: slot.reply_seq, flags: flag::RST, ..TcpFields::default() };
@@ -215,9 +222,8 @@ impl Table {
                 false
             }
             Phase::Lingering => {
-                let slot = self.slots.get_mut(id);
+                let (slot, mut emit, _) = self.emitting(now_us, id, out, room);
                 if slot.is(is::OWE_ACK) {
-                    let mut emit = Emit { config: &self.config, tally: &mut self.tally, out, room, now_us };
                     emit.bare(slot, slot.snd_nxt, flag::ACK, 0);
                     emit.tally.one(Count::PureAcks);
                 }
@@ -225,6 +231,18 @@ impl Table {
             }
             Phase::Open => self.visit_open(now_us, id, out, room),
         }
+    }
+
+    /// A session, what emits for it, and the payload memory.
+    fn emitting<'a, S: Sink>(
+        &'a mut self,
+        now_us: u64,
+        id: u32,
+        out: &'a mut S,
+        room: &'a mut Room,
+    ) -> (&'a mut Slot, Emit<'a, S>, &'a mut Chunks) {
+        let Self { config, tally, diary, slots, chunks, .. } = self;
+        (slots.get_mut(id), Emit { config, tally, diary, id, out, room, now_us }, chunks)
     }
 
     /// A SYN leaves, if the target may have it now.
@@ -244,7 +262,8 @@ impl Table {
         match leave {
             Leave::Now => {
                 slot.tries &= !(try_bit::PACED | try_bit::WAITING | try_bit::BOOKED);
-                Emit { config: &self.config, tally: &mut self.tally, out, room, now_us }.syn(slot);
+                let (slot, mut emit, _) = self.emitting(now_us, id, out, room);
+                emit.syn(slot);
             }
             Leave::At(at_us) => {
                 slot.tries |= try_bit::PACED | try_bit::WAITING;
@@ -295,23 +314,23 @@ impl Table {
             bytes: room.bytes.min(VISIT_BYTES),
         };
         let before = portion;
-        let slot = self.slots.get_mut(id);
-        let mut emit = Emit { config: &self.config, tally: &mut self.tally, out, room: &mut portion, now_us };
-        let mut more = emit.lost(slot, &self.chunks);
+        let (slot, mut emit, chunks) = self.emitting(now_us, id, out, &mut portion);
+        let mut more = emit.lost(slot, chunks);
         if !more {
-            more = emit.fresh(slot, &self.chunks);
+            more = emit.fresh(slot, chunks);
         }
         if slot.is(is::OWE_PROBE) {
             // Nothing new, one number back: draws an acknowledgement with the present window, or the RST that was lost.
             slot.unset(is::OWE_PROBE);
             emit.bare(slot, slot.snd_una - 1, flag::ACK, inject_bit::AGAIN);
             emit.tally.one(Count::Probes);
+            emit.note(Step::Probed, 1);
         }
         if slot.is(is::OWE_ACK) {
             emit.bare(slot, slot.snd_nxt, flag::ACK, 0);
             emit.tally.one(Count::PureAcks);
         }
-        held::reset_when_empty(slot, &mut self.chunks);
+        held::reset_when_empty(slot, chunks);
         room.records -= before.records - portion.records;
         room.bytes -= before.bytes - portion.bytes;
         let slot = self.slots.get_mut(id);
@@ -410,6 +429,7 @@ impl<S: Sink> Emit<'_, S> {
             let parts = held::from_head(slot, chunks, offset, bytes);
             self.segment(slot, from, flag::ACK | flag::PSH, inject_bit::AGAIN, bytes, parts);
             self.tally.one(Count::Retransmitted);
+            self.note(Step::SentAgain, 1);
         }
         if bytes < n && slot.fin_outstanding() {
             self.bare(slot, slot.snd_nxt - 1, flag::FIN | flag::ACK, inject_bit::AGAIN);
@@ -476,6 +496,11 @@ impl<S: Sink> Emit<'_, S> {
                     self.tally.turn_wait.record(turns::wait_us(slot, next, row, self.config.wait));
                 }
                 turns::release(slot, self.tally, next, row);
+                match row {
+                    Row::Guessed => self.note(Step::Guessed, 1),
+                    Row::Unanswered => self.note(Step::Unanswered, 1),
+                    Row::Free | Row::Exact | Row::Deviation => {}
+                }
                 true
             }
             Gate::Closed(until) => {
@@ -529,6 +554,7 @@ impl<S: Sink> Emit<'_, S> {
         let parts = held::at_cursor(slot, chunks, n);
         let seq = slot.snd_nxt;
         self.segment(slot, seq, flags, 0, n, parts);
+        self.note(Step::Sent, n);
         held::advance(slot, chunks, n);
         slot.snd_nxt += n;
         slot.resent_left = slot.resent_left.saturating_sub(n);
@@ -560,6 +586,7 @@ impl<S: Sink> Emit<'_, S> {
         slot.unset(is::RELEASED);
         self.bare(slot, slot.snd_nxt, flag::FIN | flag::ACK, 0);
         slot.snd_nxt += 1;
+        self.note(Step::FinSent, 1);
         slot.set(is::FIN_SENT);
         congestion::sent(slot, self.now_us);
         false

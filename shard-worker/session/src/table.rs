@@ -30,6 +30,7 @@ use crate::arena::{self, Arena, Header};
 use crate::chunks::Chunks;
 use crate::config::{Clients, Config};
 use crate::congestion::RTO_MOST_US;
+use crate::diary::Diary;
 use crate::endpoints::Pool;
 use crate::file_clock::FileClock;
 use crate::foresight::Foresight;
@@ -108,6 +109,7 @@ pub struct Table {
     pub(crate) nearest: Nearest,
     pub(crate) answers: Answers,
     pub(crate) targets: Targets,
+    pub(crate) diary: Diary,
     /// IPv4 and IPv6.
     pub(crate) pools: [Option<Pool>; 2],
     pub(crate) draining: bool,
@@ -131,7 +133,7 @@ impl Table {
     pub const SLOT_BYTES: usize = size_of::<Slot>();
 
     /// Bytes that the arena must have for so many sessions and chunks.
-    pub fn arena_bytes(sessions: u32, chunks: u32) -> u64 {
+    pub const fn arena_bytes(sessions: u32, chunks: u32) -> u64 {
         arena::bytes(sessions, chunks)
     }
 
@@ -177,6 +179,7 @@ impl Table {
             nearest: Nearest::new(config.seeds.table),
             answers: Answers::new(if config.file_us.is_some() { sessions } else { 0 }),
             targets: Targets::new(config.targets.len(), config.pace, config.seeds.isn),
+            diary: Diary::default(),
             pools,
             draining: false,
             file_clock: FileClock::new(config.file_us),
@@ -193,6 +196,11 @@ impl Table {
             table.rebuild(condemned);
         }
         table
+    }
+
+    /// Notes what happens to sessions from now on.
+    pub fn keep_diary(&mut self, diary: Diary) {
+        self.diary = diary;
     }
 
     /// Whether a captured segment can be taken in the open transaction. If not, it can be taken after [`Table::settle`], as well

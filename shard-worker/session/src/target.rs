@@ -6,6 +6,7 @@ use flow::{Drop, Returned, Seq};
 
 use crate::config::Rtt;
 use crate::congestion;
+use crate::diary::Step;
 use crate::held;
 use crate::numbering::{
     LEAST_PEER_MSS, TIMESTAMP_BYTES, WINDOW, WINDOW_SCALE, default_mss, path_mss, plateau_below,
@@ -101,6 +102,7 @@ impl Table {
         let mtu = self.targets.path_mtu(now_us, index, mtu);
         self.targets.succeeded(now_us, index, id);
         self.note_health(index);
+        self.diary.note(id, now_us, Step::SynAcked, 1);
         let slot = self.slots.get_mut(id);
         slot.enter(Phase::Open);
         slot.set(is::SYNCHRONISED);
@@ -154,6 +156,7 @@ impl Table {
             // RFC 5961, section 3.2: only the exact number resets; another one in the window draws an acknowledgement, to
             // which the target answers with the exact one.
             if ahead == 0 || tcp.seq == slot.rcv_ack {
+                self.diary.note(id, now_us, Step::TargetRefused, 1);
                 self.target_reset(now_us, id);
             } else if ahead > 0 && ahead <= OUR_WINDOW {
                 self.challenge(now_us, id, Count::ReturnedRefused);
@@ -224,6 +227,10 @@ impl Table {
         let window = u32::from(tcp.window) << slot.wscale;
         let mut news = sacked;
         if tcp.ack.after(slot.snd_una) {
+            if record.payload_len == 0 {
+                let acked = (tcp.ack.since(slot.snd_una) as u32).min(slot.sent_bytes());
+                self.diary.note(id, now_us, Step::Acknowledged, acked);
+            }
             self.advance(now_us, id, tcp.ack);
             news = true;
         } else if slot.outstanding() > 0
@@ -314,6 +321,7 @@ impl Table {
         self.tally.add(Count::ReturnHoles, tcp.seq.since(slot.rcv_nxt).max(0) as u64);
         slot.receive(end);
         if fresh > 0 {
+            self.diary.note(id, now_us, Step::Answered, fresh as u32);
             slot.put(is::ANSWER_PSH, tcp.has(flag::PSH));
             slot.answer_parts = slot.answer_parts.saturating_add(1);
             if slot.answer_parts > 1 {
@@ -331,6 +339,7 @@ impl Table {
         }
         if tcp.has(flag::FIN) {
             slot.set(is::PEER_FIN);
+            self.diary.note(id, now_us, Step::TargetFin, 1);
             slot.disarm(Timer::Alive);
             slot.turns_waiting = 0;
             slot.receive(slot.rcv_nxt + 1);
@@ -427,6 +436,7 @@ impl Table {
     /// The target, or a router on the way to it, does not want the connection.
     fn refused(&mut self, now_us: u64, id: u32) {
         self.attempt_failed(now_us, id);
+        self.diary.note(id, now_us, Step::TargetRefused, 1);
         let slot = self.slots.get_mut(id);
         slot.fruitless = slot.fruitless.saturating_add(1);
         self.part_with(now_us, id, Drop::Refused, Count::FailedRefused, false);

@@ -4,6 +4,7 @@
 use flow::Drop;
 
 use crate::congestion;
+use crate::diary::Step;
 use crate::slot::{Phase, Timer, is, try_bit};
 use crate::table::{DUE, Table};
 use crate::tally::Count;
@@ -72,6 +73,7 @@ impl Table {
                 slot.set(is::OWE_SYN);
             }
             Phase::Opening => {
+                self.diary.note(id, now_us, Step::TimedOut, 1);
                 slot.backoff = slot.backoff.saturating_add(1);
                 // What the target remembers of an older connection may be cleared again: that reset may have been lost.
                 slot.probes = 0;
@@ -88,6 +90,7 @@ impl Table {
                 slot.arm(Timer::Rto, now_us + congestion::rto_us(slot));
             }
             Phase::Open => {
+                self.diary.note(id, now_us, Step::TimedOut, 1);
                 congestion::timed_out(slot);
                 if congestion::suspect_size(slot, v4) {
                     self.tally.one(Count::SizeSuspected);

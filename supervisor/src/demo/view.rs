@@ -28,6 +28,9 @@ pub(super) struct Line {
 /// Standard output.
 pub(super) struct View;
 
+/// Time that shares of a processor need.
+const LEAST: Duration = Duration::from_secs(1);
+
 impl View {
     pub(super) fn title(&self, privilege: Privilege) {
         println!("tcptwin demo: client, online, target and assistant in network namespaces of");
@@ -114,8 +117,11 @@ impl View {
             target("p50"),
             target("p99")
         );
-        let roles: Vec<String> = cpu.iter().map(|r| format!("{} {:.1} %", r.role, r.percent)).collect();
-        println!("cpu        {}", roles.join("  "));
+        // Of a moment, it would be the start's alone.
+        if report.elapsed >= LEAST {
+            let roles: Vec<String> = cpu.iter().map(|r| format!("{} {:.1} %", r.role, r.percent)).collect();
+            println!("cpu        {}", roles.join("  "));
+        }
     }
 
     pub(super) fn interrupted(&self) {

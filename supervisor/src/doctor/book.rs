@@ -105,6 +105,7 @@ fn lines(finding: &Finding, colour: bool) -> Vec<String> {
     let mut lines =
         vec![format!("{:<10} {:<17} {word} {}", finding.host.name(), finding.check, finding.seen)];
     lines.extend(wrapped(&finding.wrong));
+    lines.extend(finding.lines.iter().cloned());
     let heads: Vec<String> = finding
         .remedies
         .iter()

@@ -136,6 +136,8 @@ named_enum! {
         TargetWrongRoute => "target_wrong_route",
         /// The target drops what the clients send by its reverse path.
         TargetReversePath => "target_reverse_path",
+        /// The target refuses connections for want of room.
+        TargetBusy => "target_busy",
         /// A rule of the target's firewall drops what the clients send.
         TargetFirewall => "target_firewall",
         /// This host passes answers on.
@@ -184,6 +186,9 @@ pub(crate) struct Finding {
     /// What is wrong and what that means, as sentences.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) wrong: String,
+    /// What follows in lines of its own; programs find it elsewhere.
+    #[serde(skip)]
+    pub(crate) lines: Vec<String>,
     /// What mends it, the likeliest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) remedies: Vec<Remedy>,
@@ -227,6 +232,13 @@ impl Finding {
         self
     }
 
+    /// With lines of its own.
+    #[must_use]
+    pub(crate) fn after(mut self, lines: impl Iterator<Item = String>) -> Self {
+        self.lines.extend(lines);
+        self
+    }
+
     /// With a command.
     #[must_use]
     pub(crate) fn mend(self, on: impl Into<String>, command: impl Into<String>) -> Self {
@@ -246,6 +258,15 @@ impl Finding {
     }
 
     const fn new(host: Host, check: String, outcome: Outcome, fault: Option<Fault>, seen: String) -> Self {
-        Self { host, check, outcome, fault, seen, wrong: String::new(), remedies: Vec::new() }
+        Self {
+            host,
+            check,
+            outcome,
+            fault,
+            seen,
+            wrong: String::new(),
+            lines: Vec::new(),
+            remedies: Vec::new(),
+        }
     }
 }

@@ -243,8 +243,8 @@ fn rejected(visit: &Visit<'_>, to: SocketAddr, detail: u16) -> Finding {
 fn unseen(visit: &Visit<'_>, to: SocketAddr, from: IpAddr, direct: Option<Direct>) -> Finding {
     let there = format!("the target ({})", to.ip());
     let clients = visit.clients_of(to).unwrap_or_else(|| from.to_string());
-    let via = visit.plan.intercepts.first().map(SocketAddr::ip);
-    let on_target = via == Some(to.ip());
+    let via = injector::gateway(visit.plan, to);
+    let on_target = visit.plan.intercepts.iter().any(|at| at.ip() == to.ip());
     let route = match via {
         Some(via) if !on_target => {
             format!("ip {}route replace {clients} via {via}", if to.is_ipv4() { "" } else { "-6 " })

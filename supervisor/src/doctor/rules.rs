@@ -1,6 +1,7 @@
 //! The rules of this host's firewall that can drop a packet, by the hook where it would meet them. Read from `nft list ruleset`,
 //! which shows iptables' rules too where those are nftables underneath, else from `iptables-save`. What a rule does to one
-//! packet is the kernel's to know: these are suspects, for when a packet is known to be missing.
+//! packet is the kernel's to know: these are suspects, for when a packet is known to be missing, and what a rule counts meanwhile tells
+//! which of them it was.
 
 use super::tools;
 
@@ -9,8 +10,10 @@ use super::tools;
 pub(crate) struct Suspect {
     /// `inet filter output`, or the chain's name alone for iptables.
     pub(crate) chain: String,
-    /// As it is written.
+    /// As it is written, without what it counted.
     pub(crate) rule: String,
+    /// Packets that it has met, where it counts.
+    pub(crate) packets: Option<u64>,
     /// The tool that wrote it.
     tool: Tool,
 }
@@ -36,8 +39,8 @@ struct Chain {
     table: String,
     name: String,
     hook: Option<String>,
-    /// Whole rules, and `policy drop`.
-    rules: Vec<String>,
+    /// Whole rules, and `policy drop`; with what they counted.
+    rules: Vec<(String, Option<u64>)>,
 }
 
 /// Tables of our own: a run's guard, which lets through what is for a target, and intercept's, which drops what would go on.
@@ -46,12 +49,12 @@ const OURS: [&str; 2] = ["tcptwin_", "blackhole_tcptwin_"];
 impl Rules {
     /// Asks the tools.
     pub(crate) fn read() -> Self {
-        match tools::asked("nft", &["-s", "list", "ruleset"]) {
+        match tools::asked("nft", &["list", "ruleset"]) {
             Some(text) => Self { chains: of_nft(&text), readable: true },
             None => {
                 let mut rules = Self::default();
                 for (program, v4) in [("iptables-save", true), ("ip6tables-save", false)] {
-                    if let Some(text) = tools::asked(program, &[]) {
+                    if let Some(text) = tools::asked(program, &["-c"]) {
                         rules.chains.extend(of_iptables(&text, v4));
                         rules.readable = true;
                     }
@@ -78,13 +81,18 @@ impl Rules {
                     continue;
                 }
                 seen.push(&chain.name);
-                for rule in &chain.rules {
+                for (rule, packets) in &chain.rules {
                     if drops(rule) {
                         let name = match chain.tool {
                             Tool::Nft => format!("{} {}", chain.table, chain.name),
                             Tool::Iptables { .. } => chain.name.clone(),
                         };
-                        found.push(Suspect { chain: name, rule: rule.clone(), tool: chain.tool });
+                        found.push(Suspect {
+                            chain: name,
+                            rule: rule.clone(),
+                            packets: *packets,
+                            tool: chain.tool,
+                        });
                     }
                     let next = jumps(rule).and_then(|to| {
                         self.chains.iter().find(|other| {
@@ -107,6 +115,13 @@ impl Suspect {
             Tool::Iptables { v4: true } => format!("iptables -I {} {iptables} -j ACCEPT", self.chain),
             Tool::Iptables { v4: false } => format!("ip6tables -I {} {iptables} -j ACCEPT", self.chain),
         }
+    }
+
+    /// How many packets it met since an earlier look.
+    pub(crate) fn met_since(&self, earlier: &[Self]) -> u64 {
+        let before = earlier.iter().find(|one| (&one.chain, &one.rule) == (&self.chain, &self.rule));
+        let count = |one: &Self| one.packets.unwrap_or(0);
+        count(self).saturating_sub(before.map_or(0, count))
     }
 
     /// For a sentence.
@@ -157,10 +172,10 @@ fn of_nft(text: &str) -> Vec<Chain> {
                     chain.hook =
                         words.find(|word| *word == "hook").and_then(|_| words.next()).map(str::to_owned);
                     if line.contains("policy drop") {
-                        chain.rules.push("policy drop".to_owned());
+                        chain.rules.push(("policy drop".to_owned(), None));
                     }
                 }
-                None if !line.is_empty() => chain.rules.push(line.to_owned()),
+                None if !line.is_empty() => chain.rules.push(uncounted(line)),
                 None => {}
             }
         }
@@ -168,7 +183,17 @@ fn of_nft(text: &str) -> Vec<Chain> {
     chains
 }
 
-/// `iptables-save`: `*table`, `:CHAIN POLICY`, `-A CHAIN RULE`. Built-in chains are named like their hooks.
+/// `... counter packets 3 bytes 180 drop`: the rule as it was written, and what it counted.
+fn uncounted(rule: &str) -> (String, Option<u64>) {
+    let split = rule.split_once(" packets ").and_then(|(head, rest)| {
+        let (packets, rest) = rest.split_once(" bytes ")?;
+        let (_, tail) = rest.split_once(' ').unwrap_or((rest, ""));
+        Some((format!("{head} {tail}").trim_end().to_owned(), Some(packets.parse().ok()?)))
+    });
+    split.filter(|(rule, _)| rule.contains("counter")).unwrap_or_else(|| (rule.to_owned(), None))
+}
+
+/// `iptables-save -c`: `*table`, `:CHAIN POLICY [3:180]`, `[3:180] -A CHAIN RULE`. Built-in chains are named like their hooks.
 fn of_iptables(text: &str, v4: bool) -> Vec<Chain> {
     let tool = Tool::Iptables { v4 };
     let mut chains: Vec<Chain> = Vec::new();
@@ -178,16 +203,23 @@ fn of_iptables(text: &str, v4: bool) -> Vec<Chain> {
             name.clone_into(&mut table);
         } else if let Some((name, rest)) = line.strip_prefix(':').and_then(|rest| rest.split_once(' ')) {
             let policy = rest.split(' ').next().unwrap_or_default();
-            let rules = if policy == "DROP" { vec!["policy DROP".to_owned()] } else { Vec::new() };
+            let drops = policy == "DROP";
+            let rules = if drops { vec![("policy DROP".to_owned(), counted(rest))] } else { Vec::new() };
             let hook = (policy != "-").then(|| name.to_lowercase());
             chains.push(Chain { tool, table: table.clone(), name: name.to_owned(), hook, rules });
-        } else if let Some((name, _)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' '))
+        } else if let (packets, rule) = (counted(line), line.find("-A ").map_or("", |at| &line[at..]))
+            && let Some((name, _)) = rule.strip_prefix("-A ").and_then(|rest| rest.split_once(' '))
             && let Some(chain) = chains.iter_mut().find(|chain| chain.name == name && chain.table == table)
         {
-            chain.rules.push(line.to_owned());
+            chain.rules.push((rule.to_owned(), packets));
         }
     }
     chains
+}
+
+/// The packets of `[3:180]`.
+fn counted(text: &str) -> Option<u64> {
+    text.split_once('[')?.1.split_once(':')?.0.parse().ok()
 }
 
 #[cfg(test)]
@@ -209,6 +241,25 @@ mod tests {
         let input = rules.suspects(&["input"]);
         assert_eq!(named(&input), "`policy drop` in chain inet filter input");
         assert!(rules.suspects(&["forward"]).is_empty());
+    }
+
+    #[test]
+    fn what_a_rule_counts_is_not_of_its_words_and_tells_which_one_it_was() {
+        let nft =
+            |packets: u32| NFT.replace("counter drop", &format!("counter packets {packets} bytes 60 drop"));
+        let at = |packets| Rules { chains: of_nft(&nft(packets)), readable: true }.suspects(&["output"]);
+        let (before, after) = (at(3), at(7));
+        assert_eq!(
+            (before[0].rule.as_str(), before[0].packets),
+            ("ip saddr 198.18.0.0/15 counter drop", Some(3))
+        );
+        assert_eq!((after[0].met_since(&before), before[0].met_since(&after)), (4, 0));
+        assert_eq!(uncounted("tcp dport 22 counter packets 9 bytes 540").0, "tcp dport 22 counter");
+        assert_eq!(uncounted("log prefix \"a packets b\" drop").1, None);
+        let old = "*filter\n:INPUT DROP [5:300]\n[2:120] -A INPUT -s 198.18.0.0/15 -j DROP\nCOMMIT\n";
+        let old = Rules { chains: of_iptables(old, true), readable: true }.suspects(&["input"]);
+        assert_eq!((old[0].packets, old[1].packets), (Some(5), Some(2)));
+        assert_eq!(old[1].rule, "-A INPUT -s 198.18.0.0/15 -j DROP");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A run that goes on: what its own counters say about sessions that fail, each reason with its count and with what it means.
 
 use serde_json::{Value, json};
+use session::glance::Glance;
 use topology::Plan;
 
 use super::Visit;
@@ -30,8 +31,15 @@ const MEANINGS: [(&str, &str); 12] = [
     ("worker_lost", "a worker died with it; the log says why"),
 ];
 
-/// Notes what a run says of itself.
-pub(crate) fn check(visit: &mut Visit<'_>, stats: &Stats) {
+/// Why a session failed, and what to do; by the name of its counter.
+pub(crate) fn told(counter: &str) -> String {
+    let name = counter.strip_prefix("failed_").unwrap_or(counter);
+    let meaning = MEANINGS.iter().find(|(of, _)| *of == name).map_or("see `tcptwin stats`", |one| one.1);
+    format!("{} ({meaning})", name.replace('_', " "))
+}
+
+/// Notes what a run says of itself; `failed` are the sessions that failed last.
+pub(crate) fn check(visit: &mut Visit<'_>, stats: &Stats, failed: &[Glance]) {
     let uptime = crate::words::elapsed(std::time::Duration::from_secs_f64(stats.uptime_s.max(0.0)));
     let paused = if stats.control.paused { ", paused: `tcptwin ctl resume` goes on" } else { "" };
     visit.book.note(Finding::ok(
@@ -40,10 +48,10 @@ pub(crate) fn check(visit: &mut Visit<'_>, stats: &Stats) {
         format!("{} for {uptime}{paused}", stats.state),
     ));
     for intercept in &stats.intercepts {
-        let check = format!("intercept {}", intercept.addr);
+        let check = intercept.addr.clone();
         visit.book.note(match intercept.state.as_str() {
             "up" => Finding::ok(
-                Host::Run,
+                Host::Intercept,
                 check,
                 format!(
                     "up, {} headers, {} lost for slowness",
@@ -52,7 +60,7 @@ pub(crate) fn check(visit: &mut Visit<'_>, stats: &Stats) {
                 ),
             ),
             state => Finding::failed(
-                Host::Run,
+                Host::Intercept,
                 check,
                 Fault::NoIntercept,
                 format!("{state} ({})", intercept.trouble),
@@ -82,10 +90,10 @@ pub(crate) fn check(visit: &mut Visit<'_>, stats: &Stats) {
             .mend("the target", doctor_target(visit.plan)),
         );
     }
-    sessions(visit, stats);
+    sessions(visit, stats, failed);
 }
 
-fn sessions(visit: &mut Visit<'_>, stats: &Stats) {
+fn sessions(visit: &mut Visit<'_>, stats: &Stats, failed_last: &[Glance]) {
     let failed: u64 = stats.sessions.failed.values().sum();
     let seen = format!(
         "{} started, {} completed, {} open, {} failed",
@@ -102,29 +110,34 @@ fn sessions(visit: &mut Visit<'_>, stats: &Stats) {
         .filter(|(_, count)| *count > 0)
         .collect();
     reasons.sort_by_key(|(name, count)| (std::cmp::Reverse(*count), *name));
-    let told: Vec<String> = reasons
-        .iter()
-        .map(|(name, count)| {
-            let meaning =
-                MEANINGS.iter().find(|(of, _)| of == name).map_or("see `tcptwin stats`", |one| one.1);
-            format!("{} {} ({meaning})", thousands(*count), name.replace('_', " "))
-        })
-        .collect();
+    let whys: Vec<String> =
+        reasons.iter().map(|(name, count)| format!("{} {}", thousands(*count), told(name))).collect();
     // The end of a run, or a silence, is nobody's failure.
     let own: u64 = reasons
         .iter()
         .filter(|(name, _)| !["stopped", "idle"].contains(&name.as_str()))
         .map(|one| one.1)
         .sum();
+    let example =
+        failed_last.first().map_or_else(|| "CLIENT-ADDRESS:PORT".to_owned(), |one| one.client.to_string());
     let finding = match own {
         0 => Finding::ok(Host::Run, "sessions", seen),
         own if own * 100 < stats.sessions.started => {
             Finding::warning(Host::Run, "sessions", Fault::SessionsFail, seen)
-                .because(format!("{}.", told.join("; ")))
+                .because(format!("{}.", whys.join("; ")))
+                .mend_if(
+                    "What happened to the last one",
+                    visit.this_host(),
+                    format!("tcptwin doctor --name {} {example}", stats.name),
+                )
         }
         _ => Finding::failed(Host::Run, "sessions", Fault::SessionsFail, seen)
-            .because(format!("{}.", told.join("; ")))
-            .mend(visit.this_host(), format!("tcptwin doctor --name {} CLIENT-ADDRESS:PORT", stats.name)),
+            .because(format!("{}.", whys.join("; ")))
+            .mend_if(
+                "What happened to the last one",
+                visit.this_host(),
+                format!("tcptwin doctor --name {} {example}", stats.name),
+            ),
     };
     visit.book.note(finding);
     let dropped: Vec<String> = stats
@@ -154,8 +167,9 @@ fn doctor_target(plan: &Plan) -> String {
 }
 
 /// For the JSON object.
-pub(crate) fn failures(stats: &Stats) -> Value {
-    json!({ "sessions": stats.sessions, "dropped": stats.ledger.dropped })
+pub(crate) fn failures(stats: &Stats, failed: &[Glance]) -> Value {
+    let failed: Vec<Value> = failed.iter().map(super::session::object).collect();
+    json!({ "sessions": stats.sessions, "dropped": stats.ledger.dropped, "failed_last": failed })
 }
 
 #[cfg(test)]
@@ -179,14 +193,14 @@ mod tests {
         stats.sessions.started = 100;
         stats.sessions.failed =
             [("refused".to_owned(), 40), ("reset".to_owned(), 2), ("stopped".to_owned(), 9)].into();
-        sessions(&mut visit, &stats);
+        sessions(&mut visit, &stats, &[]);
         assert!(visit.book.has(Fault::SessionsFail));
         let said = visit.book.said("sessions").unwrap_or_default();
         let at = |part: &str| said.find(part).unwrap_or_else(|| panic!("{said}"));
         assert!(at("40 refused") < at("9 stopped") && at("9 stopped") < at("2 reset"), "{said}");
         let mut calm = Visit { here: Host::Online, plan: &plan, book: Book::new(true) };
         stats.sessions.failed = [("stopped".to_owned(), 9)].into();
-        sessions(&mut calm, &stats);
+        sessions(&mut calm, &stats, &[]);
         assert!(!calm.book.has(Fault::SessionsFail));
     }
 }

@@ -1,5 +1,6 @@
 //! `tcptwin doctor target`, run on the target: what no other host can see. The kernel is asked what it would do with a replayed
-//! client's SYN and with the answer to it; what is left is the firewall, whose rules are shown.
+//! client's SYN and with the answer to it; what is left is the firewall, whose rules are shown. Meanwhile counters are watched: one
+//! that moves tells what drops.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,8 +10,9 @@ use topology::guard::Place;
 use topology::plan::Protocol;
 use topology::{Key, Options, Refusal, clients, mapping, planner, value};
 
+use super::drops::{Seen, Watch};
 use super::finding::{Fault, Finding, Host};
-use super::rules::{Rules, named};
+use super::rules::named;
 use super::sockets::Table;
 use super::{Visit, rights, tools};
 
@@ -49,7 +51,8 @@ impl Asked {
 /// Notes all of it.
 pub(crate) fn check(visit: &mut Visit<'_>, asked: &Asked) {
     rights::check(visit);
-    let rules = Rules::read();
+    let watch = Watch::begin();
+    let mut reached = Vec::new();
     for &service in &asked.services {
         listens(visit, service);
         let Some(device) = device_of(service.ip()) else {
@@ -69,8 +72,41 @@ pub(crate) fn check(visit: &mut Visit<'_>, asked: &Asked) {
         for range in of_family {
             answers(visit, asked, range, service);
             entrance(visit, range, service, &device);
-            firewall(visit, range, service, &rules);
+            reached.push((range, service));
         }
+    }
+    let seen = watch.end();
+    kernel(visit, &seen);
+    for (range, service) in reached {
+        firewall(visit, range, service, &seen);
+    }
+}
+
+/// What the kernel itself dropped while it was watched.
+fn kernel(visit: &mut Visit<'_>, seen: &Seen) {
+    let check = "drops";
+    let here = visit.this_host();
+    let time = format!("in {:.1} s", seen.time.as_secs_f64());
+    if seen.kernel.is_empty() && seen.dropped.is_empty() {
+        let silent = match seen.silent {
+            0 => String::new(),
+            rules => format!("; {} may drop without counting", crate::words::counted(rules as u64, "rule")),
+        };
+        let told = format!("no counter of drops moved {time}{silent}");
+        visit.book.note(Finding::ok(Host::Target, check, told));
+    }
+    for &(name, what, packets) in &seen.kernel {
+        let told = format!("{packets} {time}: {name}");
+        let finding = if name == "IPReversePathFilter" {
+            Finding::failed(Host::Target, check, Fault::TargetReversePath, told)
+                .because(format!("So many packets were {what}: the way back to where they say they come from leads elsewhere."))
+                .mend(&here, "sysctl -w net.ipv4.conf.all.rp_filter=2")
+        } else {
+            Finding::warning(Host::Target, check, Fault::TargetBusy, told)
+                .because(format!("So many were {what}."))
+                .mend(&here, "ss -ltn; sysctl net.core.somaxconn net.ipv4.tcp_max_syn_backlog")
+        };
+        visit.book.note(finding);
     }
 }
 
@@ -177,13 +213,18 @@ fn filters_reverse_path(device: &str) -> bool {
 }
 
 /// Rules that may drop what comes from replayed clients, or the answers.
-fn firewall(visit: &mut Visit<'_>, range: &Range, service: SocketAddr, rules: &Rules) {
+fn firewall(visit: &mut Visit<'_>, range: &Range, service: SocketAddr, seen: &Seen) {
     let check = "firewall";
-    if !rules.readable() {
+    if !seen.rules.readable() {
         visit.book.note(Finding::skipped(Host::Target, check, "needs nft or iptables-save, and root"));
         return;
     }
-    let suspects = rules.suspects(&["ingress", "prerouting", "input", "output", "postrouting"]);
+    let met: u64 = seen.dropped.iter().map(|one| one.1).sum();
+    // What was seen to drop is the one.
+    let suspects = match met {
+        0 => seen.suspects(),
+        _ => seen.dropped.iter().map(|one| one.0.clone()).collect(),
+    };
     if suspects.is_empty() {
         visit.book.note(Finding::ok(Host::Target, check, "no rule drops anything"));
         return;
@@ -200,10 +241,17 @@ fn firewall(visit: &mut Visit<'_>, range: &Range, service: SocketAddr, rules: &R
         Host::Target,
         check,
         Fault::TargetFirewall,
-        crate::words::counted(suspects.len() as u64, "rule") + " may drop them",
+        match met {
+            0 => crate::words::counted(suspects.len() as u64, "rule") + " may drop them",
+            _ => format!("{met} packets dropped in {:.1} s", seen.time.as_secs_f64()),
+        },
     )
     .because(format!(
-        "The route and the reverse path let replayed clients in, these may not: {}.{}",
+        "{}: {}.{}",
+        match met {
+            0 => "The route and the reverse path let replayed clients in, these may not",
+            _ => "Counted while it was watched",
+        },
         named(&suspects),
         if invalid && tracked {
             " What conntrack calls invalid is what follows a SYN of which it did not see the answer."

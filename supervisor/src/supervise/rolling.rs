@@ -132,19 +132,11 @@ impl Supervisor {
             return anyhow::anyhow!("the control socket is closed; this program goes on");
         };
         self.undertaker.finish();
-        let house = self.house.clone();
         let handover = Handover {
             pid: std::process::id(),
             from: env!("CARGO_PKG_VERSION").to_owned(),
             name: self.plan.name.clone(),
-            directory: house.directory,
-            program: house.program,
-            halt_file: house.halt_file,
-            quiet: house.quiet,
-            json: house.json,
-            metrics: house.metrics,
-            started_us: house.started_us,
-            lock: house.lock,
+            house: self.house.clone(),
             listener: listener.as_raw_fd(),
             sockets: sockets.iter().map(|(name, fd)| (name.clone(), fd.as_raw_fd())).collect(),
             members: self.members.iter().map(Member::heir).collect(),

@@ -69,6 +69,15 @@ fn begin_as(stage: &Stage, host: &Host, mut command: Command, args: &[&str]) -> 
     Ok(Examination { child, line: format!("tcptwin doctor {}", args.join(" ")), files })
 }
 
+impl Findings {
+    /// Whether a counter of the firewall was seen to move.
+    fn has_moved(&self) -> bool {
+        self.all()
+            .into_iter()
+            .any(|one| one["seen"].as_str().is_some_and(|seen| seen.contains("packets dropped in")))
+    }
+}
+
 impl Examination {
     fn end(mut self) -> Result<Findings> {
         ensure!(tool::wait_for(&mut self.child, LIMIT)?, "`{}` is not over after {LIMIT:?}", self.line);
@@ -214,7 +223,7 @@ fn doctor_finds_nothing_where_all_is_well() -> Result<()> {
     let target = stage.at_target().to_string();
     let there = begin(&stage, &stage.net.target, &["target", "-x", &target, "-s", "10.88.0.5"])?;
     let beside = begin(&stage, &stage.net.assistant, &["intercept", "-x", &target, "-i", "eth0", "--plain"])?;
-    there.end()?.are_none(&["service", "answers", "reverse path", "firewall"])?;
+    there.end()?.are_none(&["service", "answers", "reverse path", "drops", "firewall"])?;
     beside.end()?.are_none(&["interface eth0", "forwarding", "target"])?;
     load.stop()?;
     Ok(())
@@ -384,18 +393,41 @@ fn doctor_tells_what_is_wrong_on_the_target() -> Result<()> {
     let there = |range: &str| {
         begin(&stage, &stage.net.target, &["target", "-x", &target, "-s", "10.88.0.5", "-c", range])
     };
-    there(&none.1)?.end()?.are("target_no_route", "target", "ip route replace 10.99.0.0/24 via 10.88.0.5")?;
-    there(&elsewhere.1)?.end()?.are(
-        "target_wrong_route",
-        "target",
-        "ip route replace 10.98.0.0/24 via 10.88.0.5",
+    let each = [
+        ("target_no_route", "ip route replace 10.99.0.0/24 via 10.88.0.5", there(&none.1)?),
+        ("target_wrong_route", "ip route replace 10.98.0.0/24 via 10.88.0.5", there(&elsewhere.1)?),
+        ("target_firewall", "nft insert rule inet filter input ip saddr 10.95.0.0/24", there(&wall.1)?),
+        ("target_firewall", "notrack", there(&invalid.1)?),
+    ];
+    for (fault, command, one) in each {
+        one.end()?.are(fault, "target", command)?;
+    }
+    step("a rule that counts while probes meet it is told with its number, and alone");
+    rules(
+        &stage.net.target,
+        &format!(
+            "table inet more {{ chain input {{ type filter hook input priority 1; ip saddr {} counter drop; }}; }}\n",
+            good.1
+        ),
     )?;
-    there(&wall.1)?.end()?.are(
-        "target_firewall",
-        "target",
-        "nft insert rule inet filter input ip saddr 10.95.0.0/24",
-    )?;
-    there(&invalid.1)?.end()?.are("target_firewall", "target", "notrack")?;
+    let mut found = None;
+    wait::until("a probe and a look at the counters meet", SETTLE, || {
+        let look = || -> Result<Findings> {
+            let probes = online(&stage, "counted", "10.88.0.5", &["-c", &good.1])?;
+            let looks = [there(&good.1)?.end()?, there(&good.1)?.end()?];
+            probes.end()?;
+            let [first, second] = looks;
+            Ok(if second.has_moved() { second } else { first })
+        };
+        found = look().ok().filter(Findings::has_moved);
+        found.is_some()
+    })?;
+    let found = found.context("it was found")?;
+    found.are("target_firewall", "target", "nft insert rule inet more input ip saddr 10.92.0.0/24")?;
+    let told =
+        found.all().into_iter().find(|one| one["fault"] == "target_firewall").context("it was told")?;
+    let (seen, wrong) = (told["seen"].as_str().unwrap_or(""), told["wrong"].as_str().unwrap_or(""));
+    ensure!(seen.contains("packets dropped in") && !wrong.contains("inet filter"), "{told:#}");
     real::run(&stage.net.target.ns, "nft", &["flush", "ruleset"], LIMIT)?;
 
     step("a strict reverse path: the way back leads to another device");
@@ -576,7 +608,8 @@ fn doctor_explains_a_run_that_goes_on() -> Result<()> {
         found.whole
     );
     ensure!(
-        one["steps"].as_array().is_some_and(|steps| (1..=10).contains(&steps.len())),
+        one["steps"].as_array().is_some_and(|steps| steps.len() >= 10)
+            && ["captured", "sent", "answered"].iter().all(|step| happened(one, step)),
         "{:#}",
         found.whole
     );
@@ -589,10 +622,33 @@ fn doctor_explains_a_run_that_goes_on() -> Result<()> {
     let named =
         |fault: &str| found.all().into_iter().any(|one| one["fault"] == fault && one["outcome"] == "failed");
     ensure!(found.exit == Some(3) && named("target_refuses"), "{:#}", found.whole);
+    step("one that failed is remembered, with its steps");
     load.stop()?;
+    wait::until("its clients' ends were captured", SETTLE, || {
+        begin(&stage, &stage.net.online, &whole)
+            .and_then(Examination::end)
+            .is_ok_and(|found| found.whole["failed_last"][0]["client"].is_string())
+    })?;
+    let found = begin(&stage, &stage.net.online, &whole)?.end()?;
+    let failed = found.whole["failed_last"][0]["client"].as_str().context("one has failed")?.to_owned();
+    let found = begin(&stage, &stage.net.online, &["--name", name.as_str(), &failed])?.end()?;
+    let sessions = found.whole["sessions"].as_array().context("sessions")?;
+    let one = sessions.iter().find(|one| one["phase"] == "over").context("one that is over")?;
+    ensure!(
+        found.exit == Some(3)
+            && one["failure"].is_string()
+            && ["syn_sent", "failed"].iter().all(|step| happened(one, step)),
+        "{:#}",
+        found.whole
+    );
     // Else its region would stay, for a successor to take over.
     run.stop_run()?;
     Ok(())
+}
+
+/// Whether a session's diary has this step.
+fn happened(session: &Value, step: &str) -> bool {
+    session["steps"].as_array().is_some_and(|steps| steps.iter().any(|one| one["step"] == step))
 }
 
 /// A connected client of the online service, as the kernel writes the table down.

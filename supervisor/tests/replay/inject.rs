@@ -424,7 +424,7 @@ fn the_guard_stops_what_is_not_for_a_target() -> Result<()> {
     }
     let begin = Instant::now();
     wait::until("the guard's count is read", Duration::from_secs(25), || {
-        run.stats().and_then(|stats| stats.number("/inject/astray")).is_ok_and(|count| count == 6)
+        run.stats().and_then(|stats| stats.number("/guard/dropped")).is_ok_and(|count| count == 6)
     })?;
     println!("    counted after {:?}", begin.elapsed());
     ensure!(run.stderr().contains("the nftables guard dropped"), "nothing was said: {}", run.stderr());

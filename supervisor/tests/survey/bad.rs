@@ -115,7 +115,7 @@ fn what_is_no_packet_file_is_refused_by_name() {
         ("directory", "directory is a directory; name the files in it"),
         ("absent", "absent does not exist"),
         // No page lies at address 0, so reading fails for whoever tries.
-        ("/proc/self/mem", "/proc/self/mem cannot be read: Input/output error"),
+        ("/proc/self/mem", "/proc/self/mem cannot be read: input/output error"),
     ];
     if std::fs::File::open(room.0.file("locked.pcap")).is_err() {
         cases.push(("locked.pcap", "locked.pcap may not be read by this user"));
