@@ -104,9 +104,9 @@ impl Receiver {
         heartbeat.set_state(RoleState::Done);
     }
 
-    /// One round of it, without a sleep, at a time of the caller's.
-    pub fn round(&mut self, now_us: u64) {
-        self.wait(now_us, 0);
+    /// One round of it at a time of the caller's; sleeps for at most so long.
+    pub fn round(&mut self, now_us: u64, most_ms: u64) {
+        self.wait(now_us, most_ms);
         self.turn(now_us);
     }
 
