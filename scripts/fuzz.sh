@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Any bytes at all, at every place where bytes come in (bench/fuzz): no panic, no loop, no read past the data, and each
-# target's oracle holds.
+# target's oracle holds. `stream`, `sealed` and `receive` are the return channel under attack.
 #
 #   scripts/fuzz.sh [MILLIONS] [TARGET...]          so many million generated inputs for each target (1; all targets)
 #   scripts/fuzz.sh --quick                         the same million as ever, with the build of the tests; for check.sh
@@ -18,7 +18,7 @@ usage() { sed -n '5,9s/^# *//p' "$0" >&2; exit 2; }
 # Links and tables come and go with every input: their memory is not to be given back to the system each time.
 export MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TOP_PAD_=16777216
 
-all=(frame options checksum rewrite record stream sealed ring table trace)
+all=(frame options checksum rewrite record stream sealed receive ring table trace)
 fuzz() { cargo run --locked --quiet -p fuzzing -- "$@"; }
 
 case "${1:-1}" in
@@ -32,6 +32,8 @@ case "${1:-1}" in
         half=$!
         "$program" run --inputs 1000000 --seed 1 frame options checksum rewrite record ring table trace ||
             { kill "$half"; exit 1; }
+        # Real sockets, which wait for the kernel.
+        "$program" run --inputs 10000 --seed 1 receive || { kill "$half"; exit 1; }
         wait "$half"
         ;;
     --seeds) fuzz seeds ;;

@@ -50,6 +50,7 @@ section() {
     section "A record through a ring" $bin/ring
     section "A frame from the kernel's ring to a shard's" $bin/capture
     section "A segment to the target" $bin/inject
+    section "A header on the return channel, encrypted and plain" $bin/returns
     section "The replay machine" $bin/session
     sessions=10,10000,100000,1000000 turns=1000000
     if [[ $extent == sample ]]; then sessions=10,10000 turns=200000; fi

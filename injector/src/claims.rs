@@ -14,15 +14,15 @@ use nix::sys::eventfd::EventFd;
 
 /// One claimed flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Claim {
+pub struct Claim {
     /// The client as replayed.
-    pub(crate) client: Endpoint,
+    pub client: Endpoint,
     /// Address and port of the target.
-    pub(crate) target: Endpoint,
+    pub target: Endpoint,
 }
 
 /// The drain's end of the queue to the receiver thread.
-pub(crate) struct ClaimSender {
+pub struct ClaimSender {
     queue: rtrb::Producer<Claim>,
     wake: Arc<EventFd>,
     sent: bool,
@@ -32,7 +32,7 @@ pub(crate) struct ClaimSender {
 const QUEUE: usize = 16_384;
 
 /// The queue between drain and receiver; `wake` makes the receiver's poll return.
-pub(crate) fn queue(wake: Arc<EventFd>) -> (ClaimSender, rtrb::Consumer<Claim>) {
+pub fn queue(wake: Arc<EventFd>) -> (ClaimSender, rtrb::Consumer<Claim>) {
     let (queue, receiver) = rtrb::RingBuffer::new(QUEUE);
     (ClaimSender { queue, wake, sent: false }, receiver)
 }

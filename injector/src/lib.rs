@@ -27,7 +27,7 @@
 //! | `tally`, `count` | what is counted |
 
 mod canary;
-mod claims;
+pub mod claims;
 pub mod count;
 pub mod cut;
 pub mod drain;
@@ -48,7 +48,7 @@ mod pcap;
 mod peer;
 pub mod probe;
 pub mod probing;
-mod receiver;
+pub mod receiver;
 pub mod role;
 mod rtnl;
 pub mod sender;

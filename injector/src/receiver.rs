@@ -23,7 +23,7 @@ use crate::peer::{Peer, Shared};
 use crate::sorter::Sorter;
 
 /// The thread's state.
-pub(crate) struct Receiver {
+pub struct Receiver {
     region: &'static Region,
     peers: Vec<Peer>,
     shared: Shared,
@@ -47,7 +47,7 @@ const WAKE: u64 = u64::MAX;
 
 impl Receiver {
     /// Opens what the thread needs. `claims` comes from the drain, `wake` interrupts the poll.
-    pub(crate) fn new(
+    pub fn new(
         region: &'static Region,
         plan: &Plan,
         claims: rtrb::Consumer<Claim>,
@@ -87,13 +87,13 @@ impl Receiver {
     }
 
     /// Works until it is told to stop.
-    pub(crate) fn run(mut self) {
+    pub fn run(mut self) {
         let heartbeat = self.region.heartbeat(Role::Receiver);
         heartbeat.set_state(RoleState::Running);
         while !self.stop.load(Relaxed) {
             heartbeat.beat(shm::monotonic_ms());
             heartbeat.set_pending(false);
-            self.wait();
+            self.wait(shm::monotonic_us(), BEAT_MS);
             heartbeat.set_pending(true);
             self.turn(shm::monotonic_us());
         }
@@ -104,16 +104,21 @@ impl Receiver {
         heartbeat.set_state(RoleState::Done);
     }
 
-    /// Sleeps until a socket is ready, a claim comes, a pause ends, or it is time to beat.
-    fn wait(&mut self) {
-        let mut timeout_ms = BEAT_MS;
+    /// One round of it at a time of the caller's; sleeps for at most so long.
+    pub fn round(&mut self, now_us: u64, most_ms: u64) {
+        self.wait(now_us, most_ms);
+        self.turn(now_us);
+    }
+
+    /// Sleeps until a socket is ready, a claim comes, a pause ends, or the time is over.
+    fn wait(&mut self, now_us: u64, most_ms: u64) {
+        let mut timeout_ms = most_ms;
         if self.shared.stalled {
             // Readable sockets would end the sleep at once.
             std::thread::sleep(STALL);
             self.shared.stalled = false;
             timeout_ms = 0;
         }
-        let now_us = shm::monotonic_us();
         for until_us in self.peers.iter().filter_map(Peer::wakes_us) {
             timeout_ms = timeout_ms.min(until_us.saturating_sub(now_us).div_ceil(1_000));
         }

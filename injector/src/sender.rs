@@ -176,18 +176,8 @@ impl Engine for Sender {
         let most_segments = limit.as_ref().map_or(u16::MAX, Limit::most_segments);
         let cut_all = *refused >= REFUSALS;
         let burst = scratch.burst();
-        let mut post = Post {
-            burst,
-            sent,
-            lane: None,
-            socket: None,
-            retries: RETRIES,
-            pacer,
-            refused,
-            tally,
-            limit,
-            due_ns: 0,
-        };
+        let mut post =
+            Post { burst, sent, lane: None, socket: None, retries: RETRIES, pacer, refused, tally, limit };
         for out in batch {
             let v4 = out.target.endpoint.addr.is_v4();
             let path = paths.get(usize::from(out.head.target));
@@ -397,8 +387,6 @@ struct Post<'s, 'p> {
     refused: &'s mut u32,
     tally: &'s mut Tally,
     limit: &'s mut Option<Limit>,
-    /// When the first message of the burst was to leave.
-    due_ns: u64,
 }
 
 impl<'p> Post<'_, 'p> {
@@ -414,7 +402,7 @@ impl<'p> Post<'_, 'p> {
     /// Waits until one more message may leave; what was added before leaves meanwhile. False when the run is halted: nothing leaves
     /// any more.
     fn admit(&mut self, flags: u16) -> bool {
-        let Some(limit) = self.limit.as_ref() else { return true };
+        let Some(limit) = self.limit.as_mut() else { return true };
         let syn = flags & flag::SYN != 0;
         let wait_ns = limit.wait_ns(shm::monotonic_ns(), syn);
         if wait_ns == 0 {
@@ -422,7 +410,7 @@ impl<'p> Post<'_, 'p> {
         }
         self.flush();
         // What it says now is another: the burst may have been late.
-        while let Some(limit) = self.limit.as_ref() {
+        while let Some(limit) = self.limit.as_mut() {
             match limit.wait_ns(shm::monotonic_ns(), syn) {
                 0 => return true,
                 wait_ns if !limit.sleep(wait_ns) => return false,
@@ -434,17 +422,13 @@ impl<'p> Post<'_, 'p> {
 
     fn spend(&mut self, sent: &Sent) {
         if let Some(limit) = self.limit {
-            let now_ns = shm::monotonic_ns();
-            if self.burst.len() <= 1 {
-                self.due_ns = now_ns;
-            }
-            limit.spend(now_ns, sent.segments, sent.bytes, sent.flags & flag::SYN != 0);
+            limit.spend(shm::monotonic_ns(), sent.segments, sent.bytes, sent.flags & flag::SYN != 0);
         }
     }
 
     fn has_left(&mut self) {
         if let Some(limit) = self.limit {
-            limit.has_left(self.due_ns, shm::monotonic_ns());
+            limit.has_left(shm::monotonic_ns());
         }
     }
 

@@ -95,7 +95,7 @@ const COMMANDS_PER_READ: usize = 2048;
 const fn per_address(pending: usize) -> usize {
     if pending > 1 { pending / 2 } else { 1 }
 }
-/// A handshake this old gives way to a new one when there are too many: an honest one takes two round trips.
+/// A handshake this old gives way to any new one when there are too many: an honest one takes two round trips.
 const YIELDS_MS: u64 = 500;
 /// Time that the other end gets to read our last word.
 const LINGER_MS: u64 = 1_000;
@@ -243,24 +243,25 @@ impl Door {
     }
 
     fn make_room(&mut self, now_ms: u64, ip: IpAddr) -> bool {
-        let same = self.pending.iter().filter(|p| p.addr.ip() == ip).count();
+        let of = |ip: IpAddr| self.pending.iter().filter(|p| p.addr.ip() == ip).count();
+        let same = of(ip);
         let crowded = same >= per_address(self.limits.pending);
         if !crowded && self.pending.len() < self.limits.pending {
             return true;
         }
-        let candidates = self.pending.iter().enumerate().filter(|(_, p)| !crowded || p.addr.ip() == ip);
-        let oldest =
-            candidates.min_by_key(|(_, p)| (!p.closing, p.since_ms)).map(|(i, p)| (i, p.since_ms, p.closing));
-        match oldest {
-            Some((index, since_ms, closing)) if closing || now_ms.saturating_sub(since_ms) >= YIELDS_MS => {
-                self.pending.swap_remove(index);
-                if !closing {
-                    self.stats.count_door(Count::Slow);
-                }
-                true
-            }
-            _ => false,
+        let yields = |p: &Pending| {
+            p.closing
+                || now_ms.saturating_sub(p.since_ms) >= YIELDS_MS
+                // Whoever floods from a few addresses gives way to everybody else at once.
+                || !crowded && of(p.addr.ip()) > same + 1
+        };
+        let others = self.pending.iter().enumerate().filter(|(_, p)| !crowded || p.addr.ip() == ip);
+        let oldest = others.filter(|(_, p)| yields(p)).min_by_key(|(_, p)| (!p.closing, p.since_ms));
+        let Some((index, _)) = oldest else { return false };
+        if !self.pending.swap_remove(index).closing {
+            self.stats.count_door(Count::Slow);
         }
+        true
     }
 
     /// Goes on with all handshakes; there are few.

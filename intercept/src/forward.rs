@@ -243,6 +243,3 @@ impl Forward {
         (self.now_us / 1_000_000) as u32
     }
 }
-
-#[cfg(test)]
-mod figures;

@@ -42,7 +42,7 @@ mod owners;
 mod peers;
 mod ring_source;
 mod run;
-mod source;
+pub mod source;
 mod stats;
 mod sys;
 #[cfg(test)]

@@ -43,10 +43,11 @@ impl Intercept {
         Self::with_sources(options, sources)
     }
 
-    pub(crate) fn with_sources(
-        options: Options,
-        sources: Vec<Box<dyn Source>>,
-    ) -> Result<Self, InterceptError> {
+    /// The same with frames from elsewhere.
+    ///
+    /// # Errors
+    /// As [`Intercept::open`].
+    pub fn with_sources(options: Options, sources: Vec<Box<dyn Source>>) -> Result<Self, InterceptError> {
         let listeners = listen::open(&options.listen)?;
         let bound = listen::bound(&listeners)
             .map_err(|source| InterceptError::Start { what: "asking where it listens", source })?;

@@ -5,15 +5,15 @@ use std::os::fd::BorrowedFd;
 
 /// One captured frame.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Frame<'a> {
+pub struct Frame<'a> {
     /// From the IP header on, cut to the headers.
-    pub(crate) packet: &'a [u8],
+    pub packet: &'a [u8],
     /// Length on the wire, from the IP header on.
-    pub(crate) wire_len: u32,
+    pub wire_len: u32,
     /// When the kernel saw it, nanoseconds.
-    pub(crate) time_ns: u64,
+    pub time_ns: u64,
     /// Payload bytes of each segment of a super-frame, where the source knows; else 0.
-    pub(crate) segment_size: u16,
+    pub segment_size: u16,
 }
 
 /// Payload of a segment with time stamps over Ethernet. A super-frame whose segment size is not known is counted in these.
@@ -23,7 +23,7 @@ const LONGEST_SEGMENT: u32 = 1460;
 
 impl Frame<'_> {
     /// Segments in the frame. Where the source does not know their size it is an estimate.
-    pub(crate) fn segments(&self, payload: u32) -> u16 {
+    pub fn segments(&self, payload: u32) -> u16 {
         let count = match self.segment_size {
             0 if payload <= LONGEST_SEGMENT => 1,
             0 => payload.div_ceil(USUAL_SEGMENT),
@@ -34,7 +34,7 @@ impl Frame<'_> {
 }
 
 /// A source of frames, non-blocking.
-pub(crate) trait Source: Send {
+pub trait Source: Send {
     /// Readable when frames wait.
     fn fd(&self) -> BorrowedFd<'_>;
     /// Gives up to `budget` frames to `each`; returns how many.

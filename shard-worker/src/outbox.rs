@@ -4,7 +4,7 @@
 use flow::Inject;
 use session::{BURST, BURST_BYTES, Sink};
 use shm::{Control, Producer};
-use topology::restraint::unit_ps;
+use topology::restraint::connection_ns;
 use zerocopy::IntoBytes;
 
 /// Ring bytes of the largest burst: each record is its head, its payload, the ring's own head, rounded up to a line.
@@ -37,7 +37,7 @@ impl Book {
     /// For so many connections a second; what comes from a file waits as long as it takes.
     pub(crate) fn new(control: &'static Control, per_s: u64, patient: bool) -> Self {
         let most_ns = if patient { u64::MAX } else { MOST_NS };
-        Self { control, interval_ns: unit_ps(per_s, 1) / 1_000, most_ns }
+        Self { control, interval_ns: connection_ns(per_s), most_ns }
     }
 }
 

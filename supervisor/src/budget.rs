@@ -1,5 +1,5 @@
-//! How much of its traffic a run may replay so that it stays within `--budget-cpu`; and, with the time for which packets wait in place of
-//! the CPU time, within its rates. Pure: it is told time and CPU time, and says
+//! How much of its traffic a run may replay so that it stays within `--budget-cpu`; and, with the part of a rate
+//! that is used in place of the CPU time, within its rates. Pure: it is told time and CPU time, and says
 //! what follows.
 //!
 //! | step | is taken when the last one was not enough |
@@ -60,10 +60,22 @@ const WINDOW_MS: u64 = 1_000;
 const SHORT_MS: u64 = 300;
 /// While flows are left out already, ms.
 const NEXT_MS: u64 = 500;
-/// Below this part of the budget the share may grow, percent.
-const ROOM_PERCENT: u64 = 80;
-/// Where it is meant to land, percent: inside the dead band.
-const AIM_PERCENT: u64 = 90;
+/// How it comes to its budget.
+#[derive(Clone, Copy, Debug)]
+struct Band {
+    /// Below this part of the budget the share may grow, percent.
+    room_percent: u64,
+    /// Where it is meant to land, percent: inside the dead band.
+    aim_percent: u64,
+    /// What a share that is too large is cut to at most, percent: more, and it takes long where most of what is used is no
+    /// flow's.
+    cut_percent: u64,
+}
+
+const CPU: Band = Band { room_percent: 80, aim_percent: 90, cut_percent: 75 };
+/// A rate is kept whatever is asked of it: that it comes near costs nobody anything. And that more is asked than can leave does
+/// not tell how much more.
+const RATES: Band = Band { room_percent: 95, aim_percent: 97, cut_percent: 90 };
 /// The smallest share above none.
 const LEAST_PPM: u32 = 10_000;
 /// Calm before the share grows, ms; it doubles after each attempt that failed.
@@ -75,6 +87,7 @@ const HELD_MS: u64 = 60_000;
 /// Keeps the account.
 #[derive(Debug)]
 pub(crate) struct Governor {
+    band: Band,
     budget_milli: u64,
     /// (time, CPU time so far), oldest first.
     looks: VecDeque<(u64, u64)>,
@@ -91,7 +104,17 @@ pub(crate) struct Governor {
 impl Governor {
     /// For a budget in thousandths of a core.
     pub(crate) const fn new(budget_milli: u32) -> Self {
+        Self::within(CPU, budget_milli)
+    }
+
+    /// For rates of which so many thousandths may be used.
+    pub(crate) const fn of_rates(budget_milli: u32) -> Self {
+        Self::within(RATES, budget_milli)
+    }
+
+    const fn within(band: Band, budget_milli: u32) -> Self {
         Self {
+            band,
             budget_milli: budget_milli as u64,
             looks: VecDeque::new(),
             share_ppm: MILLION,
@@ -118,7 +141,7 @@ impl Governor {
             self.shrink(now_ms, long.max(short), asked_ppm);
         } else if self.step == Step::Whole || span_ms < WINDOW_MS {
             // Nothing to be given back, or too early to say.
-        } else if long * 100 >= self.budget_milli * ROOM_PERCENT {
+        } else if long * 100 >= self.budget_milli * self.band.room_percent {
             self.room_ms = None;
         } else if now_ms - *self.room_ms.get_or_insert(now_ms) >= self.calm_ms {
             self.grow(now_ms, long, asked_ppm);
@@ -176,9 +199,9 @@ impl Governor {
             self.calm_ms = (self.calm_ms * 2).min(LONGEST_CALM_MS);
         }
         let share = u64::from(self.share_ppm.min(asked_ppm));
-        let aim = share * self.budget_milli * AIM_PERCENT / 100 / used_milli.max(1);
-        // By a quarter at least, or it takes long where most of the time is no flow's; not to nothing after a moment.
-        let next = aim.clamp(share / 4, share * 3 / 4) as u32;
+        let aim = share * self.budget_milli * self.band.aim_percent / 100 / used_milli.max(1);
+        // Not to nothing after a moment.
+        let next = aim.clamp(share / 4, share * self.band.cut_percent / 100) as u32;
         let next = if next < LEAST_PPM { 0 } else { next };
         match self.step {
             Step::Whole => (self.step, self.share_ppm) = (Step::LeavesOut, next),
@@ -195,7 +218,7 @@ impl Governor {
             (self.step, self.share_ppm) = (Step::Sheds, 0);
         } else {
             let share = u64::from(self.share_ppm);
-            let aim = share * self.budget_milli * AIM_PERCENT / 100 / used_milli.max(1);
+            let aim = share * self.budget_milli * self.band.aim_percent / 100 / used_milli.max(1);
             let next = aim.min(share * 3 / 2).max(u64::from(LEAST_PPM.min(asked_ppm)));
             if next >= u64::from(asked_ppm) {
                 (self.step, self.share_ppm) = (Step::Whole, MILLION);

@@ -305,6 +305,7 @@ impl Collector {
             ("endpoints_exhausted", Count::FailedExhausted),
             ("superseded", Count::FailedSuperseded),
             ("idle", Count::FailedIdle),
+            ("half_open", Count::FailedHalfOpen),
             ("stopped", Count::FailedStopped),
             ("shed", Count::FailedShed),
             ("worker_lost", Count::FailedWorkerLost),

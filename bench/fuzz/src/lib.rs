@@ -14,6 +14,7 @@
 //! | `record` | a returned header, packed and plain |
 //! | `stream` | a plain return channel's incremental decoder |
 //! | `sealed` | two ends of a return channel over a line that may alter bytes |
+//! | `receive` | the injector's return receiver between an honest intercept and one that says anything |
 //! | `ring` | a ring that anybody may have scribbled over |
 //! | `table` | a session table under any sequence of operations |
 //! | `trace` | a packet file; read again, and cut |
@@ -33,6 +34,7 @@ mod lease;
 pub mod mutate;
 mod options;
 pub mod reach;
+mod receive;
 mod record;
 mod rewrite;
 mod ring;
@@ -45,6 +47,7 @@ mod trace;
 pub use checksum::checksum;
 pub use frame::frame;
 pub use options::options;
+pub use receive::receive;
 pub use record::record;
 pub use rewrite::rewrite;
 pub use ring::ring;
@@ -92,6 +95,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "record", run: record, seeds: seeds::channel::records, shape: bytes() },
     Target { name: "stream", run: stream, seeds: seeds::channel::streams, shape: ops(2, 1) },
     Target { name: "sealed", run: sealed, seeds: seeds::channel::talks, shape: ops(1, sealed::OP) },
+    Target { name: "receive", run: receive, seeds: seeds::channel::intercepts, shape: ops(1, 1) },
     Target { name: "ring", run: ring, seeds: seeds::rings, shape: ops(0, ring::OP) },
     Target { name: "trace", run: trace, seeds: seeds::files::files, shape: ops(2, 4) },
     Target { name: "table", run: table, seeds: seeds::tables::tables, shape: ops(table::HEAD, table::OP) },

@@ -4,7 +4,7 @@
 //! | file | for the targets |
 //! |---|---|
 //! | `packets` | frame, options, checksum, rewrite |
-//! | `channel` | record, stream, sealed |
+//! | `channel` | record, stream, sealed, receive |
 //! | here | ring |
 //! | `tables` | table |
 //! | `files` | trace |

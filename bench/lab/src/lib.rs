@@ -11,6 +11,7 @@
 //! | `outside` | packets that are where none may be, seen on the wire |
 //! | `departures` | when replayed packets leave a host, by the kernel's time stamps |
 //! | `replayed` | frames that a replay sent, and sent twice |
+//! | `flood` | SYNs that nobody means, as many as the machine can make |
 //! | `dump` | packet files made by hand |
 //! | `tun` | a TUN device as a host's only one |
 //! | `witness` | what a server answered, id by id, and how two servers compare |
@@ -28,6 +29,7 @@ pub mod clock;
 pub mod departures;
 pub mod digest;
 pub mod dump;
+pub mod flood;
 mod head;
 pub mod histogram;
 pub mod http;
@@ -53,6 +55,7 @@ pub mod wire;
 pub mod witness;
 
 pub use departures::Departures;
+pub use flood::Flood;
 pub use histogram::Histogram;
 pub use http::{HttpOptions, HttpService};
 pub use load::{Load, LoadReport, Mode};

@@ -69,6 +69,13 @@ impl Outside {
         Ok(Self { posts, astray: 0, examples: Vec::new() })
     }
 
+    /// The same without what this host sends: it is a story's own attacker.
+    pub fn but_for(mut self, host: &Host) -> Self {
+        let place = format!("sent by {}", host.ns.name());
+        self.posts.retain(|post| post.place != place);
+        self
+    }
+
     /// Reads what was seen since the last look; how many packets were astray so far.
     pub fn look(&mut self) -> io::Result<u64> {
         let mut frame = [0_u8; VNET + SNAP as usize];

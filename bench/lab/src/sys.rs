@@ -1,7 +1,7 @@
 //! The only unsafe code of this crate: the closures that run between fork and exec of a child, packet sockets, TUN
 //! devices, and descriptors that come in messages.
 //!
-//! Called by `namespace` when it spawns a process, by `wire`, `outside`, `tun` and `manager`. What must hold: nothing in the
+//! Called by `namespace` when it spawns a process, by `wire`, `outside`, `flood`, `tun` and `manager`. What must hold: nothing in the
 //! closures allocates or takes a lock, because the forked child has only one thread of the parent's.
 #![allow(unsafe_code)]
 
@@ -111,11 +111,24 @@ fn unbound_socket() -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// A packet socket that only sends, on one device of the calling thread's namespace: whole frames, past the device's queue
+/// (packet(7), PACKET_QDISC_BYPASS), as fast as the device takes them.
+pub(crate) fn sending_socket(index: u32) -> io::Result<OwnedFd> {
+    let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None::<SockProtocol>)?;
+    set(&fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, ON)?;
+    bind(&fd, index, 0)?;
+    Ok(fd)
+}
+
 fn bind_to(fd: &OwnedFd, index: u32) -> io::Result<()> {
+    bind(fd, index, libc::ETH_P_ALL as u16)
+}
+
+fn bind(fd: &OwnedFd, index: u32, protocol: u16) -> io::Result<()> {
     // SAFETY: sockaddr_ll is plain data for which all zeros are valid.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_protocol = protocol.to_be();
     address.sll_ifindex = index.cast_signed();
     let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: `address` is a sockaddr_ll of `len` bytes and lives through the call, which only reads it.

@@ -224,8 +224,13 @@ impl Instance {
         })
     }
 
-    /// What `tcptwin stats --json --name NAME` prints now.
+    /// What `tcptwin stats --json --name NAME` prints now of a run.
     pub fn stats(&self) -> anyhow::Result<Stats> {
+        Stats::parse(&self.told()?)
+    }
+
+    /// What `tcptwin stats --json --name NAME` prints now.
+    pub fn told(&self) -> anyhow::Result<String> {
         let output = Command::new(&self.binary)
             .args(["stats", "--json", "--name", &self.name])
             .env("XDG_RUNTIME_DIR", &self.runtime)
@@ -238,7 +243,7 @@ impl Instance {
             self.name,
             String::from_utf8_lossy(&output.stderr).trim()
         );
-        Stats::parse(&String::from_utf8_lossy(&output.stdout))
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Kills (SIGKILL) one role, found by its name and index in `stats --json`, and returns its old process id.
@@ -410,7 +415,24 @@ pub fn leftovers(name: &str, pid: u32, runtime: &Path, host: &Host) -> anyhow::R
     if let Ok(output) = crate::real::run(&host.ns, "nft", &["list", "tables"], Duration::from_secs(10)) {
         found.extend(output.stdout.lines().map(|l| format!("nft {l}")));
     }
+    found.extend(sockets(host));
+    let links = crate::real::run(&host.ns, "ip", &["-details", "-oneline", "link"], Duration::from_secs(10));
+    if let Ok(output) = links {
+        let promiscuous = output.stdout.lines().filter(|l| !l.contains("promiscuity 0 "));
+        found.extend(promiscuous.map(|l| format!("promiscuous {l}")));
+    }
     Ok(found)
+}
+
+/// Packet and raw sockets of a host, whoever holds them (/proc/net/packet, /proc/net/raw).
+fn sockets(host: &Host) -> Vec<String> {
+    host.ns.enter(|| {
+        let of = |table: &str| {
+            let text = fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
+            text.lines().skip(1).map(|line| format!("{table} socket {line}")).collect::<Vec<_>>()
+        };
+        ["packet", "raw", "raw6"].into_iter().flat_map(of).collect()
+    })
 }
 
 fn walk(dir: &Path) -> Vec<PathBuf> {

@@ -1,11 +1,14 @@
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use flow::record::kind;
 use flow::{Addr, Seq, ip};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+};
 use returns::{Hello, Mode, Policy, Position, Reason, RefusedCode};
 
 use super::*;
@@ -171,6 +174,25 @@ fn slow_hands_are_bounded_and_let_others_in() {
         dialer.welcome.is_some()
     });
     drop(slow);
+}
+
+#[test]
+fn floods_from_a_few_addresses_give_way_to_another_at_once() {
+    let running = Running::new(|_| {});
+    let from = |last: u8| {
+        let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+        bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, last, 0)).unwrap();
+        let SocketAddr::V4(to) = running.addr else { panic!("it listens on IPv4") };
+        connect(fd.as_raw_fd(), &SockaddrIn::from(to)).unwrap();
+        TcpStream::from(fd)
+    };
+    let mut held: Vec<TcpStream> = (0..20).map(|n| from(2 + n % 2)).collect();
+    until("there is no room", || running.stats.door(Links::Busy) >= 12);
+    for n in 1..=12 {
+        drop(Dialer::welcome(&running, &hello(u64::from(n), part(n))));
+        held.push(from(2 + n % 2));
+        until("it has left", || running.stats.door(Links::Gone) == u64::from(n));
+    }
 }
 
 #[test]

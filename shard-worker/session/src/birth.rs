@@ -17,6 +17,10 @@ use crate::undo::SESSION_IMAGES;
 const PORTS_TRIED: u32 = 64;
 /// Ports given to further copies: not the privileged ones.
 const FIRST_PORT: u32 = 1024;
+/// Free slots below which half-open sessions give way: those of a batch.
+const SPARE: usize = 32;
+/// Slots looked at for one of them at most: a flood is not to cost more than it does by itself.
+const HALF_OPEN_LOOKS: u32 = 16;
 /// A reconnect that follows this many fruitless ones waits, twice as long each time.
 const FRUITLESS_AT_ONCE: u8 = 1;
 const RECONNECT_PAUSE_US: u64 = 10_000;
@@ -81,8 +85,15 @@ impl Table {
         joined: bool,
     ) -> Result<u32, Drop> {
         let target = self.config.mappings[usize::from(segment.mapping)];
+        // Those that are over leave first.
+        if self.lingering.is_empty() {
+            self.spare_a_slot(now_us, segment, copies - copy);
+        }
         if self.free.is_empty() && !self.end_a_lingering_one(now_us, copies - copy) {
-            return Err(Drop::TableFull);
+            self.spare_a_slot(now_us, segment, copies - copy);
+            if self.free.is_empty() {
+                return Err(Drop::TableFull);
+            }
         }
         let choice = self.choose(now_us, segment, target, copy)?;
         let id = self.free.pop().expect("one was free a moment ago, and choosing frees only");
@@ -118,6 +129,11 @@ impl Table {
                 slot.replayed = endpoint;
                 self.occupy(id);
                 self.connect(now_us, id, None);
+                let slot = self.slots.get_mut(id);
+                if slot.is_half_open() {
+                    let times = &self.config.times;
+                    slot.arm(Timer::End, now_us + times.half_open_us.min(times.idle_us));
+                }
             }
             Choice::After(holder, endpoint) => {
                 slot.replayed = endpoint;
@@ -141,6 +157,33 @@ impl Table {
         self.finish(now_us, id, Drop::TargetClosed);
         self.tally.one(Count::LingeredLess);
         true
+    }
+
+    /// Ends a session whose client has said nothing but its SYN, when few slots are free: a flood of SYNs must not keep out those who
+    /// mean it. A hand goes round over the slots, and who is born takes one behind it, so it is the oldest that it finds. The
+    /// target has not been told more than the online server, so it is not told of the end either; only one whose third packet has
+    /// left (`--rtt none`) is reset, and its slot is free after that.
+    fn spare_a_slot(&mut self, now_us: u64, segment: &Captured, to_make: u16) {
+        let end = self.header.fresh.min(self.slots.len());
+        if self.free.len() >= SPARE.min(self.slots.len() as usize / 8)
+            || !self.slots.has_room(u32::from(to_make) + SESSION_IMAGES)
+        {
+            return;
+        }
+        for _ in 0..HALF_OPEN_LOOKS.min(end) {
+            let id = self.half_open_hand % end;
+            self.half_open_hand = id + 1;
+            let slot = self.slots.get(id);
+            if slot.is_half_open() && slot.client != segment.client {
+                let told = slot.phase() == Phase::Open && !slot.is(is::HELD_BACK);
+                self.slots.get_mut(id).failure = 1 + Count::FailedHalfOpen as u8;
+                match told {
+                    true => self.fail(now_us, id, Drop::TableFull, Count::FailedHalfOpen),
+                    false => self.finish(now_us, id, Drop::TableFull),
+                }
+                return;
+            }
+        }
     }
 
     /// An endpoint for a copy of a flow.

@@ -169,6 +169,8 @@ pub struct Limits {
 pub struct Times {
     /// Longest silence of an open session with nothing to do before it is closed.
     pub idle_us: u64,
+    /// Longest silence of a client after its SYN: the longest pause between two SYNs of Linux is 64 s.
+    pub half_open_us: u64,
     /// How long a hole is waited for that the server has none of: it answered what lies behind. So the capture missed the
     /// bytes, and reordering on one host is over within a few milliseconds.
     pub hole_us: u64,
@@ -189,6 +191,7 @@ impl Default for Times {
     fn default() -> Self {
         Self {
             idle_us: 600_000_000,
+            half_open_us: 75_000_000,
             hole_us: 50_000,
             loss_us: 3_000_000,
             dead_us: 60_000_000,

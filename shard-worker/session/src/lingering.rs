@@ -55,6 +55,11 @@ impl Lingering {
             .map(|oldest| oldest.id)
     }
 
+    /// Whether none may leave; some of those remembered may have left by themselves.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     /// Whether so many may leave.
     pub(crate) fn are(&self, wanted: usize, slots: &Slots) -> bool {
         self.queue.iter().filter(|one| one.may_leave(slots.get(one.id))).take(wanted).count() == wanted

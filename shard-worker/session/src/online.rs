@@ -17,7 +17,7 @@ use crate::target::RIDE_US;
 use crate::wide::Wide;
 
 /// A round-trip time of the client from this on is not believed: its SYN was lost on the way, or its user was asleep.
-pub(crate) const RTT_VALID_US: u64 = 900_000;
+const RTT_VALID_US: u64 = 900_000;
 /// A client nearer than this has no distance: a timer for each of its answers would cost more than it models, and its
 /// handshake tells how long two hosts took to wake up (300 µs on a path of 10), not what an answer takes.
 const NEXT_DOOR_US: u32 = 1_000;

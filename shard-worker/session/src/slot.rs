@@ -432,6 +432,12 @@ impl Slot {
         self.recovery = recovery as u8;
     }
 
+    /// Whether the client has said nothing but its SYN.
+    pub(crate) fn is_half_open(&self) -> bool {
+        matches!(self.phase(), Phase::Opening | Phase::Open | Phase::Parted)
+            && !self.is(is::ANCHORED | is::DETACHED)
+    }
+
     /// Whether any of the bits is set.
     pub(crate) fn is(&self, bits: u32) -> bool {
         self.flags & bits != 0

@@ -102,6 +102,8 @@ pub struct Table {
     pub(crate) wheel: Wheel,
     pub(crate) ready: Ready,
     pub(crate) lingering: Lingering,
+    /// Where the next half-open session is looked for, see `birth`.
+    pub(crate) half_open_hand: u32,
     /// Free slots, last freed first: what is in cache is used again.
     pub(crate) free: Vec<u32>,
     pub(crate) due: Vec<u32>,
@@ -173,6 +175,7 @@ impl Table {
             by_replayed: Index::new(sessions),
             ready: Ready::new(sessions),
             lingering: Lingering::new(sessions),
+            half_open_hand: 0,
             free: (0..sessions).rev().collect(),
             due: Vec::with_capacity(DUE),
             strangers: Strangers::new(sessions),

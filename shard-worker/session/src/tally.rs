@@ -53,6 +53,8 @@ named_enum! {
         FailedSuperseded => "failed_superseded",
         /// ... after too long a silence.
         FailedIdle => "failed_idle",
+        /// ... because its client had said nothing but its SYN, and a new one needed the slot.
+        FailedHalfOpen => "failed_half_open",
         /// ... at the end of the run.
         FailedStopped => "failed_stopped",
         /// ... because their flows were shed.

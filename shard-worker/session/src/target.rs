@@ -11,7 +11,7 @@ use crate::held;
 use crate::numbering::{
     LEAST_PEER_MSS, TIMESTAMP_BYTES, WINDOW, WINDOW_SCALE, default_mss, path_mss, plateau_below,
 };
-use crate::online::{RTT_VALID_US, distance_us};
+use crate::online::distance_us;
 use crate::sack;
 use crate::sender::RECORD_BYTES;
 use crate::slot::{NEVER, Phase, Recovery, Slot, Timer, is, try_bit};
@@ -137,14 +137,16 @@ impl Table {
         slot.turn_sent_us = now_us;
         slot.disarm(Timer::Rto);
         slot.arm(Timer::Ack, now_us + RIDE_US);
-        // The third packet leaves when the client's own did, as far as that is known.
-        let hold_us = match rtt {
-            Rtt::Measured if !slot.is(is::RTT_SETTLED) => RTT_VALID_US,
-            _ => distance_us(slot, rtt),
-        };
-        if hold_us > 0 {
+        // The third packet leaves when the client's own did: never, when that never comes, as in a flood of SYNs.
+        if rtt == Rtt::Measured && (slot.is_half_open() || !slot.is(is::RTT_SETTLED)) {
             slot.set(is::HELD_BACK);
-            slot.arm(Timer::Ack, now_us + hold_us);
+            slot.disarm(Timer::Ack);
+        } else {
+            let hold_us = distance_us(slot, rtt);
+            if hold_us > 0 {
+                slot.set(is::HELD_BACK);
+                slot.arm(Timer::Ack, now_us + hold_us);
+            }
         }
     }
 
@@ -169,7 +171,11 @@ impl Table {
             return self.challenge(now_us, id, Count::ReturnedOutdated);
         }
         if tcp.has(flag::SYN | flag::ACK) {
-            // Its SYN-ACK once more: our third packet was lost.
+            if slot.is(is::HELD_BACK) {
+                // Its SYN-ACK once more: our third packet has not left yet.
+                return self.tally.one(Count::ReturnedDuplicate);
+            }
+            // Our third packet was lost.
             return self.challenge(now_us, id, Count::ReturnedDuplicate);
         }
         // Beyond the window, a SYN (RFC 5961, section 4.2), or an acknowledgement of what was never sent or long ago

@@ -165,7 +165,11 @@ impl Table {
                 }
             }
             Phase::Opening | Phase::Open | Phase::Parted => {
-                let limit = if slot.is(is::DETACHED) { times.orphan_us } else { times.idle_us };
+                let limit = match slot.is(is::DETACHED) {
+                    true => times.orphan_us,
+                    false if slot.is_half_open() => times.half_open_us.min(times.idle_us),
+                    false => times.idle_us,
+                };
                 let quiet_since = slot.seen_us.max(slot.progress_us);
                 // Data of a SYN waits for a client that never came again; everything else held has deadlines of its own.
                 let only_early = slot.held_len == 0 && !slot.is(is::ANCHORED);

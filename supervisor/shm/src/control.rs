@@ -25,6 +25,7 @@ pub struct Control {
     ramp_begin_ms: AtomicU64,
     connect_ns: AtomicU64,
     held_us: AtomicU64,
+    paid_us: AtomicU64,
 }
 
 /// All, in the parts per million in which shares stand here.
@@ -175,6 +176,16 @@ impl Control {
     /// See [`Control::held_us`].
     pub fn add_held_us(&self, us: u64) {
         self.held_us.fetch_add(us, Relaxed);
+    }
+
+    /// Time that what has left takes at its rate, microseconds in all; the injector's.
+    pub fn paid_us(&self) -> u64 {
+        self.paid_us.load(Relaxed)
+    }
+
+    /// See [`Control::paid_us`].
+    pub fn add_paid_us(&self, us: u64) {
+        self.paid_us.fetch_add(us, Relaxed);
     }
 
     /// Books the next moment at which a connection may be begun, when one may be each `interval_ns`, whichever shard asks: says

@@ -10,7 +10,7 @@ use crate::stats::Stats;
 use crate::words::{counted, thousands};
 
 /// Why sessions fail, and what to do; by the names in `sessions.failed`.
-const MEANINGS: [(&str, &str); 12] = [
+const MEANINGS: [(&str, &str); 13] = [
     ("refused", "the target refused the connection: its service is down, or -x names another port"),
     (
         "timed_out",
@@ -27,6 +27,10 @@ const MEANINGS: [(&str, &str); 12] = [
     ("endpoints_exhausted", "no client address and port was free; give a larger range with -c"),
     ("superseded", "the client used its port again before the target was done"),
     ("idle", "nothing happened for --idle-time"),
+    (
+        "half_open",
+        "clients said nothing but a SYN while the table was full: a flood, or too few --max-sessions",
+    ),
     ("stopped", "the run was ended"),
     ("worker_lost", "a worker died with it; the log says why"),
 ];

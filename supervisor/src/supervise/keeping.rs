@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use shm::MILLION;
+use shm::{Control, MILLION};
 
 use super::{Phase, Supervisor, TICK};
 use crate::budget::{Governor, Share, Step};
@@ -15,18 +15,29 @@ use topology::Plan;
 /// What it keeps.
 pub(super) struct Keeping {
     governor: Option<Governor>,
-    /// Of the time for which packets wait because of a rate.
+    /// Of the rate that is used most.
     rates: Option<Governor>,
-    waited_us: u64,
-    /// As the injector had told last.
-    held_us: u64,
+    /// Time of it that was used.
+    used_us: u64,
+    /// As the injector had told last; a supervisor before this one may have heard most of it.
+    told: Option<Told>,
     next: Instant,
     /// The ramp's part, parts per million.
     ramped_ppm: u32,
 }
 
-/// The part of the time for which packets may wait because of a rate, thousandths: with more of it they wait ever longer.
-const WAITING_MILLI: u32 = 900;
+/// What the injector tells of its rates.
+#[derive(Clone, Copy)]
+struct Told {
+    at: Instant,
+    held_us: u64,
+    paid_us: u64,
+}
+
+/// The part of a rate that may be used, thousandths: who uses more wants more than there is. So does who waits for nine tenths of
+/// the time, as on a host where nobody gets a core in time.
+const USED_MILLI: u32 = 970;
+const WAITING_MILLI: u64 = 900;
 /// Connections that are booked further ahead count as waiting all the time: half of what they may wait.
 const BOOKED_NS: u64 = 1_000_000_000;
 
@@ -38,12 +49,25 @@ impl Keeping {
         let rates = (wanted.is_paced() || wanted.connections.is_some()) && plan.trace.is_none();
         Self {
             governor: wanted.cpu_milli.map(Governor::new),
-            rates: rates.then(|| Governor::new(WAITING_MILLI)),
-            waited_us: 0,
-            held_us: 0,
+            rates: rates.then(|| Governor::of_rates(USED_MILLI)),
+            used_us: 0,
+            told: None,
             next: Instant::now(),
             ramped_ppm: MILLION,
         }
+    }
+}
+
+impl Keeping {
+    /// Takes what was used of the rates since the last look.
+    fn note_use(&mut self, control: &Control) {
+        let now = Told { at: Instant::now(), held_us: control.held_us(), paid_us: control.paid_us() };
+        let Some(before) = self.told.replace(now) else { return };
+        let passed_us = now.at.duration_since(before.at).as_micros() as u64;
+        let (held, paid) = (now.held_us - before.held_us, now.paid_us - before.paid_us);
+        let ahead_ns = control.connections_booked_ns().saturating_sub(shm::monotonic_ns());
+        let booked = if ahead_ns > BOOKED_NS { passed_us } else { 0 };
+        self.used_us += paid.max(held * u64::from(USED_MILLI) / WAITING_MILLI).max(booked);
     }
 }
 
@@ -113,13 +137,9 @@ impl Supervisor {
             }
         }
         if let Some(governor) = &mut rates {
-            let ahead_ns = control.connections_booked_ns().saturating_sub(shm::monotonic_ns());
-            let booked = if ahead_ns > BOOKED_NS { TICK.as_micros() as u64 } else { 0 };
-            let held_us = control.held_us();
-            self.keeping.waited_us +=
-                booked.max(held_us - std::mem::replace(&mut self.keeping.held_us, held_us));
+            self.keeping.note_use(control);
             let before = governor.step();
-            let other = governor.look(now_ms, self.keeping.waited_us, asked_ppm);
+            let other = governor.look(now_ms, self.keeping.used_us, asked_ppm);
             if let Some(text) = words(before, governor.step(), other) {
                 self.event(format!("at the limit of packets, bits or connections: {text}"));
             }

@@ -27,6 +27,7 @@
 //! | `udp` | datagrams beside connections |
 //! | `recording` | what `record` and `run --record` write; mirror ports |
 //! | `restraint` | the kill switch, budgets, rates, ramp, priority |
+//! | `floods` | SYNs by the hundred thousand, strangers at the return channel |
 //! | `confined` | what user, capabilities, filters and descriptors the processes have |
 //! | `ending` | names, drain, and what is left behind |
 
@@ -42,6 +43,7 @@ mod doctor;
 mod ending;
 mod faults;
 mod files;
+mod floods;
 mod hosts;
 mod http;
 mod inject;
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
         restraint::STORIES,
         repeating::STORIES,
         poison::STORIES,
+        floods::STORIES,
         confined::STORIES,
         ending::STORIES,
         udp::STORIES,

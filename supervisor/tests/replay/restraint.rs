@@ -29,7 +29,7 @@ fn now_ns() -> u64 {
 }
 
 fn a_halt_under_load_takes_100_ms_and_stays() -> Result<()> {
-    // By hand: HALT_TRIPS=200.
+    // By hand: HALT_TRIPS=200 LAB_PATIENCE=10.
     let trips = std::env::var("HALT_TRIPS").ok().and_then(|text| text.parse().ok()).unwrap_or(4_u32);
     let stage = Stage::new()?;
     let _intercept = stage.intercept()?;
@@ -209,13 +209,15 @@ fn a_ramp_lets_flows_in_by_and_by() -> Result<()> {
 
 const WINDOW_NS: u64 = 100_000_000;
 
-/// Replays `load` for some seconds under `option`, and holds what left within any 100 ms against `most`; then insists on an exact
+/// Replays `load` for some seconds under `option`, and holds what left within any 100 ms against `most`, and its mean against a share
+/// of it; then insists on an exact
 /// ledger and on nothing lost but what was shed.
 fn limited(
     option: [&str; 2],
     load: Load,
     stage: &Stage,
     most: u64,
+    least: f64,
     what: fn(&Departure) -> u64,
 ) -> Result<()> {
     let run = stage.run(&[option[0], option[1], "--shards", "2"])?;
@@ -230,8 +232,8 @@ fn limited(
     let worst = most_within(&noted, WINDOW_NS, what);
     let mean = noted.iter().map(what).sum::<u64>() as f64 / seconds.max(0.1) / 10.0;
     step(format!("in 100 ms: {mean:.1} in the mean of {seconds:.1} s, {worst} at most, {most} allowed"));
-    ensure!(worst <= most * 105 / 100, "{worst} in 100 ms, {most} allowed");
-    ensure!(worst >= most * 7 / 10, "{worst} at most: the limit was not reached, or is kept too well");
+    ensure!(worst <= most, "{worst} in 100 ms, {most} allowed");
+    ensure!(mean >= least * most as f64, "{mean:.1} in the mean of 100 ms: the limit is kept too well");
     let stats = run.stop_run()?;
     let known = ["duplicate", "shed", "joined_midturn", "not_joined", "stopped"];
     let others = stats.dropped_in_all() - known.map(|reason| stats.dropped(reason)).iter().sum::<u64>();
@@ -242,20 +244,20 @@ fn limited(
 fn no_100_ms_hold_more_packets_than_allowed() -> Result<()> {
     let stage = Stage::new()?;
     let _intercept = stage.intercept()?;
-    let load = Load { rate: Some(1_500.0), ..stage.load(100_000) };
-    limited(["--max-pps", "600"], load, &stage, 60, |one| one.packets)
+    let load = Load { rate: Some(1_500.0), connections: 200, ..stage.load(100_000) };
+    limited(["--max-pps", "600"], load, &stage, 60, 0.85, |one| one.packets)
 }
 
 fn no_100_ms_hold_more_bits_than_allowed() -> Result<()> {
     let stage = Stage::new()?;
     let _intercept = stage.intercept()?;
     let load = Load { rate: Some(60.0), body_bytes: 100_000, ..stage.load(100_000) };
-    limited(["--max-bps", "20M"], load, &stage, 2_000_000, |one| one.bytes * 8)
+    limited(["--max-bps", "20M"], load, &stage, 2_000_000, 0.7, |one| one.bytes * 8)
 }
 
 fn no_100_ms_hold_more_connections_than_allowed() -> Result<()> {
     let stage = Stage::new()?;
     let _intercept = stage.intercept()?;
     let load = Load { mode: Mode::ClientCloses, rate: Some(500.0), ..stage.load(100_000) };
-    limited(["--max-cps", "200"], load, &stage, 20, |one| u64::from(one.syn))
+    limited(["--max-cps", "200"], load, &stage, 20, 0.6, |one| u64::from(one.syn))
 }

@@ -13,9 +13,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use lab::departures::most_within;
 use lab::real::{Dnsmasq, dnsmasq};
 use lab::story::{Story, step};
-use lab::{Host, Instance, Load, Stats, wait};
+use lab::{Departures, Host, Instance, Load, Stats, wait};
 
 use crate::stage::{SETTLE, Stage, clean, end};
 
@@ -35,6 +36,7 @@ pub(crate) const STORIES: &[Story] = &[
     ("datagrams_of_real_client_addresses", 60, datagrams_of_real_client_addresses),
     ("datagrams_to_a_port_where_nobody_listens", 60, datagrams_to_a_port_where_nobody_listens),
     ("datagrams_while_paused", 60, datagrams_while_paused),
+    ("datagrams_keep_to_a_rate", 120, datagrams_keep_to_a_rate),
 ];
 
 const ONLINE: u16 = 53;
@@ -465,4 +467,39 @@ fn datagrams_while_paused() -> Result<()> {
     let paused = stats.number("/udp/dropped/paused/datagrams")?;
     ensure!(paused == held.datagrams, "{paused} were dropped for the pause: {}", stats.value()["udp"]);
     clean(&stats, 0)
+}
+
+/// Faster than they may leave: as many leave as may, the others are shed at once, because one that waits is of no use, and every one
+/// is accounted for.
+fn datagrams_keep_to_a_rate() -> Result<()> {
+    const IN_100_MS: u64 = 40;
+    let mut scene = Scene::new(&["--max-pps", "400", "--canary", "off", "--shards", "2"])?;
+    let departures = Departures::start(&scene.stage.net, &scene.stage.net.online)?;
+    let mut sent = Sent::default();
+    for _ in 0..5 {
+        let more = ask(&scene.stage, scene.at_online(), 60, 40, &[100])?;
+        sent = Sent { datagrams: sent.datagrams + more.datagrams, bytes: sent.bytes + more.bytes };
+    }
+    step("the last leave");
+    let number = |path: &str| scene.run().stats().and_then(|stats| stats.number(path)).unwrap_or(0);
+    let accounted = || number("/udp/sent/datagrams") + number("/udp/dropped/shed/datagrams");
+    wait::until("all are accounted for", SETTLE, || accounted() >= sent.datagrams)?;
+    let left = number("/udp/sent/datagrams");
+    scene.arrived(left)?;
+    let noted = departures.stop()?;
+    let worst = most_within(&noted, 100_000_000, |one| one.packets);
+    let stats = scene.end(sent)?;
+    let span_ns = noted.last().zip(noted.first()).map_or(0, |(last, first)| last.time_ns - first.time_ns);
+    let mean = left as f64 * 1e8 / span_ns.max(1) as f64;
+    step(format!(
+        "{left} of {} left, in 100 ms {mean:.1} in the mean, {worst} at most, {IN_100_MS} allowed",
+        sent.datagrams
+    ));
+    ensure!(worst <= IN_100_MS && mean >= IN_100_MS as f64 * 0.8, "{mean:.1} in 100 ms, {worst} at most");
+    ensure!(scene.target().received() == left, "{} of {left} arrived", scene.target().received());
+    let others =
+        stats.value()["udp"]["dropped"].as_object().into_iter().flatten().filter(|(name, _)| *name != "shed");
+    let others: u64 = others.filter_map(|(_, amount)| amount["datagrams"].as_u64()).sum();
+    ensure!(others == 0, "{}", stats.value()["udp"]);
+    Ok(())
 }

@@ -286,3 +286,34 @@ pub fn talks() -> Vec<Seed> {
     }
     seeds
 }
+
+/// What an intercept says: operations of the target `receive`.
+pub fn intercepts() -> Vec<Seed> {
+    let op = |what: u8, bytes: &[u8]| [&[what, bytes.len() as u8], bytes].concat();
+    let packed = |names: &[&str]| {
+        let mut bytes = vec![names.len() as u8];
+        for (_, record) in shapes().iter().filter(|(name, _)| names.contains(name)) {
+            let mut room = [0; MAX_RECORD];
+            let len = encode(record, &mut room);
+            bytes.extend_from_slice(&room[..len]);
+        }
+        op(0, &bytes)
+    };
+    let (few, gap, again) = (op(4, &[5]), op(5, &[9]), op(7, &[]));
+    let shapes =
+        [packed(&["data", "ack", "syn_ack"]), packed(&["data_v6", "stamps"]), packed(&["everything"])]
+            .concat();
+    let altered = op(6, &[3, 40, 0x10]);
+    named([
+        ("plain_headers", [vec![0], shapes.clone(), few.clone(), gap.clone(), few.clone()].concat()),
+        ("plain_ping", [vec![0], op(2, &[7, 1, 2, 3, 4, 5, 6, 7, 8]), few.clone()].concat()),
+        ("plain_wrong_place", [vec![0], op(2, &[5; 19]), few.clone()].concat()),
+        ("plain_garbage", [vec![0], op(3, b"HTTP/1.1 400 Bad Request\r\n\r\n")].concat()),
+        ("plain_altered", [vec![0], few.clone(), altered.clone(), few.clone()].concat()),
+        ("keyed_honest", [vec![1], few.clone(), gap, few.clone()].concat()),
+        ("keyed_altered", [vec![1], few.clone(), altered, few.clone()].concat()),
+        ("keyed_again", [vec![1], few.clone(), again.clone(), few.clone()].concat()),
+        ("keyed_invented", [vec![1], op(2, &[0x55; 60]), few.clone()].concat()),
+        ("keyed_cut", [vec![1], few.clone(), op(3, &[200, 0, 1, 2, 3]), few].concat()),
+    ])
+}

@@ -2,7 +2,7 @@
 
 use flow::Drop;
 use flow::record::flag;
-use session::{Count, Join};
+use session::{Count, Join, Rtt};
 
 use crate::kit::*;
 
@@ -48,6 +48,63 @@ fn sessions_that_linger_make_room_in_a_full_table() {
     }
     assert_eq!(world.count(Count::LingeredLess), 9, "the last three are there");
     assert_eq!(world.count(Count::RefusedTableFull), 0);
+}
+
+/// A flood of SYNs that nobody means: who means it is served, and so are those who were there before.
+#[test]
+fn half_open_sessions_make_room_in_a_full_table() {
+    let mut config = config();
+    config.limits.sessions = 40;
+    config.rtt = Rtt::Measured;
+    let mut world = World::with(config, TargetOptions::default());
+    let mut old = Client::new(1);
+    old.opens(&mut world);
+    old.asks(&mut world, "r", 10);
+    world.run(20 * MS);
+    for round in 0..20 {
+        for n in 0..50 {
+            Client::new(100 + round * 50 + n).syn(&mut world);
+            world.run(MS);
+        }
+        let mut new = Client::new(10 + round);
+        new.opens(&mut world);
+        new.asks(&mut world, "r", 10);
+        old.asks(&mut world, "r", 10);
+        world.run(20 * MS);
+        new.closes(&mut world);
+        world.run(5 * MS);
+    }
+    assert_eq!(world.peers.iter().map(|peer| peer.lines).sum::<u32>(), 41);
+    assert_eq!(world.count(Count::RefusedTableFull), 0);
+    assert!(world.count(Count::FailedHalfOpen) >= 900, "{}", world.count(Count::FailedHalfOpen));
+    assert!(
+        world.peers.iter().all(|peer| !peer.reset),
+        "what the online server was not told, the target is not"
+    );
+    // By themselves they leave when the client can no longer be trying.
+    world.run(80 * SECOND);
+    assert_eq!(world.table.tally().open, 1);
+}
+
+/// The same where the target takes them for connections: it is told that they are none.
+#[test]
+fn half_open_sessions_that_the_target_has_accepted_are_reset() {
+    let mut config = config();
+    config.limits.sessions = 40;
+    config.rtt = Rtt::None;
+    let mut world = World::with(config, TargetOptions::default());
+    for n in 0..100 {
+        Client::new(n).syn(&mut world);
+        world.run(MS);
+    }
+    let resets = world.peers.iter().filter(|peer| peer.reset).count() as u64;
+    assert_eq!((resets, world.count(Count::RefusedTableFull)), (world.count(Count::FailedHalfOpen), 0));
+    assert!(resets > 60, "{resets}");
+    let mut next = Client::new(200);
+    next.opens(&mut world);
+    next.asks(&mut world, "r", 10);
+    world.run(20 * MS);
+    assert!(world.peer().lines == 1);
 }
 
 /// The reader of a file asks before each segment.
