@@ -1,7 +1,8 @@
 //! What a packet file holds and what a replay of it would be: sessions, turns, bytes, holes. Called by `replay --dry-run` with every
 //! packet in order of time; pure, and bounded by [`Bounds`] however long the file is.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::collections::hash_map::{Entry, HashMap};
 
 use flow::datagram::{self, Seen};
 use flow::record::flag;
@@ -62,12 +63,14 @@ pub struct Sums {
     pub datagram_answers: u64,
 }
 
-/// Traffic of a service: one end of connections, mapped or not.
+/// Traffic of a service: one end of connections or of datagrams, mapped or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Service {
+    /// What it speaks.
+    pub protocol: Protocol,
     /// Where it listens, as far as can be told.
     pub at: Endpoint,
-    /// A SYN was seen to it, or an answer to one from it; otherwise the lower port decided.
+    /// A SYN was seen to it, or an answer to one from it; otherwise the lower port decided, as for every datagram.
     pub certain: bool,
     /// Packets in both directions.
     pub packets: u64,
@@ -88,7 +91,7 @@ pub struct Survey {
     flows: HashMap<(Endpoint, Endpoint), Flow>,
     /// Flows that have ended, oldest first: they make room when the table is full.
     ended: VecDeque<(Endpoint, Endpoint)>,
-    services: HashMap<Endpoint, Service>,
+    services: HashMap<(Protocol, Endpoint), Service>,
     by_mapping: Vec<Sums>,
     counts: Counts,
     first_ns: Option<u64>,
@@ -114,7 +117,7 @@ pub struct Counts {
     pub malformed: [u64; Malformed::COUNT],
     /// Clients' packets of sessions that found the table full.
     pub overflow_packets: u64,
-    /// TCP packets of services that found theirs full.
+    /// Packets of services that found theirs full.
     pub overflow_services: u64,
 }
 
@@ -236,16 +239,22 @@ impl Survey {
     /// The services with the most packets, at most `n`.
     pub fn top(&self, n: usize) -> Vec<Service> {
         let mut services: Vec<Service> = self.services.values().copied().collect();
-        services.sort_unstable_by_key(|service| (std::cmp::Reverse(service.packets), service.at));
+        services.sort_unstable_by_key(|service| {
+            (std::cmp::Reverse(service.packets), service.at, service.protocol.prefix())
+        });
         services.truncate(n);
         services
     }
 
     /// Whether a mapping wants what is sent to this service.
-    pub fn is_mapped(&self, service: &Endpoint) -> bool {
+    pub fn is_mapped(&self, service: &Service) -> bool {
         // Any client will do that is not one of the replayed range.
         let nobody = Endpoint { addr: flow::Addr::v4([0; 4]), port: 0 };
-        matches!(self.online.meaning(&nobody, service), Meaning::Mapping(_))
+        let online = match service.protocol {
+            Protocol::Tcp => Some(&self.online),
+            Protocol::Udp => self.udp.as_ref(),
+        };
+        online.is_some_and(|online| matches!(online.meaning(&nobody, &service.at), Meaning::Mapping(_)))
     }
 
     /// Whether the expression takes a packet, if there is one.
@@ -268,9 +277,13 @@ impl Survey {
     }
 
     fn datagram(&mut self, packet: &Packet<'_>) {
-        let (Some(online), Ok(Seen::Whole(datagram))) =
-            (&self.udp, datagram::parse(packet.ip, packet.wire_len))
-        else {
+        let Ok(Seen::Whole(datagram)) = datagram::parse(packet.ip, packet.wire_len) else {
+            self.counts.udp += 1;
+            return;
+        };
+        let at = if datagram.src.port < datagram.dst.port { datagram.src } else { datagram.dst };
+        self.count_service(Protocol::Udp, at, datagram.wire_payload_len, false, false);
+        let Some(online) = &self.udp else {
             self.counts.udp += 1;
             return;
         };
@@ -338,7 +351,8 @@ impl Survey {
     fn service(&mut self, segment: &Segment<'_>) {
         let (src, dst) = (segment.src, segment.dst);
         let syn = segment.tcp.flags & (flag::SYN | flag::ACK);
-        let certain = |at: &Endpoint| self.services.get(at).is_some_and(|service| service.certain);
+        let certain =
+            |at: &Endpoint| self.services.get(&(Protocol::Tcp, *at)).is_some_and(|service| service.certain);
         let (at, sure) = match syn {
             flag::SYN => (dst, true),
             both if both == flag::SYN | flag::ACK => (src, true),
@@ -347,21 +361,25 @@ impl Survey {
             _ if src.port < dst.port => (src, false),
             _ => (dst, false),
         };
+        self.count_service(Protocol::Tcp, at, segment.wire_payload_len, sure, syn == flag::SYN);
+    }
+
+    fn count_service(&mut self, protocol: Protocol, at: Endpoint, bytes: u32, certain: bool, syn: bool) {
         let room = self.services.len() < self.bounds.services;
-        let service = match self.services.entry(at) {
-            std::collections::hash_map::Entry::Occupied(found) => found.into_mut(),
-            std::collections::hash_map::Entry::Vacant(free) if room => {
-                free.insert(Service { at, certain: false, packets: 0, bytes: 0, syns: 0 })
+        let service = match self.services.entry((protocol, at)) {
+            Entry::Occupied(found) => found.into_mut(),
+            Entry::Vacant(free) if room => {
+                free.insert(Service { protocol, at, certain: false, packets: 0, bytes: 0, syns: 0 })
             }
-            std::collections::hash_map::Entry::Vacant(_) => {
+            Entry::Vacant(_) => {
                 self.counts.overflow_services += 1;
                 return;
             }
         };
-        service.certain |= sure;
+        service.certain |= certain;
         service.packets += 1;
-        service.bytes += u64::from(segment.wire_payload_len);
-        service.syns += u64::from(syn == flag::SYN);
+        service.bytes += u64::from(bytes);
+        service.syns += u64::from(syn);
     }
 }
 

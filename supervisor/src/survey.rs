@@ -11,7 +11,7 @@ use capturer::survey::{Bounds, Service, Sums, Survey};
 use flow::Malformed;
 use serde_json::{Map, Value, json};
 use topology::mapping::{self, Parsed};
-use topology::plan::{Protocol, TracePlan};
+use topology::plan::{Mapping, Protocol, TracePlan};
 use topology::{Key, Options, Plan, Refusal, clients, planner};
 use trace::{Reader, Report, Trouble};
 
@@ -134,22 +134,27 @@ impl Found<'_> {
                 add("", format!("and {more} more of {}", trouble.name()));
             }
         }
-        out.extend(self.advice(&top));
+        out.extend(self.advice());
         out
     }
 
     /// What to type instead, when nothing is mapped.
-    fn advice(&self, top: &[Service]) -> Vec<String> {
+    fn advice(&self) -> Vec<String> {
         if self.survey.sums() != Sums::default() {
             return vec![];
         }
         if let Some(why) = narrowed_to_nothing(self.survey) {
             return vec![why];
         }
-        let target =
-            self.mappings.first().map_or("TARGET:PORT".to_owned(), |mapping| mapping.target.to_string());
-        let Some(suggested) = suggestion(self.survey, top, &target) else {
-            return vec!["The files hold no TCP packet at all. Was the right interface captured?".to_owned()];
+        let (wanted, target) = self
+            .mappings
+            .first()
+            .map_or((Protocol::Tcp, "TARGET:PORT".to_owned()), |one| (one.protocol, one.target.to_string()));
+        let Some(suggested) = suggestion(self.survey, &busiest(self.survey, wanted, LISTED), &target) else {
+            return vec![
+                "The files hold no TCP and no UDP packet at all. Was the right interface captured?"
+                    .to_owned(),
+            ];
         };
         let why = match self.mappings {
             [] => "No -x is given. For the busiest service:".to_owned(),
@@ -200,7 +205,7 @@ impl Found<'_> {
             .iter()
             .map(|service| {
                 json!({
-                    "service": service.at.to_string(), "mapped": self.survey.is_mapped(&service.at),
+                    "service": name_of(service), "mapped": self.survey.is_mapped(service),
                     "certain": service.certain, "packets": service.packets, "payload_bytes": service.bytes,
                     "syns": service.syns,
                 })
@@ -234,11 +239,11 @@ impl Found<'_> {
 pub(crate) fn nothing_replayed(plan: &Plan, trace: &TracePlan) -> String {
     const LOOKED_AT: u64 = 1_000_000;
     const NAMED: usize = 5;
-    let wanted: Vec<String> =
-        plan.mappings.iter().take(NAMED).map(|one| one.online_port.to_string()).collect();
+    let name = |one: &Mapping| format!("{}{}", one.protocol.prefix(), one.online_port);
+    let wanted: Vec<String> = plan.mappings.iter().take(NAMED).map(name).collect();
     let head = format!("the files hold no packet from a client to port {}", wanted.join(" or "));
     if replaying::is_stdin(trace) {
-        return format!("{head}. Look at what was piped in: tcpdump -nr FILE tcp");
+        return format!("{head}. Look at what was piped in: tcpdump -nr FILE");
     }
     let options = capturer::offline::options(trace);
     let limit = Some(options.limit.map_or(LOOKED_AT, |limit| limit.min(LOOKED_AT)));
@@ -259,32 +264,52 @@ pub(crate) fn nothing_replayed(plan: &Plan, trace: &TracePlan) -> String {
     if let Some(why) = narrowed_to_nothing(&survey) {
         return why;
     }
-    let top = survey.top(NAMED);
-    let target = plan.targets.first().map_or_else(String::new, |target| target.addr.to_string());
+    let (wanted, target) = plan
+        .targets
+        .first()
+        .map_or((Protocol::Tcp, String::new()), |target| (target.protocol, target.addr.to_string()));
+    let top = busiest(&survey, wanted, NAMED);
     let Some(suggested) = suggestion(&survey, &top, &target) else {
-        return format!("{head}, and no other TCP either. Was the capture made where this traffic passes?");
+        return format!(
+            "{head}, and no other TCP or UDP either. Was the capture made where this traffic passes?"
+        );
     };
     let named: Vec<String> = top.iter().map(|service| format!("\n  {}", line_of(&survey, service))).collect();
     format!("{head}. They do hold{}\nTry: {suggested}", named.concat())
 }
 
+/// The services with the most packets, at most `n`, those of the protocol that was asked for first.
+fn busiest(survey: &Survey, wanted: Protocol, n: usize) -> Vec<Service> {
+    let mut top = survey.top(Bounds::default().services);
+    top.sort_by_key(|service| service.protocol != wanted);
+    top.truncate(n);
+    top
+}
+
 /// One service that files hold.
 fn line_of(survey: &Survey, service: &Service) -> String {
-    let mapped = if survey.is_mapped(&service.at) { ", mapped" } else { "" };
+    let mapped = if survey.is_mapped(service) { ", mapped" } else { "" };
     let guess = if service.certain { "" } else { " (by its lower port)" };
+    let (what, syns) = match service.protocol {
+        Protocol::Tcp => ("packet", format!(", {}", counted(service.syns, "SYN"))),
+        Protocol::Udp => ("datagram", String::new()),
+    };
     format!(
-        "{:<22} {}, {}, {}{mapped}{guess}",
-        service.at.to_string(),
-        counted(service.packets, "packet"),
+        "{:<22} {}, {}{syns}{mapped}{guess}",
+        name_of(service),
+        counted(service.packets, what),
         bytes(service.bytes),
-        counted(service.syns, "SYN")
     )
 }
 
-/// What to type for the busiest service that nothing is mapped to.
+fn name_of(service: &Service) -> String {
+    format!("{}{}", service.protocol.prefix(), service.at)
+}
+
+/// What to type for the first service that nothing is mapped to.
 fn suggestion(survey: &Survey, top: &[Service], target: &str) -> Option<String> {
-    let service = top.iter().find(|service| !survey.is_mapped(&service.at))?;
-    Some(format!("-x {}-{target}", service.at.port))
+    let service = top.iter().find(|service| !survey.is_mapped(service))?;
+    Some(format!("-x {}{}-{target}", service.protocol.prefix(), service.at.port))
 }
 
 /// The sentence for files that hold packets to services of `-x`, all of which other options leave out.

@@ -155,6 +155,26 @@ fn files_without_mapped_traffic_are_told_apart_and_an_x_is_suggested() {
 }
 
 #[test]
+fn services_of_datagrams_are_listed_and_suggested_too() {
+    let room = Room::new();
+    let mut file = connection();
+    for _ in 0..3 {
+        let frame = dump::ethernet(0x0800, &dump::udp(53, b"who?"));
+        file.extend(dump::record(Order::Little, 9, 0, &frame, frame.len() as u32));
+    }
+    room.file("x.pcap", &file);
+    let (output, said) = room.run("replay x.pcap -x udp:54-10.0.3.2:5353 --dry-run");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    assert!(said.contains(" udp:10.9.0.2:53        3 datagrams, 12 B (by its lower port)\n"), "{said}");
+    assert!(said.ends_with("\n  -x udp:53-10.0.3.2:5353\n"), "{said}");
+    let (_, said) = room.run("replay x.pcap -x 81-10.0.3.2:8080 --dry-run");
+    assert!(
+        said.ends_with("\n  -x 80-10.0.3.2:8080\n"),
+        "a connection for who asked for connections: {said}"
+    );
+}
+
+#[test]
 fn what_options_leave_out_is_counted_and_said() {
     let room = Room::new();
     room.file("x.pcap", &connection());

@@ -169,8 +169,10 @@ fn services_are_told_by_their_syn_else_by_the_lower_port() {
         top.iter().map(|one| (one.at.to_string(), one.certain, one.packets, one.syns)).collect();
     assert_eq!(shown, [("10.1.0.2:9000".to_owned(), true, 2, 1), ("10.2.0.1:443".to_owned(), false, 1, 0)]);
     assert_eq!(file.survey.counts().other_tcp, 3);
-    assert!(!file.survey.is_mapped(&top[0].at));
-    assert!(file.survey.is_mapped(&SERVER.parse::<std::net::SocketAddr>().unwrap().into()));
+    let at = SERVER.parse::<std::net::SocketAddr>().unwrap().into();
+    let mapped = Service { at, ..top[0] };
+    assert_eq!([&top[0], &mapped].map(|one| file.survey.is_mapped(one)), [false, true]);
+    assert!(!file.survey.is_mapped(&Service { protocol: Protocol::Udp, ..mapped }), "only TCP of it is");
 }
 
 #[test]

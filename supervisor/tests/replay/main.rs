@@ -26,6 +26,7 @@
 //! | `doctor` | the mistakes that people make, each told from the others |
 //! | `udp` | datagrams beside connections |
 //! | `recording` | what `record` and `run --record` write; mirror ports |
+//! | `recorded` | nginx and redis, recorded and replayed against nginx and redis |
 //! | `restraint` | the kill switch, budgets, rates, ramp, priority |
 //! | `floods` | SYNs by the hundred thousand, strangers at the return channel |
 //! | `confined` | what user, capabilities, filters and descriptors the processes have |
@@ -51,6 +52,7 @@ mod joining;
 mod modes;
 mod offline;
 mod poison;
+mod recorded;
 mod recording;
 mod repeating;
 mod restraint;
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         faults::STORIES,
         surviving::STORIES,
         recording::STORIES,
+        recorded::STORIES,
         restraint::STORIES,
         repeating::STORIES,
         poison::STORIES,

@@ -14,7 +14,7 @@ use lab::real::{self, Nginx};
 use lab::scratch::Scratch;
 use lab::story::{Skipped, Story, step};
 use lab::twin::Kind;
-use lab::{Fidelity, HttpOptions, HttpService, Instance, Load, Network, Stats, netlink};
+use lab::{Fidelity, HttpOptions, HttpService, Instance, Load, Network, Stats, Twin, netlink};
 
 use crate::faults::more;
 use crate::stage::{ONLINE_PORT, SETTLE, Stage, answered, clean, end, twin};
@@ -104,7 +104,7 @@ impl Found {
     }
 }
 
-fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut files = vec![];
     for entry in fs::read_dir(directory)? {
         files.push(entry?.path());
@@ -114,7 +114,7 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Ends a recording as Ctrl-C does. Its ledger is exact, and nothing was on its way when it ended.
-fn finished(record: Instance) -> Result<Stats> {
+pub(crate) fn finished(record: Instance) -> Result<Stats> {
     step("the recording ends");
     let stats = record.stop_run()?;
     balanced(&stats)?;
@@ -140,7 +140,7 @@ fn dropped(stats: &Stats, reason: &str) -> Result<u64> {
     stats.number(&format!("/record/dropped/{reason}/packets"))
 }
 
-fn as_text(path: &Path) -> Result<&str> {
+pub(crate) fn as_text(path: &Path) -> Result<&str> {
     path.to_str().context("a path of plain text")
 }
 
@@ -221,19 +221,31 @@ fn what_was_recorded_is_replayed() -> Result<()> {
     let files = files(scratch.path())?;
     ensure!(files.len() >= 3, "{files:?}");
     let _intercept = stage.intercept()?;
-    step("the files are replayed");
     let map = lab::twin::map(ONLINE_PORT, stage.at_target());
-    let assistant = stage.net.assistant.v4().to_string();
-    let mut args = files.iter().map(|file| as_text(file)).collect::<Result<Vec<_>>>()?;
-    args.extend(["-x", &map, "-s", &assistant, "--speed", "max"]);
-    let replay = stage.twin.begin(Kind::Replay, &stage.net.online, &args)?;
-    let ended = replay.wait(Duration::from_secs(45))?;
-    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
-    let stats = ended.stats()?;
-    stats.check_ledger()?;
+    let stats = replayed(&stage.twin, &stage.net, &files, &map, &["--speed", "max"])?;
     let fidelity = Fidelity::of(&stage.online, &stage.target, 1);
     ensure!(fidelity.is_exact(), "{fidelity}; {}", stats.ledger());
     clean(&stats, report.request_bytes)
+}
+
+/// Replays recorded files from the online host until they end.
+pub(crate) fn replayed(
+    twin: &Twin,
+    net: &Network,
+    files: &[PathBuf],
+    map: &str,
+    options: &[&str],
+) -> Result<Stats> {
+    step(format!("the files are replayed {options:?}"));
+    let assistant = net.assistant.v4().to_string();
+    let mut args = files.iter().map(|file| as_text(file)).collect::<Result<Vec<_>>>()?;
+    args.extend(["-x", map, "-s", &assistant]);
+    args.extend(options);
+    let ended = twin.begin(Kind::Replay, &net.online, &args)?.wait(Duration::from_secs(45))?;
+    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    let stats = ended.stats()?;
+    stats.check_ledger()?;
+    Ok(stats)
 }
 
 fn a_recording_goes_on_when_its_capturer_is_killed() -> Result<()> {
