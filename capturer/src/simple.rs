@@ -17,7 +17,7 @@ use crate::filter::{Frames, Instruction, NOTHING};
 use crate::online::program;
 use crate::open::{CaptureSocket, ETHERNET_HEADER, link_header};
 use crate::source::{Frame, Links, Source};
-use crate::sys::{Bound, PacketSocket};
+use crate::sys::{Bound, PacketSocket, mtu};
 
 /// Above the longest super-frame (BIG TCP: 512 KiB), so that nothing is cut without notice.
 const READ_BUFFER_BYTES: usize = 640 * 1024;
@@ -38,6 +38,8 @@ struct Interface {
     socket: PacketSocket,
     /// What frames begin with.
     link: u16,
+    /// Packets longer than this were several.
+    mtu: u32,
     down: bool,
     gone: bool,
 }
@@ -92,6 +94,7 @@ fn open_channel(
         name: interface.name.clone(),
         receiver,
         socket: kept,
+        mtu: mtu(&interface.name)?,
         link: if link_header(&interface.name)? == ETHERNET_HEADER { kind::ETHERNET } else { kind::RAW },
         down: false,
         gone: false,
@@ -177,7 +180,8 @@ impl Interface {
         // No frame (a time-out) and a pending error end the batch alike; the error is taken by `attend`.
         let Ok(bytes) = self.receiver.next() else { return false };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        if let Some(frame) = Frame::behind(self.link, bytes, bytes.len() as u32, now.as_nanos() as u64) {
+        let (len, now_ns) = (bytes.len() as u32, now.as_nanos() as u64);
+        if let Some(frame) = Frame::behind(self.link, bytes, len, now_ns, self.mtu) {
             sink(&frame);
         }
         true
