@@ -17,7 +17,7 @@ mod outbox;
 mod shard;
 mod worker;
 
-pub use config::{arena_bytes, datagrams, machine_config};
+pub use config::{arena_bytes, arena_of_datagrams, datagrams, machine_config};
 pub use counters::{Gauge, Latency, WorkerCount};
 pub use session::Count;
 pub use worker::{WorkerError, run};
