@@ -88,6 +88,8 @@ named_enum! {
         DatagramsIncomplete => "datagrams_incomplete",
         /// Datagrams of which the capture is cut: not replayed.
         DatagramsCut => "datagrams_cut",
+        /// Packets of several datagrams of a mapping that this engine is not told the sizes of: not replayed.
+        DatagramsUnsplit => "datagrams_unsplit",
         /// Datagrams for which the shard's ring had no room, times the copies that were wanted.
         DatagramsRingFull => "datagrams_ring_full",
         /// Their payload bytes times the copies that were wanted: goes to `wanted` and to `dropped` alike.

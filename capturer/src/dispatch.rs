@@ -24,7 +24,7 @@ use crate::expression;
 use crate::filter::Machine;
 use crate::fragments::Fragments;
 use crate::online::{Meaning, Online};
-use crate::source::Frame;
+use crate::source::{Carries, Frame};
 
 /// The way to one shard.
 #[derive(Debug)]
@@ -82,9 +82,17 @@ pub struct Dispatcher {
 struct Udp {
     online: Online,
     fragments: Fragments,
-    /// The packet that the last frame was the last part of, for a recording; empty otherwise.
-    whole: Vec<u8>,
-    /// Of how many packets that was made; their number is that of IPv4's identification.
+    instead: Instead,
+}
+
+/// What a recording takes in the place of the last frame: the packet that it was the last part of, or those that it was made of.
+#[derive(Debug, Default)]
+struct Instead {
+    /// Empty where the frame itself is taken.
+    packets: Vec<u8>,
+    /// Bytes of each of them but the last.
+    each: usize,
+    /// How many packets were made so; their number is that of IPv4's identification.
     made: u16,
 }
 
@@ -113,8 +121,7 @@ impl Dispatcher {
                 Box::new(Udp {
                     online: Online::new(plan, Protocol::Udp),
                     fragments: Fragments::default(),
-                    whole: vec![],
-                    made: 0,
+                    instead: Instead::default(),
                 })
             }),
             lanes,
@@ -154,15 +161,24 @@ impl Dispatcher {
             .all(|lane| len > lane.ring.max_record() || lane.ring.credits() >= Producer::record_bytes(len))
     }
 
-    /// What a recording takes of the frame that [`Dispatcher::frame`] said so of: the frame, or the datagram of which it was the
-    /// last part to come.
-    pub(crate) fn to_record<'a>(&'a self, frame: &Frame<'a>) -> Frame<'a> {
+    /// What a recording takes of the frame that [`Dispatcher::frame`] said so of, given to `take`, which says how many bytes it
+    /// keeps: the frame, or the datagram of which it was the last part to come, or the datagrams that it carried.
+    pub(crate) fn record(&mut self, frame: &Frame<'_>, mut take: impl FnMut(&Frame<'_>) -> usize) {
+        let (mut packets, mut bytes) = (0, 0);
+        let mut keep = |frame: &Frame<'_>| {
+            packets += 1;
+            bytes += take(frame) as u64;
+        };
         match &self.udp {
-            Some(udp) if !udp.whole.is_empty() => {
-                Frame { packet: &udp.whole, wire_len: udp.whole.len() as u32, ..*frame }
+            Some(udp) if !udp.instead.packets.is_empty() => {
+                for packet in udp.instead.packets.chunks(udp.instead.each) {
+                    keep(&Frame::plain(packet, packet.len() as u32, frame.time_ns));
+                }
             }
-            _ => *frame,
+            _ => keep(frame),
         }
+        self.count(Count::RecordPackets, packets);
+        self.count(Count::RecordBytes, bytes);
     }
 
     /// Takes one frame, seen at `time_ns` (CLOCK_MONOTONIC). Says whether it is one that a recording takes.
@@ -170,7 +186,7 @@ impl Dispatcher {
         self.count(Count::Frames, 1);
         self.count(Count::FrameBytes, frame.packet.len() as u64);
         if let Some(udp) = &mut self.udp {
-            udp.whole.clear();
+            udp.instead.packets.clear();
         }
         let segment = match segment::parse(frame.packet, frame.wire_len) {
             Ok(segment) => segment,
@@ -232,12 +248,6 @@ impl Dispatcher {
         let _ = self.lanes.is_empty() || self.hand_over(&head, &[]);
     }
 
-    /// Counts a packet that was given to a recorder.
-    pub(crate) fn recorded(&mut self, bytes: usize) {
-        self.count(Count::RecordPackets, 1);
-        self.count(Count::RecordBytes, bytes as u64);
-    }
-
     /// Whether the expression takes a packet, if there is one.
     fn takes(&self, frame: &Frame<'_>) -> bool {
         self.expression.as_ref().is_none_or(|machine| machine.matches(frame.packet, frame.wire_len))
@@ -281,6 +291,10 @@ impl Dispatcher {
         let Some(mut udp) = self.udp.take() else { return false };
         let mut wanted = false;
         let (mut fragments, mut incomplete) = (0, 0);
+        let each = match frame.carries {
+            Carries::Each(bytes) => usize::from(bytes.get()),
+            Carries::One | Carries::Several => usize::MAX,
+        };
         let seen = match datagram::parse(frame.packet, frame.wire_len) {
             Ok(Seen::Whole(datagram)) => Ok(Some(datagram)),
             Ok(Seen::Part(part, fragment)) => {
@@ -303,21 +317,26 @@ impl Dispatcher {
                     Meaning::Mapping(_) if fragments == 0 && !self.takes(frame) => {
                         self.count(Count::LeftOut, 1);
                     }
-                    Meaning::Mapping(_) if answer => {
-                        self.count(Count::Answers, 1);
-                        wanted = true;
+                    // Neither what it carried nor that it was one datagram would be true.
+                    Meaning::Mapping(_) if frame.carries == Carries::Several => {
+                        self.count(Count::DatagramsUnsplit, 1);
                     }
                     Meaning::Mapping(mapping) => {
-                        self.datagram(&datagram, mapping, time_ns);
+                        for one in datagram.parts(each) {
+                            if answer {
+                                self.count(Count::Answers, 1);
+                            } else {
+                                self.datagram(&one, mapping, time_ns);
+                            }
+                        }
                         wanted = true;
                     }
                     Meaning::Own => self.count(Count::Own, 1),
                     Meaning::LeftOut => self.count(Count::LeftOut, 1),
                     Meaning::Other => self.count(Count::NotMapped, 1),
                 }
-                if wanted && self.recording && fragments > 0 {
-                    udp.made = udp.made.wrapping_add(1);
-                    write_whole(&mut udp.whole, &datagram, udp.made);
+                if wanted && self.recording && (fragments > 0 || each < datagram.payload.len()) {
+                    udp.instead.write(&datagram, each);
                 }
             }
             Err(malformed) => self.count(malformed.into(), 1),
@@ -422,13 +441,22 @@ impl Dispatcher {
     }
 }
 
-/// A datagram that came in parts as the one packet that it was cut from.
-fn write_whole(out: &mut Vec<u8>, datagram: &Datagram<'_>, id: u16) {
-    let piece = Pieces::whole(datagram.src, datagram.dst, datagram.payload, id);
-    let mut headers = [0; MAX_HEADERS];
-    let len = piece.emit(&mut headers);
-    out.extend_from_slice(&headers[..len]);
-    out.extend_from_slice(piece.payload);
+impl Instead {
+    /// Writes packets for a recording: one for each datagram of `each` payload bytes that this one stands for.
+    fn write(&mut self, datagram: &Datagram<'_>, each: usize) {
+        for one in datagram.parts(each) {
+            self.made = self.made.wrapping_add(1);
+            let piece = Pieces::whole(one.src, one.dst, one.payload, self.made);
+            let mut headers = [0; MAX_HEADERS];
+            let len = piece.emit(&mut headers);
+            let first = self.packets.is_empty();
+            self.packets.extend_from_slice(&headers[..len]);
+            self.packets.extend_from_slice(piece.payload);
+            if first {
+                self.each = self.packets.len();
+            }
+        }
+    }
 }
 
 /// See [`Captured::stamp_us`].

@@ -30,7 +30,7 @@ use std::net::{IpAddr, SocketAddr};
 use flow::Range;
 
 pub use assembler::{Instruction, MAX_INSTRUCTIONS};
-pub(crate) use join::joined;
+pub(crate) use join::{behind_any_link, joined};
 pub use machine::{Machine, Unfit};
 pub use returns::{ICMP_SNAP, ReturnFilter};
 
@@ -40,6 +40,10 @@ use parts::Port;
 /// The filter that lets nothing through.
 #[cfg(test)]
 pub(crate) const NOTHING: [Instruction; 1] = [plain(code::RET_K, 0)];
+
+/// In place of a link header's length: the kernel counts from the network header (SKF_NET_OFF), whatever is in front of it. It reads
+/// no further than a frame's linear part then, which holds the headers of whatever the network stack shows a packet socket.
+pub const ANY_LINK: u32 = libc::SKF_NET_OFF as u32;
 
 /// Which frames by their length: two sockets share the traffic of an interface, one with small and one with large slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +75,8 @@ pub struct CaptureFilter {
     pub promiscuous: bool,
     /// Server → client packets too.
     pub answers: bool,
-    /// Length of the link header in front: 0 on SOCK_DGRAM sockets, 14 on SOCK_RAW sockets of Ethernet.
+    /// Length of the link header in front: 0 on SOCK_DGRAM sockets, 14 on SOCK_RAW sockets of Ethernet, [`ANY_LINK`] on those of
+    /// devices of any kind.
     pub link_header: u32,
     /// Which lengths.
     pub frames: Frames,

@@ -10,7 +10,8 @@ use crate::interfaces;
 use crate::open::{CaptureSocket, interface_names, ring_specs};
 use crate::packet_ring::{PacketRing, Start};
 use crate::role::realtime_ns;
-use crate::source::{Frame, Links, Source};
+use crate::source::{Carries, Frame, Links, Source};
+use crate::sys::{Begin, mtu};
 
 /// Rings of one interface.
 pub(crate) const RINGS: usize = 2;
@@ -37,6 +38,8 @@ struct Interface {
     /// Number of the first ring.
     first: u16,
     link: Link,
+    /// Packets longer than this were several datagrams, where the kernel does not say.
+    mtu: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +74,9 @@ impl Live {
                 rings.push(ring);
             }
             let Ok(rings) = rings.try_into() else { break };
-            interfaces.push(Interface { name, rings, first, link: Link::Up });
+            let told = specs.iter().any(|spec| spec.begin() == Begin::Link);
+            let mtu = name.as_deref().filter(|_| !told).and_then(|name| mtu(name).ok());
+            interfaces.push(Interface { name, rings, first, link: Link::Up, mtu });
         }
         let promiscuous = plan.capture.promiscuous;
         Ok(Self { interfaces, turn: 0, promiscuous, downs: 0, until_ns: u64::MAX })
@@ -174,6 +179,7 @@ impl Interface {
                     wire_len: meta.len,
                     time_ns: meta.time_ns,
                     checksum_unfilled: meta.checksum_unfilled(),
+                    carries: self.mtu.map_or(meta.carries, |mtu| Carries::guessed(meta.len, mtu)),
                 });
             }
             ring.advance();

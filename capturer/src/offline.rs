@@ -237,8 +237,7 @@ impl Offline {
 
     fn hand_over(&mut self) {
         let Held { is_there, ip, wire_len, time_ns, due_ns } = &mut self.held;
-        let frame = Frame { packet: ip, wire_len: *wire_len, time_ns: *time_ns, checksum_unfilled: false };
-        self.dispatcher.frame(&frame, *due_ns);
+        self.dispatcher.frame(&Frame::plain(ip, *wire_len, *time_ns), *due_ns);
         *is_there = false;
         self.packets += 1;
     }

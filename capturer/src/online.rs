@@ -7,7 +7,7 @@ use topology::Plan;
 use topology::plan::{Clients, FilterPlan, Mapping, Protocol};
 
 use crate::expression;
-use crate::filter::{CaptureFilter, Frames, Instruction, Services, joined};
+use crate::filter::{ANY_LINK, CaptureFilter, Frames, Instruction, Services, behind_any_link, joined};
 
 /// What a packet is to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,10 +110,14 @@ pub(crate) fn among(ranges: &[Range], addr: Addr) -> bool {
     ranges.iter().any(|range| range.is_v4() == addr.is_v4() && range.contains(addr))
 }
 
-/// The same as a kernel filter, with the expression of `-F` in front where the frames begin at the IP header.
+/// The same as a kernel filter, with the expression of `-F` in front where offsets count from the IP header.
 pub(crate) fn program(plan: &Plan, link_header: u32, frames: Frames) -> Vec<Instruction> {
     let ours = filter(plan, link_header, frames).program();
-    if link_header == 0 { joined(&expression::planned(plan), ours) } else { ours }
+    match link_header {
+        0 => joined(&expression::planned(plan), ours),
+        ANY_LINK => joined(&behind_any_link(&expression::planned(plan)), ours),
+        _ => ours,
+    }
 }
 
 /// The same as a kernel filter, without the expression.

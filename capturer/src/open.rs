@@ -7,11 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use nix::sys::socket::{setsockopt, sockopt};
 use shm::{Region, Role};
 use topology::Plan;
-use topology::plan::CaptureEngine;
+use topology::plan::{CaptureEngine, Protocol};
 
 use crate::count::{MAX_RINGS, POSITIONS};
 use crate::error::OpenError;
-use crate::filter::{Frames, Instruction};
+use crate::filter::{ANY_LINK, Frames, Instruction};
 use crate::interfaces::{self, Interface};
 use crate::live::RINGS;
 use crate::online::program;
@@ -24,6 +24,10 @@ use crate::xdp;
 const SMALL_SLOT_BYTES: u32 = 2_048;
 /// The longest packet that the ring for large frames takes whole: 64 KiB and a VLAN tag.
 const LARGE_PACKET_BYTES: u32 = 65_536 + 4;
+/// More where datagrams are captured: an IPv6 header stands in front of 64 KiB of them, and a link header in front of that.
+const LARGE_DATAGRAMS_BYTES: u32 = LARGE_PACKET_BYTES + 40 + 32;
+/// The first kernel that tells of datagrams in one packet. Those before drop what they cannot tell of.
+const TELLS_DATAGRAMS: (u32, u32) = (6, 2);
 /// An Ethernet header.
 pub(crate) const ETHERNET_HEADER: u32 = 14;
 
@@ -137,7 +141,10 @@ pub fn names(plan: &Plan) -> Vec<String> {
         return vec![];
     }
     let specs = ring_specs(plan);
-    let name = |(i, spec): (usize, &RingSpec)| format!("capture-{i}-{}x{}", spec.slot_bytes(), spec.slots());
+    let form = |spec: &RingSpec| if spec.begin() == Begin::Link { "-datagrams" } else { "" };
+    let name = |(i, spec): (usize, &RingSpec)| {
+        format!("capture-{i}-{}x{}{}", spec.slot_bytes(), spec.slots(), form(spec))
+    };
     let all = interface_names(plan).len() * RINGS;
     specs.iter().cycle().take(all).enumerate().map(name).collect()
 }
@@ -163,7 +170,7 @@ pub fn take_over(plan: &Plan, sockets: Vec<OwnedFd>) -> Result<Vec<CaptureSocket
             None => Bound::Any,
             Some(name) => Bound::Interface(known(&existing, name)?.index),
         };
-        if !socket.is_ring_of_packets().map_err(failed)? {
+        if !socket.is_ring_of(specs[i % RINGS].begin()).map_err(failed)? {
             return Err(wrong("it is no packet ring"));
         }
         if socket.bound().map_err(failed)? != bound {
@@ -212,16 +219,33 @@ pub(crate) fn interface_names(plan: &Plan) -> Vec<Option<String>> {
     names.iter().cloned().map(Some).collect()
 }
 
-/// The rings of one interface: small frames and large ones share its buffer.
+/// The rings of one interface: small frames and large ones share its buffer. Connections need not be told of datagrams, and have
+/// frames without link headers: the kernel reads a device's header only where somebody wants it.
 pub(crate) fn ring_specs(plan: &Plan) -> [RingSpec; RINGS] {
     let half = plan.capture.buffer_bytes / 2;
-    [RingSpec::with_slots(SMALL_SLOT_BYTES, half), RingSpec::for_packets(LARGE_PACKET_BYTES, half)]
+    let small = RingSpec::with_slots(SMALL_SLOT_BYTES, half);
+    if plan.replays(Protocol::Udp) && kernel() >= TELLS_DATAGRAMS {
+        let large = RingSpec::for_packets(LARGE_DATAGRAMS_BYTES, half);
+        [small, large].map(RingSpec::telling_datagrams)
+    } else {
+        [small, RingSpec::for_packets(LARGE_PACKET_BYTES, half)]
+    }
+}
+
+/// Version of the running kernel; (0, 0) if it does not say.
+fn kernel() -> (u32, u32) {
+    let Ok(names) = nix::sys::utsname::uname() else { return (0, 0) };
+    let release = names.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// Their filters.
 pub(crate) fn ring_programs(plan: &Plan) -> [Vec<Instruction>; RINGS] {
-    let small = ring_specs(plan)[0].packet_bytes();
-    [Frames::UpTo(small), Frames::Above(small)].map(|frames| program(plan, 0, frames))
+    let [small, _] = ring_specs(plan);
+    let link = if small.begin() == Begin::Link { ANY_LINK } else { 0 };
+    let bytes = small.packet_bytes();
+    [Frames::UpTo(bytes), Frames::Above(bytes)].map(|frames| program(plan, link, frames))
 }
 
 /// The link header that the frames of this interface begin with in the simple engine; 0 where there is none that we know.

@@ -10,7 +10,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::filter::Instruction;
-use crate::sys::{Begin, Bound, PacketSocket, RingMemory, SLOT_ALIGNMENT, SLOT_OVERHEAD, Slot, SlotHeader};
+use crate::source::Carries;
+use crate::sys::{
+    Begin, Bound, OFFLOAD_BYTES, PacketSocket, RingMemory, SLOT_ALIGNMENT, SLOT_OVERHEAD, Slot, SlotHeader,
+};
 use crate::vlan::behind_tag;
 
 /// Blocks are what the kernel allocates in one piece; this is 256 pages, and a slot never crosses one.
@@ -19,9 +22,12 @@ const PAGE_BYTES: u32 = 4_096;
 /// Of a second VLAN tag.
 const TAG_BYTES: u32 = 4;
 
-/// The sizes of a ring.
+/// The form and sizes of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingSpec {
+    /// What the kernel's frames begin with; a reader is shown packets from the IP header on, whatever it is. In front of a
+    /// link header the kernel writes what offloads made of the frame.
+    begin: Begin,
     slot_bytes: u32,
     block_bytes: u32,
     blocks: u32,
@@ -44,7 +50,19 @@ impl RingSpec {
         let blocks = u32::try_from(ring_bytes / u64::from(block_bytes)).unwrap_or(u32::MAX);
         // The kernel counts slots and bytes of the whole ring in 32 bits.
         let blocks = blocks.clamp(1, (i32::MAX as u32) / block_bytes);
-        Self { slot_bytes, block_bytes, blocks, slots_per_block: block_bytes / slot_bytes }
+        let slots_per_block = block_bytes / slot_bytes;
+        Self { begin: Begin::Network, slot_bytes, block_bytes, blocks, slots_per_block }
+    }
+
+    /// The same, and it tells which packets are several datagrams ([`FrameMeta::carries`]).
+    #[must_use]
+    pub const fn telling_datagrams(self) -> Self {
+        Self { begin: Begin::Link, ..self }
+    }
+
+    /// What the kernel's frames begin with.
+    pub const fn begin(&self) -> Begin {
+        self.begin
     }
 
     /// Bytes of one slot.
@@ -52,9 +70,14 @@ impl RingSpec {
         self.slot_bytes
     }
 
-    /// The longest packet that a slot holds, counted from its IP header (and a second VLAN tag, if any); longer ones are cut.
+    /// The longest frame that a slot holds, counted as the socket delivers it: from its IP header (and a second VLAN tag, if any)
+    /// on, or from the link header. Longer ones are cut.
     pub const fn packet_bytes(&self) -> u32 {
-        self.slot_bytes - SLOT_OVERHEAD
+        match self.begin {
+            Begin::Network => self.slot_bytes - SLOT_OVERHEAD,
+            // The kernel aligns what is behind the link header, so that a link header takes of the room in front of it.
+            Begin::Link => self.slot_bytes - SLOT_OVERHEAD - OFFLOAD_BYTES,
+        }
     }
 
     /// How many slots.
@@ -132,6 +155,8 @@ pub struct FrameMeta {
     pub protocol: u16,
     /// To whom it was addressed (`PACKET_HOST`, ...).
     pub packet_type: u8,
+    /// Of how many datagrams it is, in a ring that tells.
+    pub carries: Carries,
     /// The slot's status word.
     status: u32,
 }
@@ -155,13 +180,14 @@ impl FrameMeta {
     fn new(header: &SlotHeader) -> Self {
         let tagged = header.status & libc::TP_STATUS_VLAN_VALID != 0;
         Self {
-            len: header.len,
+            len: header.len.saturating_sub(header.link_bytes()),
             snaplen: header.snaplen,
             time_ns: header.time_ns(),
             vlan: tagged.then_some(header.vlan_tci),
             interface: header.interface,
             protocol: header.protocol,
             packet_type: header.packet_type,
+            carries: Carries::One,
             status: header.status,
         }
     }
@@ -184,8 +210,11 @@ pub fn open_socket(
     interface: u32,
     hearing: Hearing,
 ) -> io::Result<PacketSocket> {
-    let socket = PacketSocket::open(Begin::Network)?;
+    let socket = PacketSocket::open(spec.begin)?;
     socket.filter_for_good(filter)?;
+    if spec.begin == Begin::Link {
+        socket.tell_offload()?;
+    }
     socket.set_ring(spec)?;
     if !hearing.outgoing {
         // The filter drops outgoing frames too; kernels before 4.20 do not know this option.
@@ -246,6 +275,9 @@ impl PacketRing {
         }
         let header = self.memory.header(self.next.slot)?;
         let (mut meta, mut bytes) = (FrameMeta::new(&header), self.memory.packet(self.next.slot, &header));
+        if self.spec.begin == Begin::Link {
+            meta.carries = Carries::told(self.memory.datagram_bytes(self.next.slot, &header));
+        }
         if let Some(inner) = behind_tag(meta.protocol, meta.vlan.is_some(), meta.len, bytes) {
             bytes = bytes.get(TAG_BYTES as usize..).unwrap_or_default();
             meta.protocol = inner;

@@ -23,6 +23,7 @@ use crate::online::filter;
 use crate::open::{hearing, interface_names};
 use crate::role::realtime_ns;
 use crate::source::{Frame, Links, Source};
+use crate::sys::mtu;
 use crate::watch::{State, Watch};
 
 /// Bytes of a frame that are kept: a super-frame of 64 KiB and more, in slots of 128 KiB with the kernel's header. libpcap's own
@@ -59,6 +60,8 @@ struct Open {
     live: Live,
     /// What frames begin with.
     link: u16,
+    /// Packets longer than this were several.
+    mtu: u32,
     /// The kernel's count of drops when it was told last.
     told: u32,
 }
@@ -174,17 +177,18 @@ impl Device {
         };
         let interface = interfaces::find(&self.name);
         live.set_filter(&words(&self.plan, number, interface.as_ref())).map_err(failed)?;
-        Ok(Open { live, link, told: 0 })
+        // `any` has no length of its own, and nothing is too long for it.
+        Ok(Open { live, link, mtu: mtu(&self.name).unwrap_or(u32::MAX), told: 0 })
     }
 
     /// Hands over one frame; false when none waits.
     fn take(&mut self, until_ns: u64, sink: &mut dyn FnMut(&Frame<'_>)) -> bool {
-        let Some(Open { live, link, .. }) = &mut self.open else { return false };
+        let Some(Open { live, link, mtu, .. }) = &mut self.open else { return false };
         match live.read() {
             Ok(None) => false,
             Ok(Some(read)) if read.time_ns > until_ns => false,
             Ok(Some(read)) => {
-                if let Some(frame) = Frame::behind(*link, read.bytes, read.wire_len, read.time_ns) {
+                if let Some(frame) = Frame::behind(*link, read.bytes, read.wire_len, read.time_ns, *mtu) {
                     sink(&frame);
                 }
                 true

@@ -16,7 +16,7 @@ use crate::error::RoleError;
 use crate::open::{CaptureSocket, ETHERNET_HEADER, link_header};
 use crate::role::realtime_ns;
 use crate::source::{Frame, Links, Source};
-use crate::sys::{Bound, PacketSocket};
+use crate::sys::{Bound, PacketSocket, mtu};
 
 /// Above the longest super-frame (BIG TCP: 512 KiB), so that nothing is cut without notice.
 const READ_BUFFER_BYTES: usize = 640 * 1024;
@@ -35,6 +35,8 @@ struct Interface {
     socket: PacketSocket,
     /// What frames begin with.
     link: u16,
+    /// Packets longer than this were several.
+    mtu: u32,
     down: bool,
     gone: bool,
 }
@@ -88,6 +90,7 @@ fn open_channel(
         name: interface.name.clone(),
         receiver,
         socket: kept,
+        mtu: mtu(&interface.name)?,
         link: if link_header(&interface.name)? == ETHERNET_HEADER { kind::ETHERNET } else { kind::RAW },
         down: false,
         gone: false,
@@ -171,7 +174,8 @@ impl Interface {
     fn take(&mut self, sink: &mut dyn FnMut(&Frame<'_>)) -> bool {
         // No frame (a time-out) and a pending error end the batch alike; the error is taken by `attend`.
         let Ok(bytes) = self.receiver.next() else { return false };
-        if let Some(frame) = Frame::behind(self.link, bytes, bytes.len() as u32, realtime_ns()) {
+        let len = bytes.len() as u32;
+        if let Some(frame) = Frame::behind(self.link, bytes, len, realtime_ns(), self.mtu) {
             sink(&frame);
         }
         true

@@ -1,6 +1,7 @@
 //! Where frames come from. The live ring, the simple engine and files stand behind one trait, so that dispatch and everything after it
 //! are the same for all.
 
+use std::num::NonZeroU16;
 use std::os::fd::BorrowedFd;
 
 use trace::link::ip_offset;
@@ -16,14 +17,52 @@ pub struct Frame<'a> {
     pub time_ns: u64,
     /// Its transport checksum is not filled in yet.
     pub checksum_unfilled: bool,
+    /// Of how many datagrams it is, if it is UDP.
+    pub carries: Carries,
+}
+
+/// Of how many datagrams a packet is. One on every wire; but the kernel carries several of one flow in one packet when a sender
+/// says so (UDP_SEGMENT) and the device is a virtual one, and when a receiver does (UDP_GRO).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Carries {
+    /// One.
+    #[default]
+    One,
+    /// Several, of so many payload bytes each, the last of what is left.
+    Each(NonZeroU16),
+    /// Several, and nobody says of how many bytes.
+    Several,
+}
+
+impl Carries {
+    /// What the kernel told of a packet: the payload bytes of each datagram of several.
+    pub(crate) fn told(bytes: Option<u16>) -> Self {
+        match bytes.map(NonZeroU16::new) {
+            None => Self::One,
+            Some(Some(each)) => Self::Each(each),
+            Some(None) => Self::Several,
+        }
+    }
+
+    /// What its length tells where the kernel does not: what is longer than its device sends came in several pieces.
+    pub(crate) const fn guessed(wire_len: u32, mtu: u32) -> Self {
+        if wire_len > mtu { Self::Several } else { Self::One }
+    }
 }
 
 impl<'a> Frame<'a> {
-    /// The packet behind a link header; none where the frame carries no IP. `link` is a number of [`kind`](trace::link::kind).
-    pub(crate) fn behind(link: u16, frame: &'a [u8], wire_len: u32, time_ns: u64) -> Option<Self> {
+    /// A packet of which nobody says more than its bytes.
+    pub fn plain(packet: &'a [u8], wire_len: u32, time_ns: u64) -> Self {
+        Self { packet, wire_len, time_ns, checksum_unfilled: false, carries: Carries::One }
+    }
+
+    /// The packet behind a link header; none where the frame carries no IP. `link` is a number of [`kind`](trace::link::kind),
+    /// `mtu` the device's.
+    pub(crate) fn behind(link: u16, frame: &'a [u8], wire_len: u32, time_ns: u64, mtu: u32) -> Option<Self> {
         let at = ip_offset(link, frame).ok()?;
         let wire_len = wire_len.saturating_sub(at as u32);
-        Some(Self { packet: &frame[at..], wire_len, time_ns, checksum_unfilled: false })
+        let carries = Carries::guessed(wire_len, mtu);
+        Some(Self { carries, ..Self::plain(&frame[at..], wire_len, time_ns) })
     }
 }
 

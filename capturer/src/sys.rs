@@ -21,6 +21,12 @@ use crate::packet_ring::RingSpec;
 
 /// Bytes in front of a packet in its slot: header, address, padding, for SOCK_DGRAM without reserve (`tpacket_rcv`).
 pub(crate) const SLOT_OVERHEAD: u32 = (align(libc::TPACKET2_HDRLEN) + 16) as u32;
+/// Bytes of the kernel's `struct virtio_net_hdr`, which stands in front of the link header where it was asked for.
+pub(crate) const OFFLOAD_BYTES: u32 = 10;
+/// What its second byte says of several datagrams in one packet (VIRTIO_NET_HDR_GSO_UDP_L4).
+const GSO_UDP_L4: u8 = 5;
+/// Where the size of the parts stands in it.
+const GSO_SIZE_AT: usize = 4;
 /// Slots are multiples of this.
 pub(crate) const SLOT_ALIGNMENT: u32 = libc::TPACKET_ALIGNMENT as u32;
 /// Where the address stands in a slot.
@@ -148,6 +154,11 @@ impl PacketSocket {
         self.set(libc::SOL_PACKET, libc::PACKET_RX_RING, &request)
     }
 
+    /// Has the kernel say of each frame what offloads made of it. Before the ring; only where frames begin at the link header.
+    pub fn tell_offload(&self) -> io::Result<()> {
+        self.set(libc::SOL_PACKET, libc::PACKET_VNET_HDR, &1_i32)
+    }
+
     /// Leaves out frames that this host sends (Linux 4.20; before that the filter does it, later and for more).
     pub fn ignore_outgoing(&self) -> io::Result<()> {
         self.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &1_i32)
@@ -238,12 +249,18 @@ impl PacketSocket {
         Ok(program.iter().map(|i| Instruction { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect())
     }
 
-    /// Whether its frames come in the ring form of version 2 and begin at the network header.
-    pub fn is_ring_of_packets(&self) -> io::Result<bool> {
-        let (mut version, mut kind): (c_int, c_int) = (0, 0);
+    /// Whether its frames come in the ring form of version 2 and begin with this; with the link header, whether it tells of
+    /// offloads too.
+    pub fn is_ring_of(&self, begin: Begin) -> io::Result<bool> {
+        let (mut version, mut kind, mut told): (c_int, c_int, c_int) = (0, 0, 0);
         self.get(libc::SOL_PACKET, libc::PACKET_VERSION, &mut version)?;
         self.get(libc::SOL_SOCKET, libc::SO_TYPE, &mut kind)?;
-        Ok(version == libc::tpacket_versions::TPACKET_V2 as c_int && kind == libc::SOCK_DGRAM)
+        self.get(libc::SOL_PACKET, libc::PACKET_VNET_HDR, &mut told)?;
+        let wanted = match begin {
+            Begin::Network => (libc::SOCK_DGRAM, 0),
+            Begin::Link => (libc::SOCK_RAW, 1),
+        };
+        Ok(version == libc::tpacket_versions::TPACKET_V2 as c_int && (kind, told) == wanted)
     }
 
     /// Frames that passed the filter, and those of them that found no slot, since the last call.
@@ -285,6 +302,7 @@ pub(crate) struct SlotHeader {
     pub(crate) status: u32,
     pub(crate) len: u32,
     pub(crate) snaplen: u32,
+    pub(crate) mac: u16,
     pub(crate) net: u16,
     pub(crate) sec: u32,
     pub(crate) nsec: u32,
@@ -298,6 +316,11 @@ impl SlotHeader {
     /// When the kernel saw the frame, CLOCK_REALTIME nanoseconds.
     pub(crate) fn time_ns(&self) -> u64 {
         u64::from(self.sec) * 1_000_000_000 + u64::from(self.nsec)
+    }
+
+    /// Bytes of the link header that was captured.
+    pub(crate) fn link_bytes(&self) -> u32 {
+        self.net.saturating_sub(self.mac).into()
     }
 }
 
@@ -353,6 +376,7 @@ impl RingMemory {
             status,
             len: header.tp_len,
             snaplen: header.tp_snaplen,
+            mac: header.tp_mac,
             net: header.tp_net,
             sec: header.tp_sec,
             nsec: header.tp_nsec,
@@ -363,17 +387,32 @@ impl RingMemory {
         })
     }
 
-    /// The captured bytes of a slot whose header was just read, never more than the slot holds.
+    /// The captured bytes of a slot whose header was just read, from the network header on, never more than the slot holds.
     #[inline]
     pub(crate) fn packet(&self, slot: Slot, header: &SlotHeader) -> &[u8] {
         if !self.is_ours(slot) {
             return &[];
         }
         let from = u32::from(header.net).min(self.spec.slot_bytes());
-        let len = header.snaplen.min(self.spec.slot_bytes() - from);
+        let len = header.snaplen.saturating_sub(header.link_bytes()).min(self.spec.slot_bytes() - from);
         // SAFETY: [from, from + len) lies in the slot, and the slot is ours: the kernel does not write it until `give_back`, which
         // needs `&mut self` and so waits for this borrow to end.
         unsafe { std::slice::from_raw_parts(self.at(slot).add(from as usize).as_ptr(), len as usize) }
+    }
+
+    /// Of several datagrams in one packet how many bytes each has; for a slot whose header was just read, of a ring that tells.
+    #[inline]
+    pub(crate) fn datagram_bytes(&self, slot: Slot, header: &SlotHeader) -> Option<u16> {
+        let link = u32::from(header.mac).min(self.spec.slot_bytes());
+        let from = link.checked_sub(OFFLOAD_BYTES)? as usize;
+        if !self.is_ours(slot) {
+            return None;
+        }
+        // SAFETY: [from, from + OFFLOAD_BYTES) lies in the slot, which is ours until `give_back`, and any bytes are an array of them.
+        let told: [u8; OFFLOAD_BYTES as usize] = unsafe { self.at(slot).add(from).cast().read() };
+        // In the order of the host's bytes, as in all legacy virtio headers.
+        let size = u16::from_ne_bytes([told[GSO_SIZE_AT], told[GSO_SIZE_AT + 1]]);
+        (told[1] & 0x7f == GSO_UDP_L4).then_some(size)
     }
 
     /// Gives a slot back to the kernel.
@@ -407,6 +446,20 @@ impl Drop for RingMemory {
 
 /// The kind of link header of an interface (ARPHRD_*).
 pub fn link_type(interface: &str) -> io::Result<u16> {
+    let told = ask(interface, libc::SIOCGIFHWADDR)?;
+    // SAFETY: that is the member which SIOCGIFHWADDR fills.
+    Ok(unsafe { told.ifr_ifru.ifru_hwaddr.sa_family })
+}
+
+/// The longest packet that an interface sends, bytes from the network header on.
+pub fn mtu(interface: &str) -> io::Result<u32> {
+    let told = ask(interface, libc::SIOCGIFMTU)?;
+    // SAFETY: that is the member which SIOCGIFMTU fills.
+    Ok(unsafe { told.ifr_ifru.ifru_mtu }.unsigned_abs())
+}
+
+/// One of the questions about an interface that are asked by its name.
+fn ask(interface: &str, what: libc::Ioctl) -> io::Result<libc::ifreq> {
     // SAFETY: zeros are a valid ifreq.
     let mut request: libc::ifreq = unsafe { zeroed() };
     if interface.len() >= request.ifr_name.len() {
@@ -419,10 +472,9 @@ pub fn link_type(interface: &str) -> io::Result<u16> {
     let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
     // SAFETY: just opened, and nobody else has it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: SIOCGIFHWADDR reads the name and writes an address into the request, which is live.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) })?;
-    // SAFETY: that is the member which SIOCGIFHWADDR fills.
-    Ok(unsafe { request.ifr_ifru.ifru_hwaddr.sa_family })
+    // SAFETY: both questions that are asked here read the name and write their answer into the request, which is live.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), what, &raw mut request) })?;
+    Ok(request)
 }
 
 fn check(result: c_int) -> io::Result<c_int> {

@@ -53,7 +53,7 @@ mod there {
     use crate::interfaces;
     use crate::source::{Frame, Links};
     use crate::sys::xdp::{Program, Queue, XskMap};
-    use crate::sys::{Begin, PacketSocket};
+    use crate::sys::{Begin, PacketSocket, mtu};
     use crate::watch::{State, Watch};
 
     /// Sockets of one interface at most: one for each receive queue.
@@ -144,6 +144,7 @@ mod there {
             source.interfaces.push(Watched {
                 // No interface has the index 0.
                 watch: Watch::new(name.clone(), Some(found.map_or(0, |found| found.index))),
+                mtu: mtu(name).unwrap_or(u32::MAX),
                 map,
                 queues,
             });
@@ -193,6 +194,8 @@ mod there {
         watch: Watch,
         map: XskMap,
         queues: Vec<Queue>,
+        /// Packets longer than this were several: in front of a virtual device's stack they are still one.
+        mtu: u32,
     }
 
     impl Source for Xdp {
@@ -203,10 +206,11 @@ mod there {
             let count = self.interfaces.len();
             let mut taken = 0;
             for i in 0..count {
-                for queue in &mut self.interfaces[(self.turn + i) % count].queues {
+                let Watched { queues, mtu, .. } = &mut self.interfaces[(self.turn + i) % count];
+                for queue in queues {
                     taken += queue.read(max - taken, |frame| {
                         let len = frame.len() as u32;
-                        if let Some(frame) = Frame::behind(kind::ETHERNET, frame, len, time_ns) {
+                        if let Some(frame) = Frame::behind(kind::ETHERNET, frame, len, time_ns, *mtu) {
                             sink(&frame);
                         }
                     });

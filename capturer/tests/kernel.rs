@@ -5,6 +5,8 @@
 #[path = "../src/testing.rs"]
 mod testing;
 
+#[path = "kernel/datagrams.rs"]
+mod datagrams;
 #[path = "kernel/engines.rs"]
 mod engines;
 #[path = "kernel/rig.rs"]

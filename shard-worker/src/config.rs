@@ -28,6 +28,11 @@ pub(crate) fn table_bytes(plan: &Plan) -> u64 {
     bytes.next_multiple_of(64)
 }
 
+/// The part of a shard's arena that [`datagrams`] lie in.
+pub fn arena_of_datagrams<'a>(arena: &'a [u8], plan: &Plan) -> &'a [u8] {
+    arena.get(table_bytes(plan) as usize..).unwrap_or_default()
+}
+
 /// The flows of datagrams, over their part of the arena; none where only TCP is replayed.
 pub fn datagrams(arena: &'static mut [u8], plan: &Plan, shard: u16) -> Option<Datagrams> {
     let udp = plan.mappings.iter().map(|mapping| mapping.protocol == plan::Protocol::Udp).collect();

@@ -17,7 +17,7 @@ mod outbox;
 mod shard;
 mod worker;
 
-pub use config::{arena_bytes, datagrams, diary_at, machine_config, session_bytes};
+pub use config::{arena_bytes, arena_of_datagrams, datagrams, diary_at, machine_config, session_bytes};
 pub use counters::{Gauge, Latency, WorkerCount};
 pub use session::Count;
 pub use worker::{WorkerError, run};

@@ -223,7 +223,8 @@ impl Collector {
                 .filter(|(_, amount)| *amount != Datagrams::default())
                 .collect(),
             missed: self.capturer(capturer::Count::DatagramsIncomplete)
-                + self.capturer(capturer::Count::DatagramsCut),
+                + self.capturer(capturer::Count::DatagramsCut)
+                + self.capturer(capturer::Count::DatagramsUnsplit),
             inject: UdpInject {
                 datagrams: inject(injector::Count::Datagrams),
                 payload_bytes: inject(injector::Count::DatagramBytes),

@@ -40,10 +40,11 @@ struct Specimen {
     copies_milli: u32,
     /// CLOCK_MONOTONIC of that host, µs.
     time_us: u64,
+    /// Of sessions; of the flow where a datagram was returned.
     arena: Vec<Cut>,
 }
 
-/// A part of the shard's arena.
+/// A part of the shard's arena, of the sessions' or the datagrams' half.
 #[derive(Serialize, Deserialize)]
 struct Cut {
     at: u64,
@@ -93,7 +94,10 @@ fn take(region: &Region, plan: &Plan, shard: u16, item: Item, arena: &[u8]) -> S
             || item == Item::Session(held.id)
     };
     let config = shard_worker::machine_config(plan, shard);
-    let parts = session::specimen(arena, &config, SESSION_BYTES, wanted);
+    let parts = match header.filter(Datagrams::is_answer) {
+        Some(header) => Datagrams::specimen(shard_worker::arena_of_datagrams(arena, plan), &header),
+        None => session::specimen(arena, &config, SESSION_BYTES, wanted),
+    };
     Specimen {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         plan: Plan { key: None, ..plan.clone() },
@@ -174,7 +178,12 @@ impl Specimen {
                 None => "a captured record whose lengths disagree".to_owned(),
             },
             (_, Some(bytes), _) => match record::split::<Returned>(&bytes) {
-                Some((head, _)) => format!("a returned header {} -> {}", head.target, head.client),
+                Some((head, _)) => format!(
+                    "a returned {} {} -> {}",
+                    if Datagrams::is_answer(&head) { "datagram" } else { "header" },
+                    head.target,
+                    head.client
+                ),
                 None => "a returned record that is too short".to_owned(),
             },
             (.., Some(id)) => format!("what session {id} had to do"),
@@ -192,23 +201,24 @@ impl Specimen {
         {
             return Ok(self.replay_datagram(&datagram, payload));
         }
-        let config = shard_worker::machine_config(&self.plan, self.shard);
-        let bytes = Table::arena_bytes(config.limits.sessions, config.limits.chunks) as usize;
-        let words: &'static mut [u64] = vec![0u64; bytes.div_ceil(8)].leak();
-        let arena = zerocopy::IntoBytes::as_mut_bytes(words);
-        for cut in &self.arena {
-            let bytes = from_hex(&cut.bytes).ok_or("a part of the arena is not hexadecimal")?;
-            let place = (cut.at as usize)
-                .checked_add(bytes.len())
-                .and_then(|end| arena.get_mut(cut.at as usize..end));
-            place.ok_or("a part of the arena lies outside of it")?.copy_from_slice(&bytes);
-        }
-        let mut table = Table::new(arena, config);
-        let mut sent = Sent(0);
         let record = |text: &Option<String>| match text {
             Some(text) => from_hex(text).ok_or("the record is not hexadecimal").map(Some),
             None => Ok(None),
         };
+        let returned = record(&self.returned)?;
+        let returned = returned.and_then(|bytes| Some(record::split::<Returned>(&bytes)?.0));
+        if let Some(header) = returned.filter(Datagrams::is_answer) {
+            let arena = self.arena(Datagrams::arena_bytes())?;
+            let mut datagrams = shard_worker::datagrams(arena, &self.plan, self.shard)
+                .ok_or("its plan replays no datagrams")?;
+            datagrams.returned(self.time_us, &header);
+            datagrams.tick(self.time_us);
+            return Ok(0);
+        }
+        let config = shard_worker::machine_config(&self.plan, self.shard);
+        let bytes = Table::arena_bytes(config.limits.sessions, config.limits.chunks);
+        let mut table = Table::new(self.arena(bytes)?, config);
+        let mut sent = Sent(0);
         if let Some(bytes) = record(&self.captured)?
             && let Some((segment, payload)) = Captured::split(&bytes)
         {
@@ -218,9 +228,7 @@ impl Specimen {
             }
             table.captured(self.time_us, &segment, payload, percent_ppm, copies_milli);
         }
-        if let Some(bytes) = record(&self.returned)?
-            && let Some((header, _)) = record::split::<Returned>(&bytes)
-        {
+        if let Some(header) = returned {
             table.returned(self.time_us, &header);
         }
         table.tick(self.time_us);
@@ -233,6 +241,20 @@ impl Specimen {
 }
 
 impl Specimen {
+    /// An arena of so many bytes in which the kept parts stand where they stood.
+    fn arena(&self, bytes: u64) -> Result<&'static mut [u8], String> {
+        let words: &'static mut [u64] = vec![0u64; bytes.div_ceil(8) as usize].leak();
+        let arena = zerocopy::IntoBytes::as_mut_bytes(words);
+        for cut in &self.arena {
+            let bytes = from_hex(&cut.bytes).ok_or("a part of the arena is not hexadecimal")?;
+            let place = (cut.at as usize)
+                .checked_add(bytes.len())
+                .and_then(|end| arena.get_mut(cut.at as usize..end));
+            place.ok_or("a part of the arena lies outside of it")?.copy_from_slice(&bytes);
+        }
+        Ok(arena)
+    }
+
     fn is_datagram(&self, head: &Captured) -> bool {
         let mapping = self.plan.mappings.get(usize::from(head.mapping));
         mapping.is_some_and(|mapping| mapping.protocol == Protocol::Udp)
@@ -392,6 +414,64 @@ mod tests {
             "{said}"
         );
         assert_eq!(specimen.replay(), Ok(3), "a copy each");
+    }
+
+    /// A worker dies at the answer to a datagram: the flow that it belongs to is kept with it.
+    #[test]
+    fn a_returned_datagram_that_is_kept_is_taken_again() {
+        let name = format!("quarantine-answer-{}", std::process::id());
+        let plan = crate::testing::plan(&name, &[(topology::Key::Map, "udp:53-10.0.3.2:53")]);
+        let spec = wiring::region_spec(&plan, shard_worker::arena_bytes);
+        let region = Region::create(&name, &spec, &plan.to_bytes(), 1).unwrap();
+        let asked = Captured {
+            payload_len: 3,
+            client: endpoint("203.0.113.5:40000"),
+            server: endpoint("10.0.0.10:53"),
+            ..Captured::default()
+        };
+        let mut client = Client(None);
+        {
+            let arena = Region::attach(&name).unwrap().arena(1);
+            let at = arena.len() - shard_worker::arena_of_datagrams(arena, &plan).len();
+            let mut datagrams = shard_worker::datagrams(&mut arena[at..], &plan, 1).unwrap();
+            datagrams.send(shm::monotonic_us(), &asked, b"ask", [0, 1], &mut client);
+        }
+        let answer = Returned {
+            kind: record::kind::UDP,
+            payload_len: 9,
+            client: client.0.expect("it was sent"),
+            target: endpoint("10.0.3.2:53"),
+            ..Returned::default()
+        };
+        let mut ring = region.producer(Link::Returns(1));
+        assert!(ring.push(answer.as_bytes()));
+        ring.publish();
+        let mut reader = Region::attach(&name).unwrap().consumer(Link::Returns(1));
+        let item = Item::Returned(reader.peek_batch(1).position(0).unwrap());
+        let scratch = Scratch::new("quarantine").unwrap();
+        let kept = keep(scratch.path(), region, &plan, 1, item, region.arena(1)).unwrap();
+        Region::remove(&name).unwrap();
+        let specimen = read(kept.to_str().unwrap()).unwrap();
+        assert!(specimen.words().contains("a returned datagram 10.0.3.2:53 -> "), "{}", specimen.words());
+        assert_eq!(specimen.arena.len(), 2, "what begins the arena, and the flow");
+        assert_eq!(specimen.replay(), Ok(0));
+        let mut again = shard_worker::datagrams(
+            specimen.arena(Datagrams::arena_bytes()).unwrap(),
+            &specimen.plan,
+            specimen.shard,
+        )
+        .unwrap();
+        again.returned(specimen.time_us, &answer);
+        assert_eq!(again.take_counts()[session::DatagramCount::Replies.index()], 1, "it finds its flow");
+    }
+
+    /// Whose a sent datagram is.
+    struct Client(Option<Endpoint>);
+
+    impl Sink for Client {
+        fn emit<'p>(&mut self, head: &Inject, _: impl Iterator<Item = &'p [u8]>) {
+            self.0 = Some(head.client);
+        }
     }
 
     #[test]

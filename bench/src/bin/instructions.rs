@@ -164,7 +164,7 @@ fn dispatch(items: u32) {
     let packets: Vec<_> = (0..64).map(|n| Client::new(n).request_packet(online)).collect();
     for _ in 0..items as usize / packets.len() {
         for packet in &packets {
-            let frame = Frame { packet, wire_len: packet.len() as u32, time_ns: 1, checksum_unfilled: false };
+            let frame = Frame::plain(packet, packet.len() as u32, 1);
             dispatcher.frame(black_box(&frame), 1);
         }
         dispatcher.commit(|_| ());

@@ -364,7 +364,7 @@ impl Capturer {
         let time_ns = shm::monotonic_ns();
         let begun_ns = cpu_ns();
         for packet in packets {
-            let frame = Frame { packet, wire_len: packet.len() as u32, time_ns, checksum_unfilled: false };
+            let frame = Frame::plain(packet, packet.len() as u32, time_ns);
             self.dispatcher.frame(&frame, time_ns);
         }
         self.dispatcher.commit(|_| ());

@@ -5,8 +5,8 @@
 //! not filled in yet; IPv4 allows none at all (0), and IPv6 has none of 0 but from tunnels (RFC 6936), which are taken
 //! as they are: what is sent has a checksum of its own in either case.
 //!
-//! A datagram of generic segmentation (UDP_SEGMENT) that a local sender hands to a virtual device is one packet here, as it
-//! is to the kernel; nothing that an AF_PACKET socket of network headers is told names the size of its parts.
+//! Datagrams that the kernel carries in one packet (UDP_SEGMENT, UDP_GRO) are one here too: one header, and their payloads one
+//! behind the other. The size of the parts is beside the packet, so who has it asks for [`Datagram::parts`].
 
 use crate::ip::{self, Fragment, Packet};
 use crate::{Endpoint, Malformed};
@@ -27,6 +27,21 @@ pub struct Datagram<'a> {
     pub payload: &'a [u8],
     /// Payload bytes on the wire; more than `payload` holds when the capture was cut, or when this is a first fragment.
     pub wire_payload_len: u32,
+}
+
+impl<'a> Datagram<'a> {
+    /// The datagrams of `bytes` payload each, but for the last, that this one carries; with `bytes` no less than its own, itself.
+    /// Of a capture that was cut, those behind the cut come without bytes.
+    pub fn parts(self, bytes: usize) -> impl Iterator<Item = Self> {
+        let wire = self.wire_payload_len as usize;
+        let bytes = bytes.clamp(1, wire.max(1));
+        (0..wire.div_ceil(bytes).max(1)).map(move |i| {
+            let (from, to) = (i * bytes, ((i + 1) * bytes).min(wire));
+            let captured = self.payload.len();
+            let payload = &self.payload[from.min(captured)..to.min(captured)];
+            Self { payload, wire_payload_len: (to - from) as u32, ..self }
+        })
+    }
 }
 
 /// A packet that is UDP, or a part of it.
@@ -171,6 +186,27 @@ mod tests {
                 prop_assert!(datagram.payload.len() as u32 <= datagram.wire_payload_len);
             }
         }
+    }
+
+    #[test]
+    fn parts_are_its_bytes_in_order_whatever_was_captured() {
+        let payload: Vec<u8> = (0..100).collect();
+        let packet = pieces("10.0.0.1:9", "10.0.0.2:53", &payload, 1_500).remove(0);
+        for captured in [0, 1, 33, 66, 70, 100] {
+            let cut = parse(&packet[..28 + captured], packet.len() as u32);
+            let Ok(Seen::Whole(datagram)) = cut else { panic!("{cut:?}") };
+            for (bytes, count) in [(1, 100), (33, 4), (50, 2), (99, 2), (100, 1), (101, 1), (usize::MAX, 1)] {
+                let parts: Vec<_> = datagram.parts(bytes).collect();
+                assert_eq!(parts.len(), count);
+                assert_eq!(parts.iter().flat_map(|part| part.payload).count(), captured);
+                for (part, wanted) in parts.iter().zip(payload.chunks(bytes)) {
+                    assert_eq!(part.wire_payload_len as usize, wanted.len());
+                    assert!(wanted.starts_with(part.payload));
+                }
+            }
+        }
+        let empty = pieces("10.0.0.1:9", "10.0.0.2:53", &[], 1_500).remove(0);
+        assert_eq!(parse_whole(&empty).parts(5).count(), 1, "an empty one is one, too");
     }
 
     #[test]

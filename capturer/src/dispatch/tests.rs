@@ -21,8 +21,7 @@ fn bench(change: impl FnOnce(&mut Plan)) -> Bench {
 
 impl Bench {
     fn send(&mut self, packet: &[u8], wire_len: u32) {
-        let frame = Frame { packet, wire_len, time_ns: 0, checksum_unfilled: false };
-        self.dispatcher.frame(&frame, 777);
+        self.dispatcher.frame(&Frame::plain(packet, wire_len, 0), 777);
     }
 
     fn whole(&mut self, packet: &[u8]) {
@@ -172,8 +171,7 @@ fn a_batch_is_public_as_a_whole_or_not_at_all() {
     let plan = plan(&["80-10.0.3.2:8080"]);
     let [region, next, reader] = regions(&plan, 3)[..] else { panic!("three mappings") };
     let packet = segment("10.0.0.1:40000", "10.0.0.1:80", 0, b"once");
-    let frame =
-        Frame { packet: &packet, wire_len: packet.len() as u32, time_ns: 0, checksum_unfilled: false };
+    let frame = Frame::plain(&packet, packet.len() as u32, 0);
     let mut died = Dispatcher::new(region, &plan);
     died.frame(&frame, 1);
     // It dies before the commit; the successor begins where the kernel's ring was read from.
@@ -262,4 +260,37 @@ fn a_datagram_that_finds_no_room_or_is_cut_is_counted() {
     }
     assert_eq!(bench.count(Count::DatagramsRingFull), 3);
     assert_eq!(bench.count(Count::DatagramsRingFullWantedBytes), 3_000);
+}
+
+#[test]
+fn several_datagrams_in_one_packet_become_a_record_each_and_are_recorded_one_by_one() {
+    let mut bench = with_udp();
+    bench.dispatcher.recording = true;
+    let payload: Vec<u8> = (0..1_300u32).map(|i| (i / 5) as u8).collect();
+    let packet = datagram("10.0.0.1:40000", "10.0.0.9:53", &payload).remove(0);
+    let each = |bytes| std::num::NonZeroU16::new(bytes).unwrap();
+    let carrying = |carries| Frame { carries, ..Frame::plain(&packet, packet.len() as u32, 5) };
+    let frame = carrying(Carries::Each(each(500)));
+    assert!(bench.dispatcher.frame(&frame, 777));
+    let mut kept = vec![];
+    bench.dispatcher.record(&frame, |one| {
+        let Ok(Seen::Whole(datagram)) = datagram::parse(one.packet, one.wire_len) else { panic!("{one:?}") };
+        kept.push((one.time_ns, datagram.payload.to_vec()));
+        one.packet.len()
+    });
+    let parts: Vec<Vec<u8>> = payload.chunks(500).map(<[u8]>::to_vec).collect();
+    assert_eq!(bench.read().into_iter().map(|(_, _, payload)| payload).collect::<Vec<_>>(), parts);
+    assert_eq!(kept, parts.into_iter().map(|part| (5, part)).collect::<Vec<_>>());
+    assert_eq!((bench.count(Count::Datagrams), bench.count(Count::RecordPackets)), (3, 3));
+    assert_eq!(bench.count(Count::RecordBytes), 1_300 + 3 * 28);
+
+    // What is one datagram at most is the frame itself; what nobody can take apart is none.
+    assert!(bench.dispatcher.frame(&carrying(Carries::Each(each(1_300))), 777));
+    bench.dispatcher.record(&frame, |one| {
+        assert_eq!(one.packet, &packet[..]);
+        one.packet.len()
+    });
+    assert!(!bench.dispatcher.frame(&carrying(Carries::Several), 777));
+    assert_eq!(bench.read().len(), 1);
+    assert_eq!((bench.count(Count::Datagrams), bench.count(Count::DatagramsUnsplit)), (4, 1));
 }

@@ -4,6 +4,7 @@
 //! socket, except those with a second VLAN tag in front of it: those go past the expression, and the dispatcher, which asks
 //! again, decides.
 
+use super::ANY_LINK;
 use super::assembler::{Instruction, MAX_INSTRUCTIONS, code, plain};
 
 /// Instructions in front: what the kernel calls the frame, twice compared, and the jump past the expression.
@@ -29,4 +30,22 @@ pub(crate) fn joined(expression: &[Instruction], ours: Vec<Instruction>) -> Vec<
     }));
     program.extend(ours);
     program
+}
+
+/// An expression's program for frames that begin at a link header of any length. None, when it asks how long a frame is: the
+/// kernel would count the link header too, and let the wrong ones go.
+pub(crate) fn behind_any_link(expression: &[Instruction]) -> Vec<Instruction> {
+    let moved = |i: &Instruction| {
+        let (class, mode) = (u32::from(i.code) & 7, u32::from(i.code) & 0xe0);
+        match (class, mode) {
+            (libc::BPF_LD | libc::BPF_LDX, libc::BPF_LEN) => None,
+            // Ancillary data is asked for by an absolute offset, which stays.
+            (libc::BPF_LD, libc::BPF_ABS) if i.k >= libc::SKF_AD_OFF as u32 => Some(*i),
+            (libc::BPF_LD, libc::BPF_ABS | libc::BPF_IND) | (libc::BPF_LDX, libc::BPF_MSH) => {
+                Some(Instruction { k: i.k.wrapping_add(ANY_LINK), ..*i })
+            }
+            _ => Some(*i),
+        }
+    };
+    expression.iter().map(moved).collect::<Option<_>>().unwrap_or_default()
 }

@@ -24,6 +24,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::config::{Clients, Config};
 use crate::index::Index;
+use crate::specimen::Part;
 use crate::table::Sink;
 
 named_enum! {
@@ -190,6 +191,21 @@ impl Datagrams {
             table.enlist(id);
         }
         table
+    }
+
+    /// Cuts the flow that a returned record is about out of an arena, so that another table can be made of it; what begins the
+    /// arena, and no flow, where there is none.
+    pub fn specimen(arena: &[u8], record: &Returned) -> Vec<Part> {
+        let Some((header, entries)) = arena.split_at_checked(size_of::<Header>()) else { return vec![] };
+        let mut parts = vec![Part { at: 0, bytes: header.to_vec() }];
+        for (i, bytes) in entries.chunks_exact(size_of::<Entry>()).take(FLOWS as usize).enumerate() {
+            let Ok(entry) = Entry::read_from_bytes(bytes) else { continue };
+            if entry.seal != 0 && entry.replayed == record.client {
+                let at = (header.len() + i * size_of::<Entry>()) as u64;
+                parts.push(Part { at, bytes: bytes.to_vec() });
+            }
+        }
+        parts
     }
 
     /// Whether a captured record is a datagram: its mapping says so.

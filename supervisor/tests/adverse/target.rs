@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use lab::impair::{Impairment, refuse_frames, refuse_sends, reset};
 use lab::load::RunningLoad;
-use lab::story::{Story, step};
+use lab::real;
+use lab::story::{Skipped, Story, step};
 use lab::{Fidelity, Host, HttpOptions, HttpService, Instance, Load, Namespace, Stats, netlink, wait};
 
 use crate::counted;
@@ -21,7 +22,9 @@ pub(crate) const STORIES: &[Story] = &[
     ("frames_are_refused_for_two_seconds", 60, frames_are_refused_for_two_seconds),
     ("sends_are_refused_for_two_seconds", 60, sends_are_refused_for_two_seconds),
     ("a_target_with_a_tiny_receive_window", 60, a_target_with_a_tiny_receive_window),
-    ("a_target_behind_a_path_of_1280_bytes", 60, a_target_behind_a_path_of_1280_bytes),
+    ("a_path_of_1280_bytes_by_raw_ip", 60, || a_path_of_1280_bytes("raw")),
+    ("a_path_of_1280_bytes_by_link", 60, || a_path_of_1280_bytes("link")),
+    ("a_path_of_1280_bytes_by_libpcap", 60, || a_path_of_1280_bytes("pcap")),
 ];
 
 /// How long an outage lasts.
@@ -159,8 +162,14 @@ fn whole(stage: &Stage, stats: &Stats, bytes: u64) -> Result<()> {
 }
 
 /// The service behind a router whose second link takes 1,280 bytes while every host believes in 1,500: the router's ICMP
-/// errors go to the replayed clients, that is to intercept.
-fn a_target_behind_a_path_of_1280_bytes() -> Result<()> {
+/// errors go to the replayed clients, that is to intercept. Whatever cut the packets that were too long, what follows is
+/// shorter.
+fn a_path_of_1280_bytes(engine: &str) -> Result<()> {
+    match engine {
+        "link" => drop(real::find("nft")?),
+        "pcap" => libpcap::version().map(drop).map_err(|error| Skipped::NotInstalled(error.to_string()))?,
+        _ => {}
+    }
     let stage = Stage::new()?;
     let net = &stage.net;
     step("a router with a narrow link");
@@ -194,13 +203,19 @@ fn a_target_behind_a_path_of_1280_bytes() -> Result<()> {
         HttpService::start(&net.target.ns, target, HttpOptions::default(), Arc::clone(&stage.target))?;
     let _intercept = stage.twin.intercept(&net.assistant, &["-x", &target.to_string(), "-i", "eth0"])?;
     let map = lab::twin::map(ONLINE_PORT, target);
-    let run = stage.twin.run(&net.online, &["-x", &map, "-s", "10.88.0.5", "-i", "eth0", "--shards", "2"])?;
+    let args = ["-x", &map, "-s", "10.88.0.5", "-i", "eth0", "--shards", "2", "--inject", engine];
+    let run = stage.twin.run(&net.online, &args)?;
+    wait::until("the engine is chosen", SETTLE, || {
+        run.stats().is_ok_and(|stats| stats.value()["inject"]["engine"] == engine)
+    })?;
     let posts = Load { connections: 8, rate: Some(50.0), body_bytes: 100_000, ..stage.load(150) };
     let one = stage.send(posts)?;
     let two = stage.send(Load { first_id: 1_000, rate: Some(500.0), ..stage.load(1_000) })?;
     stage.wait_for_target(1)?;
     let stats = end(run)?;
     let (errors, shrunk) = (counted(&stats, "icmp"), counted(&stats, "path_shrank"));
+    println!("    {errors} ICMP errors came back, {shrunk} sessions obeyed one");
     ensure!(errors > 0 && shrunk > 0, "{errors} ICMP errors came back, {shrunk} sessions obeyed one");
+    ensure!(stats.number("/inject/switches")? == 0, "not all was sent by {engine}");
     whole(&stage, &stats, one.request_bytes + two.request_bytes)
 }

@@ -15,6 +15,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use lab::departures::most_within;
 use lab::real::{Dnsmasq, dnsmasq};
+use lab::scratch::Scratch;
 use lab::story::{Story, step};
 use lab::{Departures, Host, Instance, Load, Stats, wait};
 
@@ -22,6 +23,8 @@ use crate::stage::{SETTLE, Stage, clean, end};
 
 pub(crate) const STORIES: &[Story] = &[
     ("datagrams_of_every_length_beside_connections", 90, datagrams_of_every_length_beside_connections),
+    ("datagrams_that_are_handed_over_in_one", 60, datagrams_that_are_handed_over_in_one),
+    ("datagrams_in_one_that_an_engine_is_not_told_of", 60, datagrams_in_one_that_an_engine_is_not_told_of),
     ("a_real_name_server", 60, a_real_name_server),
     (
         "three_copies_of_datagrams_come_from_three_clients",
@@ -285,6 +288,89 @@ fn datagrams_of_every_length_beside_connections() -> Result<()> {
     ensure!(stats.number("/udp/replies/payload_bytes")? == sent.bytes, "{}", stats.value()["udp"]);
     ensure!(stats.number("/udp/flows/started")? == 40, "{}", stats.value()["udp"]);
     ensure!(stats.number("/udp/inject/fragments")? > 0, "{}", stats.value()["udp"]);
+    Ok(())
+}
+
+/// A client hands over `payload` to be sent in datagrams of `each` bytes (UDP_SEGMENT): one packet on virtual devices.
+fn hand_over(stage: &Stage, to: SocketAddr, payload: &[u8], each: u16) -> Result<Sent> {
+    let payload = payload.to_vec();
+    stage.net.client.ns.enter(move || {
+        let any: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+        let socket = UdpSocket::bind(any)?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        setsockopt(&socket, sockopt::UdpGsoSegment, &i32::from(each))?;
+        ensure!(socket.send(&payload)? == payload.len(), "not all of it was taken");
+        let datagrams = payload.len().div_ceil(usize::from(each)) as u64;
+        for _ in 0..datagrams {
+            socket.recv(&mut [0; 65_536]).context("the online service answers each")?;
+        }
+        Ok(Sent { datagrams, bytes: payload.len() as u64 })
+    })
+}
+
+/// Each datagram of a packet is captured, replayed and recorded by itself.
+fn datagrams_that_are_handed_over_in_one() -> Result<()> {
+    let scratch = Scratch::new("datagrams")?;
+    let directory = scratch.path().to_str().context("a path of plain text")?;
+    let mut scene = Scene::new(&["-n", "2", "--shards", "2", "--record", directory])?;
+    let mut sent = Sent::default();
+    for (client, (len, each)) in (0..).zip([(10_500, 1_000), (350, 100), (60_000, 1_200), (1_472, 1_472)]) {
+        for round in 0..3 {
+            let more = hand_over(&scene.stage, scene.at_online(), &payload(client, round, len), each)?;
+            sent = Sent { datagrams: sent.datagrams + more.datagrams, bytes: sent.bytes + more.bytes };
+        }
+    }
+    // Beside them such as are sent one by one, some in fragments.
+    let more = ask(&scene.stage, scene.at_online(), 5, 2, &[100, 4_000])?;
+    sent = Sent { datagrams: sent.datagrams + more.datagrams, bytes: sent.bytes + more.bytes };
+    scene.arrived(2 * sent.datagrams)?;
+    let stats = scene.end(sent)?;
+    same(&scene.online.read(), &scene.target().read(), 2)?;
+    let frames = stats.number("/capture/frames")?;
+    println!("    {} datagrams in {frames} packets; {}", sent.datagrams, stats.value()["udp"]);
+    step("the recording holds each by itself");
+    let mut files =
+        std::fs::read_dir(scratch.path())?.map(|file| Ok(file?.path())).collect::<Result<Vec<_>>>()?;
+    files.sort();
+    let mut reader = trace::Reader::open(&files, trace::Options::default())?;
+    let mut recorded: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
+    while let Some(packet) = reader.next() {
+        let seen = flow::datagram::parse(packet.ip, packet.wire_len);
+        let Ok(flow::datagram::Seen::Whole(datagram)) = seen else { continue };
+        if datagram.dst == scene.at_online().into() {
+            *recorded.entry(datagram.payload.to_vec()).or_default() += 1;
+        }
+    }
+    let received: BTreeMap<Vec<u8>, usize> =
+        scene.online.read().into_iter().map(|(payload, from)| (payload, from.len())).collect();
+    ensure!(recorded == received, "{} payloads recorded of {}", recorded.len(), received.len());
+    Ok(())
+}
+
+/// Engines beside the ring are not told how long the parts are. What is longer than the device sends is named, and nothing of it is
+/// sent to the target as one.
+fn datagrams_in_one_that_an_engine_is_not_told_of() -> Result<()> {
+    let engines = if libpcap::version().is_ok() { &["simple", "pcap"][..] } else { &["simple"] };
+    for engine in engines {
+        let mut scene = Scene::new(&["--capture", engine])?;
+        hand_over(&scene.stage, scene.at_online(), &payload(1, 1, 10_500), 1_000)?;
+        let sent = ask(&scene.stage, scene.at_online(), 5, 2, &[100, 1_400])?;
+        scene.arrived(sent.datagrams)?;
+        let run = scene.run.take().context("the run goes on")?;
+        let told = || run.stderr().contains("counted as datagrams_unsplit");
+        wait::until("it is said", SETTLE, told)?;
+        let stats = run.stop_run()?;
+        ensure!(
+            stats.number("/counters/capturer-0/datagrams_unsplit")? == 1,
+            "{}",
+            stats.value()["counters"]
+        );
+        let udp = &stats.value()["udp"];
+        ensure!(stats.number("/udp/missed")? == 1, "{udp}");
+        ensure!(stats.number("/udp/sent/datagrams")? == sent.datagrams, "{udp}");
+        ensure!(scene.target().received() == sent.datagrams, "the target was sent something else");
+    }
     Ok(())
 }
 
