@@ -37,6 +37,42 @@ struct Lane {
     unheard: u32,
     /// One of them should be looked at now.
     urgent: bool,
+    /// None where the source can wait.
+    openings: Option<Openings>,
+}
+
+/// How many SYNs wait in a ring: not more than a 32nd of it holds. A flood of them would else fill it, and whoever is connected
+/// would lose requests and wait behind all of them.
+#[derive(Clone, Copy, Debug)]
+struct Openings {
+    /// Half of those that may wait.
+    most: u32,
+    /// SYNs put in behind `older_end`, before which as many more lie at most.
+    newer: u32,
+    older_end: u64,
+}
+
+/// Fewest that may wait, however small the ring is.
+const LEAST_OPENINGS: usize = 2_048;
+
+impl Openings {
+    fn new(ring: &Producer) -> Self {
+        // The largest record is half of the ring.
+        let most = (ring.max_record() / 16 / Producer::record_bytes(HEAD)).max(LEAST_OPENINGS) / 2;
+        Self { most: most as u32, newer: 0, older_end: 0 }
+    }
+
+    /// Whether one more may wait.
+    fn admit(&mut self, ring: &mut Producer) -> bool {
+        if self.newer >= self.most {
+            if ring.released() < self.older_end {
+                return false;
+            }
+            (self.older_end, self.newer) = (ring.staged(), 0);
+        }
+        self.newer += 1;
+        true
+    }
 }
 
 /// Bare acknowledgements that a shard is let sleep through.
@@ -106,12 +142,16 @@ impl Dispatcher {
         let mut journal = region.journal(Role::Capturer);
         journal.done();
         let lanes = (0..region.spec().shards)
-            .map(|shard| Lane {
-                ring: region.producer(Link::Capture(shard)),
-                bell: region.doorbell(Role::Shard(shard)),
-                touched: false,
-                unheard: 0,
-                urgent: false,
+            .map(|shard| {
+                let ring = region.producer(Link::Capture(shard));
+                Lane {
+                    openings: plan.trace.is_none().then(|| Openings::new(&ring)),
+                    ring,
+                    bell: region.doorbell(Role::Shard(shard)),
+                    touched: false,
+                    unheard: 0,
+                    urgent: false,
+                }
             })
             .collect();
         Self {
@@ -383,6 +423,10 @@ impl Dispatcher {
         let shard = shard_of(hash, self.lanes.len() as u16);
         let lane = &mut self.lanes[usize::from(shard)];
         let len = HEAD + payload.len();
+        let opens = head.tcp.flags & (flag::SYN | flag::ACK) == flag::SYN;
+        if opens && lane.openings.as_mut().is_some_and(|openings| !openings.admit(&mut lane.ring)) {
+            return false;
+        }
         let Some(record) = lane.ring.reserve(len) else { return false };
         record[..HEAD].copy_from_slice(head.as_bytes());
         record[HEAD..].copy_from_slice(payload);

@@ -44,8 +44,13 @@ pub(crate) fn regions(plan: &Plan, processes: usize) -> Vec<&'static Region> {
 
 /// A data segment from its IP header on.
 pub(crate) fn segment(src: &str, dst: &str, seq: u32, payload: &[u8]) -> Vec<u8> {
+    flagged(flag::ACK, src, dst, seq, payload)
+}
+
+/// The same with other flags.
+pub(crate) fn flagged(flags: u16, src: &str, dst: &str, seq: u32, payload: &[u8]) -> Vec<u8> {
     let parse = |text: &str| Endpoint::from(text.parse::<SocketAddr>().expect("an address with port"));
-    let tcp = TcpFields { seq: Seq(seq), flags: flag::ACK, ..TcpFields::default() };
+    let tcp = TcpFields { seq: Seq(seq), flags, ..TcpFields::default() };
     let mut buf = [0; MAX_HEADERS];
     let len = emit(&mut buf, parse(src), parse(dst), &tcp, &[payload], 0);
     [&buf[..len], payload].concat()

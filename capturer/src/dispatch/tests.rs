@@ -4,7 +4,7 @@ use flow::record::Captured;
 use shm::Consumer;
 
 use super::*;
-use crate::testing::{plan, regions, segment};
+use crate::testing::{flagged, plan, regions, segment};
 
 struct Bench {
     dispatcher: Dispatcher,
@@ -43,6 +43,28 @@ impl Bench {
 
     fn count(&self, what: Count) -> u64 {
         self.dispatcher.counters().get(what.index())
+    }
+}
+
+/// Whoever is connected finds room behind a flood of SYNs, and none of them when it is over.
+#[test]
+fn syns_do_not_fill_a_ring() {
+    let mut bench = bench(|plan| plan.shards = 1);
+    let syn = |n: u32| {
+        let from = format!("10.0.{}.{}:40000", n / 250, n % 250);
+        flagged(flag::SYN, &from, "10.0.0.9:6379", n, &[])
+    };
+    for round in 0..3 {
+        let before = bench.count(Count::RingFullSegments);
+        for n in 0..20_000 {
+            bench.whole(&syn(n));
+        }
+        bench.whole(&segment("10.1.0.1:40000", "10.0.0.9:6379", 99, b"hello"));
+        let read = bench.read();
+        let syns = read.len() - 1;
+        assert!((LEAST_OPENINGS / 2..=LEAST_OPENINGS * 2).contains(&syns), "round {round}: {syns}");
+        assert_eq!(read.last().map(|(_, _, payload)| payload.as_slice()), Some(&b"hello"[..]));
+        assert_eq!(bench.count(Count::RingFullSegments) - before, 20_000 - syns as u64);
     }
 }
 

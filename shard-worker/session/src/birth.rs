@@ -165,7 +165,7 @@ impl Table {
     /// left (`--rtt none`) is reset, and its slot is free after that.
     fn spare_a_slot(&mut self, now_us: u64, segment: &Captured, to_make: u16) {
         let end = self.header.fresh.min(self.slots.len());
-        if self.free.len() >= SPARE.min(self.slots.len() as usize / 8)
+        if self.free.len() >= SPARE.min((self.slots.len() as usize / 8).max(1))
             || !self.slots.has_room(u32::from(to_make) + SESSION_IMAGES)
         {
             return;

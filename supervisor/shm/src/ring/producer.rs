@@ -102,6 +102,12 @@ impl Producer {
         self.staged = reserved.position.wrapping_add(record_bytes(len) as u64);
     }
 
+    /// Up to where the consumer has released, as of now.
+    pub fn released(&mut self) -> u64 {
+        self.refresh();
+        self.head
+    }
+
     /// Reserves, copies and commits; false when there is no room.
     #[inline]
     pub fn push(&mut self, payload: &[u8]) -> bool {
