@@ -265,6 +265,15 @@ pub const XDP: List = &[
 pub const INJECT: List = &[
     call(libc::SYS_sendmmsg, Always, "packets"),
     call(libc::SYS_recvfrom, Always, "the supervisor's word about the ways to the targets"),
+    call(
+        libc::SYS_socket,
+        Socket(&[(libc::AF_INET, libc::SOCK_DGRAM), (libc::AF_INET6, libc::SOCK_DGRAM)]),
+        "a packet was too long: the kernel is asked for the route's MTU; nothing is sent by this",
+    ),
+    call(libc::SYS_bind, Always, "the same"),
+    call(libc::SYS_connect, Always, "the same"),
+    call(libc::SYS_getsockname, Always, "the same"),
+    call(libc::SYS_getsockopt, Always, "the same"),
 ];
 
 /// The return channel: it dials, and nobody can dial it.
