@@ -203,7 +203,6 @@ pub const READ_FILES: List = &[
         ),
         "flags of what was opened: a pipe does not block its open, but its reads",
     ),
-    call(libc::SYS_fadvise64, Always, "that they are read from begin to end"),
 ];
 
 /// Files that are made, written, named and removed, one after the other.
