@@ -203,7 +203,6 @@ pub const READ_FILES: List = &[
         ),
         "flags of what was opened: a pipe does not block its open, but its reads",
     ),
-    call(libc::SYS_fadvise64, Always, "that they are read from begin to end"),
 ];
 
 /// Files that are made, written, named and removed, one after the other.
@@ -265,6 +264,15 @@ pub const XDP: List = &[
 pub const INJECT: List = &[
     call(libc::SYS_sendmmsg, Always, "packets"),
     call(libc::SYS_recvfrom, Always, "the supervisor's word about the ways to the targets"),
+    call(
+        libc::SYS_socket,
+        Socket(&[(libc::AF_INET, libc::SOCK_DGRAM), (libc::AF_INET6, libc::SOCK_DGRAM)]),
+        "a packet was too long: the kernel is asked for the route's MTU; nothing is sent by this",
+    ),
+    call(libc::SYS_bind, Always, "the same"),
+    call(libc::SYS_connect, Always, "the same"),
+    call(libc::SYS_getsockname, Always, "the same"),
+    call(libc::SYS_getsockopt, Always, "the same"),
 ];
 
 /// The return channel: it dials, and nobody can dial it.

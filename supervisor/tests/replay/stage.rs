@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use lab::load::RunningLoad;
 use lab::story::step;
 use lab::{
@@ -180,8 +180,18 @@ pub(crate) fn end(run: Instance) -> Result<Stats> {
     run.stop_run()
 }
 
+/// No role made a system call that it must not make: it is replaced so soon that nothing else would tell.
+fn not_stopped(stats: &Stats) -> Result<()> {
+    let roles = stats.value()["roles"].as_array().context("the stats have no roles")?;
+    match roles.iter().find(|role| role.get("stopped_at").is_some()) {
+        None => Ok(()),
+        Some(role) => bail!("stopped by its sandbox: {role}"),
+    }
+}
+
 /// Nothing dropped but doubled bytes, nothing missed, and exactly the wanted bytes delivered.
 pub(crate) fn clean(stats: &Stats, delivered: u64) -> Result<()> {
+    not_stopped(stats)?;
     let others = stats.dropped_in_all() - stats.dropped("duplicate");
     ensure!(others == 0, "dropped: {}", stats.ledger());
     ensure!(
