@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use topology::Plan;
 
+use crate::again::Again;
 use crate::error::RoleError;
 use crate::filter::{Instruction, NOTHING};
 use crate::interfaces;
@@ -37,6 +38,8 @@ struct Interface {
     /// Number of the first ring.
     first: u16,
     link: Link,
+    /// Where all interfaces are captured: what was seen last.
+    again: Option<Again>,
     /// Packets longer than this were several datagrams, where the kernel does not say.
     mtu: Option<u32>,
 }
@@ -75,7 +78,8 @@ impl Live {
             let Ok(rings) = rings.try_into() else { break };
             let told = specs.iter().any(|spec| spec.begin() == Begin::Link);
             let mtu = name.as_deref().filter(|_| !told).and_then(|name| mtu(name).ok());
-            interfaces.push(Interface { name, rings, first, link: Link::Up, mtu });
+            let again = name.is_none().then(Again::default);
+            interfaces.push(Interface { name, rings, first, link: Link::Up, again, mtu });
         }
         let programs = ring_programs(plan);
         Ok(Self { interfaces, turn: 0, promiscuous: plan.capture.promiscuous, downs: 0, programs })
@@ -177,6 +181,10 @@ impl Interface {
                 wire_len: meta.len,
                 time_ns: meta.time_ns,
                 checksum_unfilled: meta.checksum_unfilled(),
+                again: self
+                    .again
+                    .as_mut()
+                    .is_some_and(|again| again.is(meta.time_ns, meta.interface, packet)),
                 carries: self.mtu.map_or(meta.carries, |mtu| Carries::guessed(meta.len, mtu)),
             });
             ring.advance();
