@@ -27,6 +27,8 @@ named_enum! {
         RingFullWantedBytes => "ring_full_wanted_bytes",
         /// Packets that no mapping names; the filter lets few of these through.
         NotMapped => "not_mapped",
+        /// Frames that were seen at a device and again at the one that stands on it, where all are captured: taken once.
+        SeenTwice => "seen_twice",
         /// Packets of our own making, seen again.
         Own => "own",
         /// Packets of a mapping that `-F`, `--net` or `--not-net` leave out and no kernel filter had.

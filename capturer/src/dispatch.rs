@@ -225,6 +225,10 @@ impl Dispatcher {
     pub fn frame(&mut self, frame: &Frame<'_>, time_ns: u64) -> bool {
         self.count(Count::Frames, 1);
         self.count(Count::FrameBytes, frame.packet.len() as u64);
+        if frame.again {
+            self.count(Count::SeenTwice, 1);
+            return false;
+        }
         if let Some(udp) = &mut self.udp {
             udp.instead.packets.clear();
         }

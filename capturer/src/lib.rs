@@ -14,6 +14,7 @@
 //! | `due` | when a file's packets are due |
 //! | `recording` | the recorder seen from the capturer |
 //! | `dispatch` | frame → mapping → shard → record |
+//! | `again` | frames that `any` shows at a device and at the one on it |
 //! | `fragments` | datagrams put together from their fragments |
 //! | `online` | which mapping a packet belongs to |
 //! | `survey` | what a packet file holds and a replay of it would be |
@@ -26,6 +27,7 @@
 //! | `count`, `error` | what is counted, what is said |
 //! | `sys` | system calls on packet sockets: the only unsafe code |
 
+mod again;
 pub mod clock;
 pub mod count;
 pub mod dispatch;

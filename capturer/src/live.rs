@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use topology::Plan;
 
+use crate::again::Again;
 use crate::error::RoleError;
 use crate::interfaces;
 use crate::open::{CaptureSocket, interface_names, ring_specs};
@@ -38,6 +39,8 @@ struct Interface {
     /// Number of the first ring.
     first: u16,
     link: Link,
+    /// Where all interfaces are captured: what was seen last.
+    again: Option<Again>,
     /// Packets longer than this were several datagrams, where the kernel does not say.
     mtu: Option<u32>,
 }
@@ -76,7 +79,8 @@ impl Live {
             let Ok(rings) = rings.try_into() else { break };
             let told = specs.iter().any(|spec| spec.begin() == Begin::Link);
             let mtu = name.as_deref().filter(|_| !told).and_then(|name| mtu(name).ok());
-            interfaces.push(Interface { name, rings, first, link: Link::Up, mtu });
+            let again = name.is_none().then(Again::default);
+            interfaces.push(Interface { name, rings, first, link: Link::Up, again, mtu });
         }
         let promiscuous = plan.capture.promiscuous;
         Ok(Self { interfaces, turn: 0, promiscuous, downs: 0, until_ns: u64::MAX })
@@ -174,11 +178,13 @@ impl Interface {
             let ring = &mut self.rings[number];
             let Some((meta, packet)) = ring.peek() else { break };
             if meta.time_ns <= until_ns {
+                let again = self.again.as_mut().is_some_and(|seen| seen.is(meta.time_ns, meta.interface, packet));
                 sink(&Frame {
                     packet,
                     wire_len: meta.len,
                     time_ns: meta.time_ns,
                     checksum_unfilled: meta.checksum_unfilled(),
+                    again,
                     carries: self.mtu.map_or(meta.carries, |mtu| Carries::guessed(meta.len, mtu)),
                 });
             }

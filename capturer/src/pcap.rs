@@ -12,10 +12,12 @@ use std::os::fd::BorrowedFd;
 
 use flow::Range;
 use libpcap::{Direction, Live, Options, link};
+use nix::sys::socket::{setsockopt, sockopt};
 use topology::Plan;
 use topology::plan::FilterPlan;
 use trace::link::is_known;
 
+use crate::again::Again;
 use crate::error::OpenError;
 use crate::filter::{CaptureFilter, Frames};
 use crate::interfaces::{self, Interface};
@@ -49,6 +51,8 @@ struct Device {
     options: Options,
     plan: Plan,
     watch: Option<Watch>,
+    /// `any` alone: what was seen last.
+    again: Option<Again>,
     /// `None` while it is gone.
     open: Option<Open>,
     /// What was lost before it went down and was not told yet.
@@ -76,6 +80,7 @@ pub(crate) fn try_out(plan: &Plan) -> Result<(), OpenError> {
 
 fn devices(plan: &Plan) -> Vec<Device> {
     let device = |name: Option<String>| Device {
+        again: name.is_none().then(Again::default),
         watch: name.clone().map(|name| Watch::new(name, None)),
         name: name.unwrap_or_else(|| "any".to_owned()),
         options: Options {
@@ -177,6 +182,12 @@ impl Device {
         };
         let interface = interfaces::find(&self.name);
         live.set_filter(&words(&self.plan, number, interface.as_ref())).map_err(failed)?;
+        if self.again.is_some()
+            && let Some(fd) = live.fd()
+        {
+            // At worst frames of a bridge come twice.
+            let _ = setsockopt(&fd, sockopt::ReceiveTimestampns, &true);
+        }
         // `any` has no length of its own, and nothing is too long for it.
         Ok(Open { live, link, mtu: mtu(&self.name).unwrap_or(u32::MAX), told: 0 })
     }
@@ -188,7 +199,10 @@ impl Device {
             Ok(None) => false,
             Ok(Some(read)) if read.time_ns > until_ns => false,
             Ok(Some(read)) => {
-                if let Some(frame) = Frame::behind(*link, read.bytes, read.wire_len, read.time_ns, *mtu) {
+                if let Some(mut frame) = Frame::behind(*link, read.bytes, read.wire_len, read.time_ns, *mtu) {
+                    let again = &mut self.again;
+                    frame.again =
+                        again.as_mut().is_some_and(|again| again.is(frame.time_ns, 0, frame.packet));
                     sink(&frame);
                 }
                 true

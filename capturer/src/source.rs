@@ -19,6 +19,8 @@ pub struct Frame<'a> {
     pub checksum_unfilled: bool,
     /// Of how many datagrams it is, if it is UDP.
     pub carries: Carries,
+    /// It was seen before, at a device below this one.
+    pub again: bool,
 }
 
 /// Of how many datagrams a packet is. One on every wire; but the kernel carries several of one flow in one packet when a sender
@@ -53,7 +55,7 @@ impl Carries {
 impl<'a> Frame<'a> {
     /// A packet of which nobody says more than its bytes.
     pub fn plain(packet: &'a [u8], wire_len: u32, time_ns: u64) -> Self {
-        Self { packet, wire_len, time_ns, checksum_unfilled: false, carries: Carries::One }
+        Self { packet, wire_len, time_ns, checksum_unfilled: false, carries: Carries::One, again: false }
     }
 
     /// The packet behind a link header; none where the frame carries no IP. `link` is a number of [`kind`](trace::link::kind),

@@ -2,7 +2,6 @@
 //! named.
 
 use std::net::{IpAddr, UdpSocket};
-use std::time::Duration;
 
 use capturer::Count;
 use flow::Endpoint;
@@ -83,45 +82,6 @@ fn what_a_sender_hands_over_in_one_comes_up_as_the_datagrams_it_is() {
     assert_eq!(rig.count(Count::Datagrams), rig.seen.len() as u64);
     assert_eq!(rig.count(Count::DatagramsUnsplit) + rig.count(Count::DatagramsCut), 0);
     assert_eq!(rig.count(Count::Frames), frames, "the kernel carried each call's datagrams in one packet");
-}
-
-#[test]
-fn what_a_receiver_has_merged_comes_up_as_the_datagrams_it_was() {
-    let Some((mut rig, far)) = rig(CaptureEngine::Ring) else { return };
-    if lab::real::run(&rig.ns, "ethtool", &["-K", "near", "gro", "on"], Duration::from_secs(5)).is_err() {
-        eprintln!("SKIPPED: ethtool cannot switch on GRO for a veth device");
-        return;
-    }
-    let receiver = rig.ns.enter(|| {
-        let socket = UdpSocket::bind(SERVICES[0]).unwrap();
-        setsockopt(&socket, sockopt::UdpGroSegment, &true).unwrap();
-        socket
-    });
-    const EACH: u32 = 200;
-    let (mut sent, mut client) = (0, None);
-    // The kernel merges what waits together: some of a few thousand do, even where it is quick.
-    while sent < 50 * EACH && rig.count(Count::Frames) == u64::from(sent) {
-        let socket = far.enter(|| UdpSocket::bind("10.9.0.1:4000").unwrap());
-        socket.connect(SERVICES[0]).unwrap();
-        for number in sent..sent + EACH {
-            socket.send(&[&number.to_be_bytes()[..], &pattern(600)].concat()).unwrap();
-        }
-        client = Some(Endpoint::from(socket.local_addr().unwrap()));
-        sent += EACH;
-        rig.until("all are there", |rig| rig.seen.len() >= sent as usize);
-    }
-    drop(receiver);
-    let numbers: Vec<u32> = payloads(&rig, client.unwrap())
-        .iter()
-        .map(|payload| {
-            assert_eq!(payload[4..], pattern(600));
-            u32::from_be_bytes(payload[..4].try_into().unwrap())
-        })
-        .collect();
-    assert_eq!(numbers, (0..sent).collect::<Vec<_>>(), "each once, in order");
-    rig.stop();
-    eprintln!("{sent} datagrams came in {} packets", rig.count(Count::Frames));
-    assert_eq!(rig.count(Count::Datagrams), u64::from(sent));
 }
 
 #[test]

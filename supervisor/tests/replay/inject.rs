@@ -59,7 +59,7 @@ fn engine(stats: &Stats) -> Result<(String, String)> {
     Ok((text("/inject/engine")?, text("/inject/why")?))
 }
 
-fn wait_for_engine(run: &Instance, wanted: &str) -> Result<()> {
+pub(crate) fn wait_for_engine(run: &Instance, wanted: &str) -> Result<()> {
     wait::until(&format!("engine {wanted}"), SETTLE, || {
         run.stats().and_then(|stats| engine(&stats)).is_ok_and(|(engine, _)| engine == wanted)
     })?;

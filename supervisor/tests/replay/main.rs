@@ -19,6 +19,7 @@
 //! | `tools` | packet files that tcpdump, editcap and mergecap have written |
 //! | `repeating` | a file replayed twice, packet by packet on the wire |
 //! | `capture` | the same traffic through each capture engine; expressions and ranges |
+//! | `devices` | bridge, macvlan and overlay, where the service is and where it is sent by |
 //! | `inject` | by link and by raw IP, and what changes on the way |
 //! | `faults` | what dies and comes back under load |
 //! | `surviving` | the supervisor dies, is upgraded, or gives up |
@@ -40,6 +41,7 @@ mod canary;
 mod capture;
 mod confined;
 mod databases;
+mod devices;
 mod doctor;
 mod ending;
 mod faults;
@@ -75,6 +77,7 @@ fn main() -> ExitCode {
         files::STORIES,
         tools::STORIES,
         capture::STORIES,
+        devices::STORIES,
         inject::STORIES,
         faults::STORIES,
         surviving::STORIES,

@@ -33,9 +33,21 @@ pub(crate) const STORIES: &[Story] = &[
     ("a_run_records_by_the_simple_engine", 60, || a_run_records_by("simple")),
     ("a_run_records_by_the_pcap_engine", 60, || a_run_records_by("pcap")),
     ("a_mirror_port_is_recorded_by_the_xdp_engine", 60, a_mirror_port_by_xdp),
-    ("an_upgrade_of_a_recording_loses_nothing", 60, || an_upgrade_of_a_recording("ring")),
-    ("an_upgrade_of_a_recording_by_pcap_says_what_it_cost", 60, || an_upgrade_of_a_recording("pcap")),
-    ("a_recording_goes_on_under_the_next_supervisor", 60, a_recording_goes_on_under_the_next_supervisor),
+    ("an_upgrade_of_a_recording_loses_nothing", 60, || an_upgrade_of_a_recording("ring", Kind::Record)),
+    ("an_upgrade_of_a_recording_by_pcap_says_what_it_cost", 60, || {
+        an_upgrade_of_a_recording("pcap", Kind::Record)
+    }),
+    ("an_upgrade_of_a_run_that_records_loses_nothing", 60, || an_upgrade_of_a_recording("ring", Kind::Run)),
+    ("an_upgrade_of_a_run_that_records_by_pcap_says_what_it_cost", 60, || {
+        an_upgrade_of_a_recording("pcap", Kind::Run)
+    }),
+    ("an_upgrade_of_a_mirror_port_by_xdp_says_what_it_cost", 60, an_upgrade_of_a_mirror_port_by_xdp),
+    ("a_recording_goes_on_under_the_next_supervisor", 60, || {
+        a_recording_goes_on_under_the_next_supervisor(Kind::Record)
+    }),
+    ("a_run_that_records_goes_on_under_the_next_supervisor", 60, || {
+        a_recording_goes_on_under_the_next_supervisor(Kind::Run)
+    }),
     ("datagrams_are_recorded_and_replayed_in_loops", 90, datagrams_are_recorded_and_replayed_in_loops),
     ("a_recording_stays_within_its_total", 60, a_recording_stays_within_its_total),
     ("a_disk_that_cannot_keep_up_costs_packets_by_name", 60, a_disk_that_cannot_keep_up),
@@ -342,13 +354,31 @@ fn a_mirror_port_by_xdp() -> Result<()> {
 
 /// The capturer ends its file before another takes its place. What arrives meanwhile waits in the ring's sockets; libpcap's buffer goes
 /// with its process, and for how long nobody captured is said.
-fn an_upgrade_of_a_recording(engine: &str) -> Result<()> {
+fn an_upgrade_of_a_recording(engine: &str, kind: Kind) -> Result<()> {
     needs(engine)?;
     let (stage, _place, _program) = stage_with_copy()?;
     let scratch = Scratch::new("recording")?;
+    let _intercept = stage.intercept()?;
+    let record = recording(&stage, kind, as_text(scratch.path())?, &["--capture", engine])?;
+    upgraded(&stage, record, &scratch, engine, kind)
+}
+
+/// A mirror port taken by AF_XDP: the program stays on the device, its sockets go with their capturer.
+fn an_upgrade_of_a_mirror_port_by_xdp() -> Result<()> {
+    if !cfg!(feature = "xdp") {
+        return Err(Skipped::NotHere("built without the feature xdp".to_owned()).into());
+    }
+    let (stage, _place, _program) = stage_with_copy()?;
+    let _mirror = mirror_port(&stage.net, &stage.net.online2)?;
+    let scratch = Scratch::new("recording")?;
+    let service = stage.at_online().to_string();
     let directory = as_text(scratch.path())?;
-    let args = ["-x", "80", "-i", "eth0", "--capture", engine, "-o", directory];
-    let record = stage.twin.record(&stage.net.online, &args)?;
+    let args = ["-x", &service, "-i", "mirror0", "--mirror", "--capture", "xdp", "-o", directory];
+    let record = stage.twin.record(&stage.net.online2, &args)?;
+    upgraded(&stage, record, &scratch, "xdp", Kind::Record)
+}
+
+fn upgraded(stage: &Stage, record: Instance, scratch: &Scratch, engine: &str, kind: Kind) -> Result<()> {
     let load = stage.start(Load { rate: Some(1_000.0), ..stage.load(100_000) })?;
     for round in 1..=3 {
         more(&load, 500)?;
@@ -372,6 +402,11 @@ fn an_upgrade_of_a_recording(engine: &str) -> Result<()> {
     ensure!(stats.number("/record/written/packets")? == found.packets, "{}", shown(&stats));
     ensure!(dropped(&stats, "capturer_lost")? == 0, "{}", shown(&stats));
     if engine == "ring" {
+        if kind == Kind::Run {
+            let fidelity = Fidelity::of(&stage.online, &stage.target, 1);
+            ensure!(fidelity.is_exact(), "{fidelity}; {}", stats.ledger());
+            clean(&stats, report.request_bytes)?;
+        }
         return found.is_whole(report.sent);
     }
     // A thousand a second: what is missing is what came while nobody captured.
@@ -379,18 +414,29 @@ fn an_upgrade_of_a_recording(engine: &str) -> Result<()> {
     Ok(())
 }
 
-fn a_recording_goes_on_under_the_next_supervisor() -> Result<()> {
+/// What records on the online host: `record`, or a run that replays too.
+fn recording(stage: &Stage, kind: Kind, directory: &str, options: &[&str]) -> Result<Instance> {
+    match kind {
+        Kind::Run => stage.run(&[&["--shards", "2", "--record", directory], options].concat()),
+        _ => stage
+            .twin
+            .record(&stage.net.online, &[&["-x", "80", "-i", "eth0", "-o", directory], options].concat()),
+    }
+}
+
+fn a_recording_goes_on_under_the_next_supervisor(kind: Kind) -> Result<()> {
     let stage = Stage::new()?;
     let scratch = Scratch::new("recording")?;
+    let _intercept = stage.intercept()?;
     let name = crate::surviving::name("tape");
-    let args = ["-x", "80", "-i", "eth0", "-o", as_text(scratch.path())?, "--name", &name];
-    let mut record = stage.twin.record(&stage.net.online, &args)?;
+    let (directory, options) = (as_text(scratch.path())?, ["--name", name.as_str()]);
+    let mut record = recording(&stage, kind, directory, &options)?;
     let load = stage.start(Load { rate: Some(1_000.0), ..stage.load(100_000) })?;
     for _ in 0..2 {
         more(&load, 500)?;
         step("kill the supervisor, and start it again");
         record.kill()?;
-        record = stage.twin.record(&stage.net.online, &args)?;
+        record = recording(&stage, kind, directory, &options)?;
     }
     more(&load, 500)?;
     let report = answered(load.stop()?)?;
