@@ -16,6 +16,7 @@
 //! | `modes` | `any`, loopback, `--tun`, kept clients, the simple engine, a key |
 //! | `offline` | packet files instead of live traffic |
 //! | `files` | packet files of every shape, and what happens to a replay on the way |
+//! | `pipes` | packets out of standard input and named pipes |
 //! | `tools` | packet files that tcpdump, editcap and mergecap have written |
 //! | `repeating` | a file replayed twice, packet by packet on the wire |
 //! | `capture` | the same traffic through each capture engine; expressions and ranges |
@@ -49,6 +50,7 @@ mod inject;
 mod joining;
 mod modes;
 mod offline;
+mod pipes;
 mod poison;
 mod recorded;
 mod recording;
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         modes::STORIES,
         offline::STORIES,
         files::STORIES,
+        pipes::STORIES,
         tools::STORIES,
         capture::STORIES,
         inject::STORIES,
