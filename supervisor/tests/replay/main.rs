@@ -17,6 +17,7 @@
 //! | `offline` | packet files instead of live traffic |
 //! | `files` | packet files of every shape, and what happens to a replay on the way |
 //! | `pipes` | packets out of standard input and named pipes |
+//! | `terminal` | what a replay shows on a terminal, and elsewhere |
 //! | `tools` | packet files that tcpdump, editcap and mergecap have written |
 //! | `repeating` | a file replayed twice, packet by packet on the wire |
 //! | `capture` | the same traffic through each capture engine; expressions and ranges |
@@ -58,6 +59,7 @@ mod repeating;
 mod restraint;
 mod stage;
 mod surviving;
+mod terminal;
 mod tools;
 mod udp;
 
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         offline::STORIES,
         files::STORIES,
         pipes::STORIES,
+        terminal::STORIES,
         tools::STORIES,
         capture::STORIES,
         inject::STORIES,
