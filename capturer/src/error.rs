@@ -166,9 +166,6 @@ pub enum RoleError {
     /// What it should not have could not be given up.
     #[error("{0}")]
     Confine(Box<dyn std::error::Error + Send + Sync>),
-    /// No packet file can be read.
-    #[error("{0}")]
-    Files(#[from] trace::OpenError),
     /// A ring handed down could not be mapped.
     #[error(
         "mapping the capture ring of {interface} failed: {source}. The supervisor and this role must be of one version"

@@ -6,7 +6,7 @@
 //!
 //! **Where it stands** is a part of each batch's step, like a kernel ring's position: the loop, how many of its packets were handed
 //! over, and the times they count from. A successor reads the files again up to there, which is exact whatever was merged,
-//! bounded or taken out of tunnels, for the price of reading. From standard input nothing
+//! bounded or taken out of tunnels, for the price of reading. From a pipe nothing
 //! can be read again: what the dead one had read ahead is gone and with it the place where a packet begins, so the replay ends
 //! there, and says so.
 //!
@@ -58,9 +58,15 @@ pub(crate) fn run(
     heartbeat.set_state(RoleState::Running);
     heartbeat.beat(shm::monotonic_ms());
     let begun = start_ns > 0;
-    if begun && plan.files.iter().any(|file| file.as_os_str() == topology::trace::STDIN) {
+    let pipe = plan.files.iter().find(|file| !trace::is_regular(file));
+    if begun && let Some(pipe) = pipe {
+        let name = if pipe.as_os_str() == topology::trace::STDIN {
+            "standard input".to_owned()
+        } else {
+            pipe.display().to_string()
+        };
         tracing::error!(
-            "the capturer died while it read standard input, which cannot be read again: what follows packet {packets} is not replayed. Save it to a file, and replay that"
+            "the capturer died while it read {name}, which cannot be read again: what follows packet {packets} is not replayed. Save it to a file, and replay that"
         );
         heartbeat.set_state(RoleState::Done);
         return Ok(());
@@ -73,7 +79,17 @@ pub(crate) fn run(
         heartbeat.beat(shm::monotonic_ms());
         !control.halt() && !control.draining()
     };
-    let reader = Reader::open_patiently(&plan.files, options(plan), Arc::new(idle))?;
+    let reader = match Reader::open_patiently(&plan.files, options(plan), Arc::new(idle)) {
+        Ok(reader) => reader,
+        Err(error) => {
+            // A successor would find the same. Who is asked to end while it waits for a pipe's writer has nothing to say.
+            if !control.halt() && !control.draining() {
+                tracing::error!("{error}");
+            }
+            heartbeat.set_state(RoleState::Done);
+            return Ok(());
+        }
+    };
     let start_ns = if begun { start_ns } else { monotonic_ns() };
     let due = Due::new(plan, start_ns, passed_ns);
     let mut offline = Offline {

@@ -1,5 +1,6 @@
 //! `tcptwin replay`: the files are looked at first, then it is a run like any other. What was mapped is asked at its end.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use topology::plan::TracePlan;
@@ -40,11 +41,20 @@ pub(crate) fn settle(plan: &mut Plan) -> Result<(), Refusal> {
         }
     }
     // A pipe can be opened once, and that is for the capturer to do.
-    if trace.files.iter().all(|file| file.is_file() || !file.exists() || file.is_dir()) && !is_stdin(trace) {
+    if pipe(trace).is_none() {
         Reader::open(&trace.files, trace::Options::default())
             .map_err(|error| Refusal::preflight(error.to_string()))?;
     }
     Ok(())
+}
+
+/// What can be read once: standard input, or a named pipe.
+pub(crate) fn pipe(trace: &TracePlan) -> Option<&Path> {
+    let once = |file: &&PathBuf| {
+        file.as_os_str() == topology::trace::STDIN
+            || file.exists() && !file.is_dir() && !trace::is_regular(file)
+    };
+    trace.files.iter().find(once).map(PathBuf::as_path)
 }
 
 /// Whether standard input is among the files.

@@ -238,7 +238,7 @@ fn finish(setup: Setup, mut made: Made) -> anyhow::Result<ExitCode> {
     }
     match (failure, &plan.trace) {
         (None, Some(trace)) if has_captured_nothing(&sample.stats) => {
-            anyhow::bail!("{}", survey::nothing_replayed(&plan, trace))
+            anyhow::bail!("{}", survey::nothing_replayed(&plan, trace, sample.stats.capture.frames))
         }
         (None, _) => Ok(ExitCode::SUCCESS),
         (Some(why), _) => anyhow::bail!("the run {} was stopped: {why}", plan.name),

@@ -473,15 +473,19 @@ impl Supervisor {
             live::line(before, &now, elapsed, event.as_deref(), self.told, columns);
         self.told = told;
         // Yellow where it asks for attention.
-        let text = match finale::progress(&now, elapsed) {
-            Some(progress) => format!("{text}   {progress}"),
-            None => text,
+        let progress = finale::progress(&now, elapsed);
+        let text = match &progress {
+            Some(progress) if !self.terminal.rewrites => format!("{text}   {}", progress.text),
+            _ => text,
         };
         let text = match live::ramp(&now.stats) {
             Some(ramp) => format!("{text}   {ramp}"),
             None => text,
         };
         self.paint(text, good);
+        if let Some(progress) = progress.filter(|_| self.terminal.rewrites) {
+            self.terminal.below(progress.drawn(*lines));
+        }
         now
     }
 

@@ -235,15 +235,25 @@ impl Found<'_> {
 }
 
 /// Why a replay of these files replayed nothing: what they hold instead, and which `-x` would take it. Asked at the replay's end,
-/// so at most so many packets are looked at.
-pub(crate) fn nothing_replayed(plan: &Plan, trace: &TracePlan) -> String {
+/// so at most so many packets are looked at. `packets`: how many were read.
+pub(crate) fn nothing_replayed(plan: &Plan, trace: &TracePlan, packets: u64) -> String {
     const LOOKED_AT: u64 = 1_000_000;
     const NAMED: usize = 5;
     let name = |one: &Mapping| format!("{}{}", one.protocol.prefix(), one.online_port);
     let wanted: Vec<String> = plan.mappings.iter().take(NAMED).map(name).collect();
     let head = format!("the files hold no packet from a client to port {}", wanted.join(" or "));
-    if replaying::is_stdin(trace) {
-        return format!("{head}. Look at what was piped in: tcpdump -nr FILE");
+    if let Some(pipe) = replaying::pipe(trace) {
+        let name = match pipe.as_os_str() == topology::trace::STDIN {
+            true => "standard input".to_owned(),
+            false => format!("the pipe {}", pipe.display()),
+        };
+        return match packets {
+            0 => format!(
+                "no packet came out of {name}. Is whoever writes to it running? For example: tcpdump -w {}",
+                pipe.display()
+            ),
+            _ => format!("{head}. Look at what was piped in: tcpdump -nr FILE"),
+        };
     }
     let options = capturer::offline::options(trace);
     let limit = Some(options.limit.map_or(LOOKED_AT, |limit| limit.min(LOOKED_AT)));

@@ -58,7 +58,7 @@ const WRITER_MS: u32 = 10_000;
 pub(crate) const STDIN: &str = "-";
 
 /// Whether it can be opened again and its size is known.
-pub(crate) fn is_regular(path: &Path) -> bool {
+pub fn is_regular(path: &Path) -> bool {
     path != Path::new(STDIN) && std::fs::metadata(path).is_ok_and(|is| is.is_file())
 }
 

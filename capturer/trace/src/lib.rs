@@ -26,7 +26,7 @@ mod reader;
 mod report;
 mod window;
 
-pub use input::Idle;
+pub use input::{Idle, is_regular};
 pub use reader::{Bound, OpenError, Options, Progress, Reader, RewindError};
 pub use report::{Note, Report, Trouble};
 

@@ -31,6 +31,9 @@ impl Supervisor {
             // The last look at their memory: the summary comes when they are gone.
             let _ = self.sample();
             self.phase = Phase::Draining(drain::Drain::begin(now, self.plan.replay.drain_ms));
+            if self.plan.trace.is_some() && self.terminal.rewrites {
+                self.terminal.below(String::new());
+            }
             let text = match self.plan.records_only() {
                 true => "capture ended; what came is being written; Ctrl-C stops at once",
                 false => "draining: capture ended, open requests may finish; Ctrl-C stops at once",

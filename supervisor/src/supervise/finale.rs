@@ -7,7 +7,7 @@ use topology::{Process, wiring};
 
 use super::{LINK_TIME, Phase, Supervisor};
 use crate::collect::Sample;
-use crate::words;
+use crate::{terminal, words};
 
 /// After the last packet was read.
 #[derive(Clone, Copy, Debug)]
@@ -86,14 +86,37 @@ impl Supervisor {
 }
 
 /// How much of the files is read, and how long the rest will take.
-pub(super) fn progress(now: &Sample, elapsed: Duration) -> Option<String> {
+pub(super) struct Progress {
+    /// None when nobody knows how much there is: a pipe has no length.
+    share: Option<f64>,
+    /// The same in words.
+    pub(super) text: String,
+}
+
+/// Cells of the bar: it stands in 80 columns with its words.
+const CELLS: usize = 40;
+
+pub(super) fn progress(now: &Sample, elapsed: Duration) -> Option<Progress> {
     let replay = now.stats.replay.as_ref()?;
     let (read, all) = (replay.read_bytes, replay.bytes);
     if all == 0 {
-        return (read > 0).then(|| format!("{} read", words::bytes(read)));
+        let packets = words::counted(now.stats.capture.frames, "packet");
+        let text = format!("{} read, {packets}", words::bytes(read));
+        return (read > 0).then_some(Progress { share: None, text });
     }
     let share = (read as f64 / all as f64).min(1.0);
     let left = (share > 0.0).then(|| elapsed.mul_f64(((1.0 - share) / share).min(1e6)));
     let left = left.map_or_else(String::new, |left| format!(", {} left", words::elapsed(left)));
-    Some(format!("{:.0} % read{left}", share * 100.0))
+    Some(Progress { share: Some(share), text: format!("{:.0} % read{left}", share * 100.0) })
+}
+
+impl Progress {
+    /// A bar, or a wheel where there is no end to be seen, that turns with `round`.
+    pub(super) fn drawn(&self, round: u32) -> String {
+        let figure = match self.share {
+            Some(share) => terminal::bar(share, CELLS),
+            None => ["|", "/", "-", "\\"][round as usize % 4].to_owned(),
+        };
+        format!("  {figure} {}", self.text)
+    }
 }

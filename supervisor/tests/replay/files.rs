@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{PipeReader, Write as _};
+use std::io::PipeReader;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -27,7 +27,6 @@ pub(crate) const STORIES: &[Story] = &[
     ("requests_that_are_not_in_the_file", 120, requests_that_are_not_in_the_file),
     ("requests_that_the_snap_length_cut", 60, requests_that_the_snap_length_cut),
     ("two_files_that_share_every_connection", 60, two_files_that_share_every_connection),
-    ("a_file_from_standard_input", 90, a_file_from_standard_input),
     ("long_pauses_are_shortened", 60, long_pauses_are_shortened),
     ("so_many_packets_a_second", 60, so_many_packets_a_second),
     ("a_replay_that_is_paused", 60, a_replay_that_is_paused),
@@ -42,11 +41,11 @@ pub(crate) const STORIES: &[Story] = &[
 
 /// Ids of requests stay below it.
 const IDS: u64 = 2_000;
-const FAST: [&str; 2] = ["--speed", "max"];
+pub(crate) const FAST: [&str; 2] = ["--speed", "max"];
 
 /// A captured frame.
 #[derive(Clone)]
-struct Part {
+pub(crate) struct Part {
     time_ns: u64,
     frame: Vec<u8>,
     wire_len: u32,
@@ -71,9 +70,9 @@ impl Part {
 }
 
 /// Requests by their ids, with their bytes.
-type Asked = BTreeMap<u64, u64>;
+pub(crate) type Asked = BTreeMap<u64, u64>;
 
-fn asked<'a>(parts: impl IntoIterator<Item = &'a Part>) -> Asked {
+pub(crate) fn asked<'a>(parts: impl IntoIterator<Item = &'a Part>) -> Asked {
     parts.into_iter().filter_map(Part::request).map(|(_, id, bytes)| (id, bytes)).collect()
 }
 
@@ -82,24 +81,24 @@ fn bytes_of(asked: &Asked) -> u64 {
 }
 
 /// A recording taken apart, and everything that replays what is made of it.
-struct Bench {
-    recorded: Recorded,
-    parts: Vec<Part>,
-    dir: Scratch,
+pub(crate) struct Bench {
+    pub(crate) recorded: Recorded,
+    pub(crate) parts: Vec<Part>,
+    pub(crate) dir: Scratch,
     _intercept: Instance,
 }
 
 /// How a replay ended.
-struct Replayed {
-    stats: Stats,
-    stderr: String,
-    took: Duration,
+pub(crate) struct Replayed {
+    pub(crate) stats: Stats,
+    pub(crate) stderr: String,
+    pub(crate) took: Duration,
     /// How often the target answered each id meanwhile.
-    heard: BTreeMap<u64, u32>,
+    pub(crate) heard: BTreeMap<u64, u32>,
 }
 
 impl Bench {
-    fn new(load: impl FnOnce(Load) -> Load) -> Result<Self> {
+    pub(crate) fn new(load: impl FnOnce(Load) -> Load) -> Result<Self> {
         let recorded = offline::record(load)?;
         let bytes = fs::read(&recorded.file)?;
         let mut parts = Vec::new();
@@ -122,7 +121,12 @@ impl Bench {
         Ok(path)
     }
 
-    fn begin(&self, files: &[&Path], options: &[&str], stdin: Option<PipeReader>) -> Result<Instance> {
+    pub(crate) fn begin(
+        &self,
+        files: &[&Path],
+        options: &[&str],
+        stdin: Option<PipeReader>,
+    ) -> Result<Instance> {
         step(format!("replay {options:?}"));
         let stage = &self.recorded.stage;
         let map = lab::twin::map(ONLINE_PORT, stage.at_target());
@@ -139,7 +143,7 @@ impl Bench {
         }
     }
 
-    fn heard(&self) -> BTreeMap<u64, u32> {
+    pub(crate) fn heard(&self) -> BTreeMap<u64, u32> {
         (0..IDS).map(|id| (id, self.recorded.stage.target.times(id))).collect()
     }
 
@@ -163,7 +167,12 @@ impl Bench {
         self.ended(instance, &before, began)
     }
 
-    fn ended(&self, instance: Instance, before: &BTreeMap<u64, u32>, began: Instant) -> Result<Replayed> {
+    pub(crate) fn ended(
+        &self,
+        instance: Instance,
+        before: &BTreeMap<u64, u32>,
+        began: Instant,
+    ) -> Result<Replayed> {
         let ended = instance.wait(LIMIT)?;
         let took = began.elapsed();
         ensure!(ended.status.success(), "it ended with {}:\n{}", ended.status, ended.stderr);
@@ -177,7 +186,7 @@ impl Bench {
 
 impl Replayed {
     /// The target answered these requests so often each, and no others.
-    fn heard_exactly(&self, wanted: &Asked, times: u32) -> Result<()> {
+    pub(crate) fn heard_exactly(&self, wanted: &Asked, times: u32) -> Result<()> {
         let wants = |id: &u64| if wanted.contains_key(id) { times } else { 0 };
         let other = |(id, heard): &(&u64, &u32)| **heard != wants(id);
         let wrong: Vec<String> = self
@@ -194,13 +203,13 @@ impl Replayed {
     }
 
     /// So, and nothing dropped or missed.
-    fn is_whole(&self, wanted: &Asked, times: u32) -> Result<()> {
+    pub(crate) fn is_whole(&self, wanted: &Asked, times: u32) -> Result<()> {
         self.heard_exactly(wanted, times)?;
         clean(&self.stats, bytes_of(wanted) * u64::from(times))
     }
 
     /// What was dropped, doubled bytes and those of this reason aside, is nothing; says how many bytes this reason has.
-    fn dropped_only(&self, reason: &str) -> Result<u64> {
+    pub(crate) fn dropped_only(&self, reason: &str) -> Result<u64> {
         let (stats, named) = (&self.stats, self.stats.dropped(reason));
         ensure!(stats.dropped_in_all() - stats.dropped("duplicate") == named, "{}", stats.ledger());
         ensure!(stats.in_flight() == 0, "{}", stats.ledger());
@@ -208,7 +217,7 @@ impl Replayed {
     }
 }
 
-fn pcap<'a>(parts: impl IntoIterator<Item = &'a Part>) -> Vec<u8> {
+pub(crate) fn pcap<'a>(parts: impl IntoIterator<Item = &'a Part>) -> Vec<u8> {
     let mut bytes = dump::pcap(Order::Little, true, ETHERNET);
     for part in parts {
         let (seconds, fraction) = (part.time_ns / 1_000_000_000, part.time_ns % 1_000_000_000);
@@ -339,57 +348,6 @@ fn two_files_that_share_every_connection() -> Result<()> {
     let files = [bench.file("even.pcap", every(0))?, bench.file("odd.pcap", every(1))?];
     let replayed = bench.replay(&[&files[1], &files[0]], &[&FAST[..], &["--shards", "2"]].concat())?;
     replayed.is_whole(&asked(&bench.parts), 1)
-}
-
-/// Compressed, and in two halves, as from a program that is slow.
-fn feed(bytes: Vec<u8>, pause: Duration) -> Result<(PipeReader, std::thread::JoinHandle<()>)> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(&bytes)?;
-    let packed = encoder.finish()?;
-    let (reader, mut writer) = std::io::pipe()?;
-    let feeding = std::thread::spawn(move || {
-        for half in packed.chunks(packed.len().div_ceil(2)) {
-            // A reader that is gone is what some stories are about.
-            if writer.write_all(half).is_err() {
-                return;
-            }
-            std::thread::sleep(pause);
-        }
-    });
-    Ok((reader, feeding))
-}
-
-fn a_file_from_standard_input() -> Result<()> {
-    let bench = Bench::new(|load| Load { rate: Some(1_000.0), ..load })?;
-    // Longer than a role may be silent.
-    let pause = Duration::from_millis(2_500);
-    let (before, began) = (bench.heard(), Instant::now());
-    let (pipe, feeding) = feed(pcap(&bench.parts), pause)?;
-    let replay = bench.begin(&[Path::new("-")], &FAST, Some(pipe))?;
-    let replayed = bench.ended(replay, &before, began)?;
-    replayed.is_whole(&asked(&bench.parts), 1)?;
-    ensure!(replayed.took >= pause * 2, "it ended before its input, after {:?}", replayed.took);
-    let capturer = replayed.stats.roles()?.into_iter().find(|role| role.role == "capturer");
-    ensure!(
-        capturer.is_some_and(|role| role.restarts == 0),
-        "its reader was taken for hung: {}",
-        replayed.stderr
-    );
-    feeding.join().expect("it does not panic");
-    step("a reader that is killed cannot read it again");
-    let before = bench.heard();
-    let (pipe, feeding) = feed(pcap(&bench.parts), Duration::from_secs(3))?;
-    let mut replay = bench.begin(&[Path::new("-")], &FAST, Some(pipe))?;
-    replay.wait_ready()?;
-    let target = &bench.recorded.stage.target;
-    wait::until("some requests are replayed", SETTLE, || target.answered() >= 1_050)?;
-    replay.kill_role("capturer", 0)?;
-    let replayed = bench.ended(replay, &before, began)?;
-    ensure!(replayed.stderr.contains("which cannot be read again"), "it said: {}", replayed.stderr);
-    ensure!(replayed.heard.values().all(|times| *times <= 1), "a request came twice");
-    ensure!(replayed.stats.in_flight() == 0, "{}", replayed.stats.ledger());
-    feeding.join().expect("it does not panic");
-    Ok(())
 }
 
 fn long_pauses_are_shortened() -> Result<()> {

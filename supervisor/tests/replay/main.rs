@@ -16,6 +16,8 @@
 //! | `modes` | `any`, loopback, `--tun`, kept clients, the simple engine, a key |
 //! | `offline` | packet files instead of live traffic |
 //! | `files` | packet files of every shape, and what happens to a replay on the way |
+//! | `pipes` | packets out of standard input and named pipes |
+//! | `terminal` | what a replay shows on a terminal, and elsewhere |
 //! | `tools` | packet files that tcpdump, editcap and mergecap have written |
 //! | `repeating` | a file replayed twice, packet by packet on the wire |
 //! | `capture` | the same traffic through each capture engine; expressions and ranges |
@@ -53,6 +55,7 @@ mod inject;
 mod joining;
 mod modes;
 mod offline;
+mod pipes;
 mod poison;
 mod recorded;
 mod recording;
@@ -60,6 +63,7 @@ mod repeating;
 mod restraint;
 mod stage;
 mod surviving;
+mod terminal;
 mod tools;
 mod udp;
 
@@ -75,6 +79,8 @@ fn main() -> ExitCode {
         modes::STORIES,
         offline::STORIES,
         files::STORIES,
+        pipes::STORIES,
+        terminal::STORIES,
         tools::STORIES,
         capture::STORIES,
         devices::STORIES,
