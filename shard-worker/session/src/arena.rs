@@ -41,7 +41,7 @@ impl Header {
 }
 
 /// Names the layout of header, slot and chunk; changes with any of them.
-pub const FORMAT: u64 = 0x7477_696e_5f73_0007;
+pub const FORMAT: u64 = 0x7477_696e_5f73_0008;
 
 /// The parts of an arena.
 pub(crate) struct Arena {
