@@ -6,16 +6,39 @@
 #   scripts/perf.sh --runs 3 report.md    each row of live traffic three times: the median, the least and the most
 #   scripts/perf.sh --sample report.md    a few rows of each, about three minutes
 #   scripts/perf.sh --quick report.md     without the rows that replay traffic
+#   scripts/perf.sh --readme report.md    measures nothing: puts the main rows of that report into README.md
 #
-# Needs root, or user namespaces, for traffic between namespaces; valgrind for the instructions; redis-server for its rows.
-# Rows with faults (deaths, cuts, refused sends, holes in the capture) have no cost to compare: scripts/check.sh judges them.
+# Needs root, or user namespaces, for traffic between namespaces; nftables for loss and faults; valgrind for the instructions;
+# redis-server for its rows.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-usage() { echo "usage: scripts/perf.sh [--quick | --sample] [--runs N] [REPORT]" >&2; exit 2; }
+usage() { echo "usage: scripts/perf.sh [--quick | --sample] [--runs N] [REPORT], or --readme REPORT" >&2; exit 2; }
+
+# The table of README.md, between its two marks, from a report's rows of live traffic.
+readme() {
+    local table
+    table=$(awk '
+        function row(what) { printf "| %s | %s %% | %s | %s |\n", what, $3, $10, $6 }
+        /^# tcptwin/ { report = 1 }
+        report && /, commit / { sub(/, commit [^,]*/, ""); sub(/:$/, ""); machine = $0; getline; machine = machine " " $0 }
+        $1 == "keepalive-20k" && !harm { row("keep-alive, 20,000 requests/s") }
+        $1 == "connections-8k" && !harm { row("a connection for each request, 8,000/s") }
+        $1 == "copies-8-of-5k" { row("eight copies of 5,000 requests/s") }
+        $1 == "post-100k-300" { row("uploads of 100 KB, 300/s") }
+        $1 == "answer-1m-300" { row("answers of 1 MB, 300/s") }
+        $1 == "loss-1" { row("2,000 requests/s, 1 % of the packets to and from the target lost") }
+        /^## Harm/ { harm = 1 }
+        /^## Over paths/ { harm = 0 }
+        BEGIN { print "| load, answered online and by the target | arrived | CPU µs a request, all processes | behind, ms: p50/p99/most |"; print "|---|---|---|---|" }
+        END { print ""; print "Clients, services and tcptwin share the cores; " machine "." }
+    ' "$1")
+    TABLE=$table perl -0pi -e 's/(<!-- perf -->\n).*?(<!-- \/perf -->)/$1$ENV{TABLE}\n$2/s' README.md
+}
 extent=all runs=1
 while [[ ${1:-} == -* ]]; do
     case $1 in
+        --readme) if (($# != 2)); then usage; fi; readme "$2"; exit ;;
         --quick | --sample) extent=${1#--}; shift ;;
         --runs) runs=${2:-}; [[ $runs =~ ^[1-9][0-9]?$ ]] || usage; shift 2 ;;
         *) usage ;;
@@ -27,6 +50,9 @@ report=${1:-/dev/stdout}
 # Apart, so that what a harness needs of the library does not get into the program.
 cargo build --locked --release --quiet -p tcptwin
 cargo build --locked --release --quiet -p bench
+cargo build --locked --release --quiet -p chaos
+# As roles have it: what finds sessions lies in large pages.
+large="env GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
 
 section() {
     local title=$1; shift
@@ -44,6 +70,9 @@ section() {
     bin=target/release
     if command -v valgrind >/dev/null 2>&1; then
         section "Instructions of each part, against the baseline" $bin/instructions --check bench/instructions.json
+        if [[ $extent != sample ]]; then
+            section "The same with shards and sessions added" $bin/instructions --scale
+        fi
     else
         printf '\n## Instructions of each part\n\nNot measured: valgrind is not installed.\n'
     fi
@@ -51,12 +80,14 @@ section() {
     section "A frame from the kernel's ring to a shard's" $bin/capture
     section "A segment to the target" $bin/inject
     section "A header on the return channel, encrypted and plain" $bin/returns
-    section "The replay machine" $bin/session
+    section "The replay machine" $large $bin/session
     sessions=10,10000,100000,1000000 turns=1000000
     if [[ $extent == sample ]]; then sessions=10,10000 turns=200000; fi
-    section "The pipeline without sockets" $bin/pipeline --sessions $sessions --turns $turns
+    section "The pipeline without sockets" $large $bin/pipeline --sessions $sessions --turns $turns
     section "The same: a tenth of the flows with nine tenths of the requests; an upload beside the others; the upload alone" \
-        $bin/pipeline --load even,skewed,elephant,upload --shards 1,4 --sessions 10000 --turns 200000
+        $large $bin/pipeline --load even,skewed,elephant,upload --shards 1,4 --sessions 10000 --turns 200000
+    section "20,000 requests a second, alone and beside an upload as fast as it is taken" \
+        $large $bin/pipeline --load even,elephant --shards 1,4 --sessions 10000 --turns 60000 --rate 20000
     if [[ $extent == all ]]; then
         section "Packet files" $bin/trace
     fi
@@ -74,11 +105,16 @@ section() {
     fi
     if [[ $extent == all ]]; then
         section "Harm to the online service" $bin/replay --harm --runs "$runs" keepalive-20k connections-8k
+        section "The same if roles did not give way" \
+            $bin/replay --harm --runs "$runs" --with "--nice 0" keepalive-20k connections-8k
         section "Over paths that lose packets" $bin/replay loss-0.1 loss-1 loss-5 post-loss-0.1 post-loss-1 post-loss-5
+        section "Faults, and what comes after them" $bin/faults
+        section "Every process killed and stopped again and again, under load" target/release/chaos --seed 1 --minutes 1 \
+            --faults capturer,shard,injector,hang --rate 1000 --connections 200 --short 50 --posts 2 --every 500
         section "A packet file as fast as possible" $bin/offline
         section "The same, from 200 connections" $bin/offline --connections 200 keepalive
         section "Recording packets of 1,400 bytes into memory" $bin/record
-        section "Memory, and sessions that do nothing" $bin/memory
+        section "Memory, and sessions that do nothing" $bin/memory 1000 10000 50000
         if command -v redis-server >/dev/null 2>&1; then
             section "One redis connection, closed loop" $bin/redis
             section "The same without waiting for answers" $bin/redis --no-wait

@@ -1,7 +1,7 @@
 //! One replay machine in virtual time, with a target that answers at once with everything it was asked for.
 
 use flow::record::flag;
-use flow::{Endpoint, Inject, Returned};
+use flow::{Captured, Endpoint, Inject, Returned};
 use session::{
     Clients, Config, Diary, Join, Limits, OnGap, Pace, Rtt, Seeds, Sink, Table, TargetConfig, Times,
 };
@@ -45,7 +45,7 @@ impl Machine {
         Self {
             table,
             now_us: 1_000_000_000,
-            target: Target { address: target, answers: Vec::new() },
+            target: Target { address: target, answers: Vec::new(), records: 0 },
             lasting: false,
         }
     }
@@ -77,7 +77,9 @@ impl Machine {
                 break;
             }
             self.now_us += 20;
-            for answer in std::mem::take(&mut self.target.answers) {
+            let answers = std::mem::take(&mut self.target.answers);
+            self.table.foresee(std::iter::empty(), answers.iter().copied());
+            for answer in answers {
                 self.table.returned(self.now_us, &answer);
             }
         }
@@ -99,8 +101,26 @@ impl Machine {
         client.has_read(ANSWER);
     }
 
+    /// Time goes by, and what it brings about follows.
+    pub fn passes(&mut self, us: u64) {
+        self.now_us += us;
+        if self.table.is_due(self.now_us) {
+            self.table.tick(self.now_us);
+        }
+        self.settle();
+    }
+
+    /// Records emitted so far.
+    pub fn records(&self) -> u64 {
+        self.target.records
+    }
+
     /// A turn of each, in one batch of requests and one of answers.
     pub fn turns(&mut self, clients: &mut [Client]) {
+        let server = self.target.address;
+        let coming =
+            clients.iter().map(|client| Captured { client: client.at, server, ..Captured::default() });
+        self.table.foresee(coming, std::iter::empty());
         for client in &mut *clients {
             self.takes(client, flag::ACK | flag::PSH, &[b'r'; REQUEST as usize]);
             client.has_read(ANSWER);
@@ -139,10 +159,12 @@ fn zeroed(bytes: u64) -> &'static mut [u8] {
 struct Target {
     address: Endpoint,
     answers: Vec<Returned>,
+    records: u64,
 }
 
 impl Sink for Target {
     fn emit<'p>(&mut self, head: &Inject, parts: impl Iterator<Item = &'p [u8]>) {
+        self.records += 1;
         self.answers.extend(answer(head, self.address, parts.map(<[u8]>::len).sum()));
     }
 }

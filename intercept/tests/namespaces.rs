@@ -46,7 +46,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 const PORT: u16 = 8080;
 
 fn main() -> ExitCode {
-    run_all(STORIES)
+    run_all(STORIES, &[])
 }
 
 /// An intercept running in a host's namespace.

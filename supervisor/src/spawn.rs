@@ -82,6 +82,8 @@ pub(crate) fn start(process: Process, outfit: Outfit<'_>) -> anyhow::Result<Star
     let stdin = if piped { Stdio::inherit() } else { Stdio::null() };
     command.stdin(stdin).stdout(Stdio::null()).env_clear();
     command.envs(ENVIRONMENT.iter().filter_map(|key| Some((key, std::env::var_os(key)?))));
+    // What a shard finds its sessions by grows with them, and lies in large pages if the C library asks for them.
+    command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
     if quiet {
         command.env(logging::LEVEL, "warn");
     }

@@ -1,5 +1,8 @@
-//! A test runner for stories in namespaces (`harness = false`): one at a time on the whole machine, each in a process of
-//! its own, each bounded in time, and none skipped silently.
+//! A test runner for stories in namespaces (`harness = false`): three at a time on the whole machine, or one that needs it
+//! for itself, each in a process of its own, each bounded in time, and none skipped silently.
+//!
+//! Most stories wait for most of their time: for a timer, a drain, a fault to be noticed (174 took 856 s and 160 s of CPU time). What
+//! a story must have the machine for itself for is a figure that a neighbour could spoil: how long something took, how much CPU time it may use.
 //!
 //! The standard harness runs tests as threads of one process that already has several when the first begins, which
 //! forbids a user namespace; it has no time limit, and it hides what a passing test prints, so that a test that skipped
@@ -9,15 +12,18 @@
 use std::any::Any;
 use std::error::Error;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 
+use crate::sys;
 use crate::user::become_root_in_user_namespace;
 
 /// A test: its name, its longest time in seconds, and the test.
@@ -45,24 +51,32 @@ pub fn step(what: impl Into<String>) {
     *STEP.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = what;
 }
 
-/// Runs the stories that the command line asks for. Called by `main` before it starts any thread.
-pub fn run_all(stories: &[Story]) -> ExitCode {
+/// Runs the stories that the command line asks for: `shared` ones side by side, `alone` ones with the machine for themselves.
+/// Called by `main` before it starts any thread.
+pub fn run_all(shared: &[Story], alone: &[Story]) -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if let Some(at) = args.iter().position(|a| a == CHILD) {
-        return tell(stories, args.get(at + 1).map_or("", String::as_str));
+        let name = args.get(at + 1).map_or("", String::as_str);
+        return tell(shared.iter().chain(alone).find(|s| s.0 == name), name);
     }
     let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
     let flag = |name: &str| args.iter().any(|a| a == name);
-    let wanted = |name: &str| {
+    let wanted = |story: &&Story| {
         filters.is_empty()
-            || filters.iter().any(|f| if flag("--exact") { name == *f } else { name.contains(f.as_str()) })
+            || filters
+                .iter()
+                .any(|f| if flag("--exact") { story.0 == *f } else { story.0.contains(f.as_str()) })
     };
-    let chosen: Vec<&Story> = stories.iter().filter(|s| wanted(s.0)).collect();
+    let chosen = Chosen {
+        shared: shared.iter().filter(wanted).collect(),
+        alone: alone.iter().filter(wanted).collect(),
+        show: flag("--nocapture") || flag("--no-capture"),
+    };
     if flag("--list") {
-        chosen.iter().for_each(|s| println!("{}: test", s.0));
+        chosen.all().for_each(|s| println!("{}: test", s.0));
         return ExitCode::SUCCESS;
     }
-    match run_chosen(&chosen, flag("--nocapture") || flag("--no-capture"), stories.len() - chosen.len()) {
+    match chosen.run(shared.len() + alone.len()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(101),
         Err(error) => {
@@ -72,6 +86,14 @@ pub fn run_all(stories: &[Story]) -> ExitCode {
     }
 }
 
+/// The stories to run.
+struct Chosen<'a> {
+    shared: Vec<&'a Story>,
+    alone: Vec<&'a Story>,
+    /// What they print goes to the terminal as it comes.
+    show: bool,
+}
+
 /// How one story ended.
 enum End {
     Passed,
@@ -79,70 +101,116 @@ enum End {
     Failed,
 }
 
-fn run_chosen(chosen: &[&Story], show: bool, filtered: usize) -> Result<bool, Box<dyn Error>> {
-    println!("\nrunning {} stories, one at a time", chosen.len());
-    let mut skipped = Vec::new();
-    let mut failed = Vec::new();
-    for story in chosen {
-        let lock = wait_for_turn()?;
-        let started = Instant::now();
-        let (end, output) = run_one(story, show)?;
-        drop(lock);
-        let took = started.elapsed().as_secs_f32();
-        match end {
-            End::Passed => println!("test {} ... ok ({took:.1} s)", story.0),
-            End::Skipped(why) => {
-                println!("test {} ... SKIPPED: {why}", story.0);
-                skipped.push((story.0, why));
-            }
-            End::Failed => {
-                println!("test {} ... FAILED ({took:.1} s)\n{output}", story.0);
-                failed.push(story.0);
+/// A story that is over.
+struct Told {
+    name: &'static str,
+    end: End,
+    output: String,
+    took: Duration,
+    /// Of its process and of all that it waited for.
+    cpu: Duration,
+}
+
+impl Chosen<'_> {
+    fn all(&self) -> impl Iterator<Item = &Story> {
+        self.shared.iter().chain(&self.alone).copied()
+    }
+
+    /// Runs them, says how each ended, and whether none failed. `known` stories there are in all.
+    fn run(&self, known: usize) -> Result<bool, Box<dyn Error>> {
+        let chosen = self.all().count();
+        // What two stories print at once could not be told apart.
+        let at_once = if self.show { 1 } else { SLOTS };
+        println!("\nrunning {} stories, {at_once} at a time, {} alone", chosen, self.alone.len());
+        let began = Instant::now();
+        let mut told = run_each(&self.shared, at_once, 1, self.show)?;
+        told.extend(run_each(&self.alone, 1, SLOTS, self.show)?);
+        let mut counts = [0; 3];
+        for story in &told {
+            match &story.end {
+                End::Passed => counts[0] += 1,
+                End::Skipped(why) => {
+                    counts[2] += 1;
+                    println!("\nSKIPPED: {}: {why}", story.name);
+                }
+                End::Failed => {
+                    counts[1] += 1;
+                    println!("\nFAILED: {0}; again with: cargo test -- --exact {0} --nocapture", story.name);
+                }
             }
         }
+        let [passed, failed, skipped] = counts;
+        println!(
+            "\ntest result: {}. {passed} passed; {failed} failed; {skipped} SKIPPED; {} filtered out; {:.0} s, CPU {:.0} s\n",
+            if failed == 0 { "ok" } else { "FAILED" },
+            known - chosen,
+            began.elapsed().as_secs_f32(),
+            told.iter().map(|t| t.cpu.as_secs_f32()).sum::<f32>(),
+        );
+        Ok(failed == 0)
     }
-    for (name, why) in &skipped {
-        println!("\nSKIPPED: {name}: {why}");
-    }
-    for name in &failed {
-        println!("\nFAILED: {name}; again with: cargo test -- --exact {name} --nocapture");
-    }
-    let passed = chosen.len() - skipped.len() - failed.len();
-    let verdict = if failed.is_empty() { "ok" } else { "FAILED" };
-    println!(
-        "\ntest result: {verdict}. {passed} passed; {} failed; {} SKIPPED; {filtered} filtered out\n",
-        failed.len(),
-        skipped.len()
-    );
-    Ok(failed.is_empty())
+}
+
+/// Runs stories, so many at once, each in so many of the machine's slots, and says how each ended as it ends.
+fn run_each(stories: &[&Story], at_once: usize, slots: usize, show: bool) -> Result<Vec<Told>, String> {
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<Vec<Told>, String> {
+        let mut told = Vec::new();
+        while let Some(story) = stories.get(next.fetch_add(1, Relaxed)) {
+            let turn = wait_for_turn(slots)?;
+            let one = run_one(story, show).map_err(|error| format!("running {}: {error}", story.0))?;
+            drop(turn);
+            let figures = format!("({:.1} s, CPU {:.1} s)", one.took.as_secs_f32(), one.cpu.as_secs_f32());
+            match &one.end {
+                End::Passed => println!("test {} ... ok {figures}", one.name),
+                End::Skipped(why) => println!("test {} ... SKIPPED: {why}", one.name),
+                End::Failed => println!("test {} ... FAILED {figures}\n{}", one.name, one.output),
+            }
+            told.push(one);
+        }
+        Ok(told)
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_fold(Vec::new(), |mut all, worker| {
+            all.extend(worker.join().map_err(|_| "a thread of the runner panicked")??);
+            Ok(all)
+        })
+    })
 }
 
 /// Runs one story in a process of its own; its exit code says how it ended.
-fn run_one(story: &Story, show: bool) -> Result<(End, String), Box<dyn Error>> {
+fn run_one(story: &Story, show: bool) -> io::Result<Told> {
     let mut log = tempfile()?;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg(CHILD).arg(story.0).stdin(Stdio::null());
     if !show {
         command.stdout(log.try_clone()?).stderr(log.try_clone()?);
     }
-    let status = command.status()?;
+    let began = Instant::now();
+    let (status, cpu) = sys::wait_with_cpu_time(command.spawn()?)?;
+    let took = began.elapsed();
     let mut output = String::new();
     log.rewind()?;
     log.read_to_string(&mut output)?;
-    Ok(match status.code() {
-        Some(0) => (End::Passed, output),
+    let end = match status.code() {
+        Some(0) => End::Passed,
         Some(SKIPPED) => {
             let why = output.lines().rev().find_map(|l| l.strip_prefix("SKIPPED: ")).unwrap_or("see above");
-            (End::Skipped(why.to_owned()), String::new())
+            End::Skipped(why.to_owned())
         }
-        Some(_) => (End::Failed, output),
-        None => (End::Failed, format!("{output}\nthe story's process ended by {status}")),
-    })
+        Some(_) => End::Failed,
+        None => {
+            output += &format!("\nthe story's process ended by {status}");
+            End::Failed
+        }
+    };
+    Ok(Told { name: story.0, end, output, took, cpu })
 }
 
 /// The story's own process.
-fn tell(stories: &[Story], name: &str) -> ExitCode {
-    let Some(story) = stories.iter().find(|s| s.0 == name) else {
+fn tell(story: Option<&Story>, name: &str) -> ExitCode {
+    let Some(story) = story else {
         eprintln!("there is no story {name}");
         return ExitCode::from(101);
     };
@@ -204,16 +272,44 @@ fn describe_children() {
     }
 }
 
-/// Two test programs at once would take each other's cores: one story at a time on this machine.
-fn wait_for_turn() -> Result<Flock<File>, Box<dyn Error>> {
-    let path = std::env::temp_dir().join(format!("lab-{}.lock", nix::unistd::getuid()));
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-    Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, errno)| format!("locking {}: {errno}", path.display()).into())
+/// Waits for so many of the machine's slots; other test programs wait for them too. Only one of all waits at a time: who
+/// needs every slot would never find them free together otherwise.
+fn wait_for_turn(slots: usize) -> Result<Vec<Flock<File>>, String> {
+    let _first = lock("turn", FlockArg::LockExclusive)?;
+    let mut held: [Option<Flock<File>>; SLOTS] = Default::default();
+    let mut missing = slots;
+    loop {
+        for (number, slot) in held.iter_mut().enumerate() {
+            if missing > 0 && slot.is_none() {
+                *slot = lock(&number.to_string(), FlockArg::LockExclusiveNonblock)?;
+                missing -= usize::from(slot.is_some());
+            }
+        }
+        if missing == 0 {
+            return Ok(held.into_iter().flatten().collect());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Takes one of this machine's locks; none when it is held and the call does not wait.
+fn lock(name: &str, how: FlockArg) -> Result<Option<Flock<File>>, String> {
+    let path = std::env::temp_dir().join(format!("lab-{}-{name}.lock", nix::unistd::getuid()));
+    let taken = |errno: Errno| match errno {
+        Errno::EWOULDBLOCK => Ok(None),
+        other => Err(format!("locking {}: {other}", path.display())),
+    };
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|error| format!("opening {}: {error}", path.display()))?;
+    Flock::lock(file, how).map(Some).or_else(|(_, errno)| taken(errno))
 }
 
 /// A file without a name, gone with its last descriptor.
-fn tempfile() -> std::io::Result<File> {
+fn tempfile() -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let mut file =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).open(std::env::temp_dir())?;
@@ -221,6 +317,8 @@ fn tempfile() -> std::io::Result<File> {
     Ok(file)
 }
 
+/// Stories at once on this machine: together they take less than one core.
+const SLOTS: usize = 3;
 const CHILD: &str = "--one-story";
 /// Exit code of a story that skipped itself.
 const SKIPPED: i32 = 77;

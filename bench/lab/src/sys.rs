@@ -1,14 +1,15 @@
 //! The only unsafe code of this crate: the closures that run between fork and exec of a child, packet sockets, TUN
-//! devices, and descriptors that come in messages.
+//! devices, descriptors that come in messages, and waiting for a child with what it cost.
 //!
-//! Called by `namespace` when it spawns a process, by `wire`, `outside`, `flood`, `tun` and `manager`. What must hold: nothing in the
-//! closures allocates or takes a lock, because the forked child has only one thread of the parent's.
+//! Called by `namespace` when it spawns a process, by `wire`, `outside`, `flood`, `tun`, `manager` and `story`. What must hold:
+//! nothing in the closures allocates or takes a lock, because the forked child has only one thread of the parent's.
 #![allow(unsafe_code)]
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
 
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -151,6 +152,24 @@ pub(crate) fn make_tun(file: &impl AsRawFd, name: &str) -> io::Result<()> {
     // SAFETY: TUNSETIFF reads and writes one ifreq, which is live; the file is open for the call.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Waits for a process; how it ended, and the CPU time of it and of all that it waited for.
+pub(crate) fn wait_with_cpu_time(child: Child) -> io::Result<(ExitStatus, Duration)> {
+    let (mut status, pid) = (0, child.id().cast_signed());
+    // SAFETY: an all-zero rusage is valid: it holds numbers.
+    let mut used: libc::rusage = unsafe { std::mem::zeroed() };
+    loop {
+        // SAFETY: both places are live and of the type that wait4 writes. The process is not reaped yet, as `child` was taken
+        // whole and waits only when asked to, so the number is still its own.
+        match check(unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut used) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(()) => break,
+        }
+    }
+    let time = |t: libc::timeval| Duration::new(t.tv_sec.cast_unsigned(), t.tv_usec as u32 * 1_000);
+    Ok((ExitStatus::from_raw(status), time(used.ru_utime) + time(used.ru_stime)))
 }
 
 const ON: libc::c_int = 1;

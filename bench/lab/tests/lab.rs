@@ -30,7 +30,7 @@ const STORIES: &[Story] = &[
 ];
 
 fn main() -> ExitCode {
-    run_all(STORIES)
+    run_all(STORIES, &[])
 }
 
 fn every_mode_of_load_is_answered_id_by_id() -> Result<()> {

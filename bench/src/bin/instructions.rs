@@ -1,7 +1,8 @@
 //! How many instructions does each part of the packet path take? What can be repeated on any machine, kept as a baseline.
 //!
 //! ```text
-//! cargo run --release -p bench --bin instructions                                     a table
+//! cargo run --release -p bench --bin instructions [-- --json]                         a table
+//! cargo run --release -p bench --bin instructions -- --scale [--json]                 with shards and sessions added
 //! cargo run --release -p bench --bin instructions -- --check bench/instructions.json  fails on what became dearer
 //! cargo run --release -p bench --bin instructions -- --write bench/instructions.json  the new baseline
 //! ```
@@ -30,52 +31,79 @@ use topology::plan::Rings;
 
 /// Share of the baseline that a part may differ by: compilers and libraries of neighbouring versions differ by less.
 const TOLERANCE: f64 = 0.05;
+/// Longer than an acknowledgement is withheld.
+const PAUSE_US: u64 = 50_000;
 /// Records of one batch.
 const BATCH: usize = 32;
 
-/// A part: its name, the items of a short run, and what does so many.
+/// A part: its name, the items of a short run, and what does so many, among so many shards or sessions.
 struct Part {
     name: &'static str,
     items: u32,
-    run: fn(u32),
+    among: u32,
+    run: fn(u32, u32),
+}
+
+impl Part {
+    const fn new(name: &'static str, items: u32, among: u32, run: fn(u32, u32)) -> Self {
+        Self { name, items, among, run }
+    }
 }
 
 const PARTS: &[Part] = &[
-    Part { name: "ring: a record of 296 bytes in and out", items: 20_000, run: through_ring },
-    Part { name: "capture: a frame of a 200-byte request to its shard", items: 8_000, run: dispatch },
-    Part { name: "inject: headers and checksum of 200 bytes", items: 20_000, run: headers },
-    Part { name: "return: a header through the plain channel", items: 20_000, run: returned },
-    Part { name: "return: a header through the encrypted channel", items: 20_000, run: returned_encrypted },
-    Part { name: "machine: a turn, 10 sessions", items: 10_000, run: turns_of_10 },
-    Part { name: "machine: a turn, 10,000 sessions", items: 20_000, run: turns_of_10_000 },
-    Part { name: "machine: a connection of one turn", items: 4_000, run: connections },
-    Part { name: "machine: a super-frame of 60,000 bytes", items: 200, run: super_frames },
+    Part::new("ring: a record of 296 bytes in and out", 20_000, 1, through_ring),
+    Part::new("capture: a frame of a 200-byte request to its shard", 8_000, 2, dispatch),
+    Part::new("inject: headers and checksum of 200 bytes", 20_000, 1, headers),
+    Part::new("return: a header through the plain channel", 20_000, 1, returned),
+    Part::new("return: a header through the encrypted channel", 20_000, 1, returned_encrypted),
+    Part::new("machine: a turn, 10 sessions", 10_000, 10, turns),
+    Part::new("machine: a turn, 10,000 sessions", 20_000, 10_000, turns),
+    Part::new("machine: a connection of one turn", 4_000, 1, connections),
+    Part::new("machine: a super-frame of 60,000 bytes", 200, 1, super_frames),
+];
+
+/// What must not grow with shards or sessions. Here a client thinks for longer than an acknowledgement is withheld, however few
+/// there are, so that all turns are the same work; in batches of 32 but for the first.
+const SCALE: &[Part] = &[
+    Part::new("a frame to one of 1 shard", 8_000, 1, dispatch),
+    Part::new("a frame to one of 2 shards", 8_000, 2, dispatch),
+    Part::new("a frame to one of 4 shards", 8_000, 4, dispatch),
+    Part::new("a frame to one of 8 shards", 8_000, 8, dispatch),
+    Part::new("a turn of one of 32 sessions", 10_240, 32, spread),
+    Part::new("a turn of one of 1,000 sessions", 10_240, 1_000, spread),
+    Part::new("a turn of one of 100,000 sessions", 10_240, 100_000, spread),
+    Part::new("a turn of one of 1,000,000 sessions", 10_240, 1_000_000, spread),
 ];
 
 fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (json, args) = bench::arguments();
+    let show = |baseline: &Figures, measured: &Figures| match json {
+        true => println!("{}", serde_json::json!(measured)),
+        false => table(baseline, measured),
+    };
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => table(&BTreeMap::new(), &measure()?),
+        [] => show(&BTreeMap::new(), &measure(PARTS)?),
+        ["--scale"] => show(&BTreeMap::new(), &measure(SCALE)?),
         ["--check", file] => {
             let text = std::fs::read_to_string(file).with_context(|| format!("reading {file}"))?;
             let baseline = serde_json::from_str(&text).with_context(|| format!("reading {file}"))?;
-            let measured = measure()?;
-            table(&baseline, &measured);
+            let measured = measure(PARTS)?;
+            show(&baseline, &measured);
             check(&baseline, &measured).with_context(|| {
                 format!("if that is meant: cargo run --release -p bench --bin instructions -- --write {file}")
             })?;
         }
         ["--write", file] => {
-            let measured = measure()?;
-            table(&BTreeMap::new(), &measured);
+            let measured = measure(PARTS)?;
+            show(&BTreeMap::new(), &measured);
             let text = serde_json::to_string_pretty(&measured)? + "\n";
             std::fs::write(file, text).with_context(|| format!("writing {file}"))?;
         }
         ["--run", name, items] => {
-            let part = PARTS.iter().find(|part| part.name == name).context("no such part")?;
-            (part.run)(items.parse()?);
+            let part = PARTS.iter().chain(SCALE).find(|part| part.name == name).context("no such part")?;
+            (part.run)(part.among, items.parse()?);
         }
-        _ => bail!("there are --check FILE and --write FILE"),
+        _ => bail!("there are --scale, --check FILE, --write FILE, and --json with each"),
     }
     Ok(())
 }
@@ -83,8 +111,8 @@ fn main() -> Result<()> {
 /// Instructions an item, by the part's name.
 type Figures = BTreeMap<String, u64>;
 
-fn measure() -> Result<Figures> {
-    PARTS
+fn measure(parts: &[Part]) -> Result<Figures> {
+    parts
         .iter()
         .map(|part| {
             let (short, long) = (count(part, part.items)?, count(part, 2 * part.items)?);
@@ -135,7 +163,7 @@ fn check(baseline: &Figures, measured: &Figures) -> Result<()> {
     Ok(())
 }
 
-fn through_ring(items: u32) {
+fn through_ring(_: u32, items: u32) {
     let (mut producer, mut consumer) = ring::heap(1 << 20);
     let record = [7; 296];
     for _ in 0..items as usize / BATCH {
@@ -147,10 +175,10 @@ fn through_ring(items: u32) {
     }
 }
 
-fn dispatch(items: u32) {
+fn dispatch(shards: u32, items: u32) {
     let online = endpoint("10.0.0.9:8080");
     let plan = Plan {
-        shards: 2,
+        shards: shards as u16,
         rings: Rings { capture: 1 << 20, ..Plan::small(&[]).rings },
         ..Plan::small(&["8080-10.0.3.2:8080"])
     };
@@ -175,7 +203,7 @@ fn dispatch(items: u32) {
     }
 }
 
-fn headers(items: u32) {
+fn headers(_: u32, items: u32) {
     let (client, target) = (endpoint("198.18.0.1:40001"), endpoint("10.0.3.2:8080"));
     let payload = [b'r'; REQUEST as usize];
     let mut buffer = [0; MAX_HEADERS];
@@ -186,11 +214,11 @@ fn headers(items: u32) {
     }
 }
 
-fn returned(items: u32) {
+fn returned(_: u32, items: u32) {
     through_channel(Policy::PlainLocal, items);
 }
 
-fn returned_encrypted(items: u32) {
+fn returned_encrypted(_: u32, items: u32) {
     through_channel(Policy::Keyed([7; 32]), items);
 }
 
@@ -242,14 +270,6 @@ fn carry(from: &mut Channel, to: &mut Channel) {
     from.sent(n);
 }
 
-fn turns_of_10(items: u32) {
-    turns(10, items);
-}
-
-fn turns_of_10_000(items: u32) {
-    turns(10_000, items);
-}
-
 fn turns(sessions: u32, items: u32) {
     let mut machine = Machine::new(sessions * 2);
     let mut clients: Vec<Client> = (0..sessions).map(Client::new).collect();
@@ -259,12 +279,28 @@ fn turns(sessions: u32, items: u32) {
     }
 }
 
-fn connections(items: u32) {
+/// Of many sessions only some ask, in turn.
+fn spread(sessions: u32, items: u32) {
+    let mut machine = Machine::new(sessions + sessions / 8);
+    let mut clients: Vec<Client> = (0..sessions).map(Client::new).collect();
+    clients.iter_mut().for_each(|client| machine.open(client));
+    let all = clients.len();
+    let batch = BATCH.min(all);
+    for n in 0..items as usize / batch {
+        let from = n * batch % (all - all % batch);
+        machine.turns(&mut clients[from..from + batch]);
+        // Until nobody waits any more: the acknowledgement and what timers it leaves.
+        machine.passes(PAUSE_US);
+        machine.passes(PAUSE_US);
+    }
+}
+
+fn connections(_: u32, items: u32) {
     let mut machine = Machine::new(4_096);
     (0..items).for_each(|n| machine.short(n));
 }
 
-fn super_frames(items: u32) {
+fn super_frames(_: u32, items: u32) {
     let mut machine = Machine::new(64);
     let mut client = Client::new(1);
     machine.open(&mut client);

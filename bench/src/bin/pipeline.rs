@@ -1,7 +1,7 @@
 //! What does the whole pipeline cost without sockets: captured frames from memory → dispatch → shards → a null injector?
 //!
 //! ```text
-//! cargo run --release -p bench --bin pipeline -- [--load even,skewed] [--shards 1,2,4,8] [--sessions 10,10000] [--turns 400000] [--json]
+//! cargo run --release -p bench --bin pipeline -- [--load even,skewed] [--shards 1,2,4,8] [--sessions 10,10000] [--turns 400000] [--rate PER_S] [--json]
 //! ```
 //!
 //! The roles' own code on rings of a real region, each role a thread. The null injector is the target too: it answers each
@@ -18,7 +18,9 @@
 //!
 //! With a million sessions a client thinks for longer than the machine withholds an acknowledgement, so each turn has a timer and
 //! a record more: `records` counts what was emitted for each turn. `wait` is from the capture of a request to its record, of
-//! those sessions that are not the busy ones; `busiest` is the CPU time of the busiest shard against the mean.
+//! those sessions that are not the busy ones; `backlog` is how many requests were on their way at most; `busiest` is the CPU time of
+//! the busiest shard against the mean. Without `--rate`, which sets how many requests are asked a second, both say how long a full
+//! window takes; with it they say what an elephant costs the others.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -50,6 +52,8 @@ const UPLOAD_WINDOW: u64 = 8 * SUPER_FRAME;
 /// Of so many sessions one is busy in the skewed load, and asks so many times as often as the others: nine of ten requests.
 const BUSY_ONE_OF: u32 = 10;
 const BUSY_TIMES: usize = 81;
+/// The pause between two looks of a capturer that naps.
+const NAP_S: f64 = 500e-6;
 /// A turn that takes this long will not end any more.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -59,7 +63,7 @@ fn main() -> Result<()> {
     if !args.json {
         println!("CPU of each role, ns; a packet is one captured or returned");
         println!(
-            "{:<9} {:>6} {:>9} {:>9} {:>15} {:>14} {:>10} {:>8} {:>8} {:>15} {:>11} {:>7}",
+            "{:<9} {:>6} {:>9} {:>9} {:>15} {:>14} {:>10} {:>8} {:>8} {:>15} {:>8} {:>11} {:>7}",
             "load",
             "shards",
             "sessions",
@@ -70,6 +74,7 @@ fn main() -> Result<()> {
             "records",
             "busiest",
             "wait p50/p99 µs",
+            "backlog",
             "frames up",
             "Gbit/s"
         );
@@ -77,7 +82,7 @@ fn main() -> Result<()> {
     for &load in &args.loads {
         for &sessions in &args.sessions {
             for &shards in &args.shards {
-                let row = measure(load, shards, sessions, args.turns)
+                let row = measure(load, shards, sessions, &args)
                     .with_context(|| format!("{}, {shards} shards, {sessions} sessions", load.name()))?;
                 if !args.json {
                     row.print();
@@ -152,13 +157,16 @@ struct Args {
     shards: Vec<u16>,
     sessions: Vec<u32>,
     turns: u64,
+    /// Requests a second; as many as there is room for without.
+    rate: Option<f64>,
     json: bool,
 }
 
 impl Args {
     fn read() -> Result<Self> {
         let (shards, sessions) = (vec![1, 2, 4, 8], vec![10, 10_000]);
-        let mut args = Self { loads: vec![Load::Even], shards, sessions, turns: 400_000, json: false };
+        let mut args =
+            Self { loads: vec![Load::Even], shards, sessions, turns: 400_000, rate: None, json: false };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             let mut value = || words.next().with_context(|| format!("{word} needs a value"));
@@ -167,13 +175,21 @@ impl Args {
                 "--shards" => args.shards = list(&value()?)?,
                 "--sessions" => args.sessions = list(&value()?)?,
                 "--turns" => args.turns = value()?.parse().context("--turns: a number")?,
+                "--rate" => args.rate = Some(value()?.parse().context("--rate: a number")?),
                 "--json" => args.json = true,
-                other => anyhow::bail!("{other}: there are --load, --shards, --sessions, --turns and --json"),
+                other => {
+                    anyhow::bail!(
+                        "{other}: there are --load, --shards, --sessions, --turns, --rate and --json"
+                    )
+                }
             }
         }
         ensure!(
-            args.shards.iter().all(|&n| n > 0) && args.sessions.iter().all(|&n| n > 0) && args.turns > 0,
-            "shards, sessions and turns are at least one"
+            args.shards.iter().all(|&n| n > 0)
+                && args.sessions.iter().all(|&n| n > 0)
+                && args.turns > 0
+                && args.rate.is_none_or(|rate| rate >= 1.0),
+            "shards, sessions, turns and rate are at least one"
         );
         Ok(args)
     }
@@ -200,6 +216,7 @@ struct Row {
     shards_ns: Vec<i64>,
     records: u64,
     wait: Histogram,
+    backlog: u64,
 }
 
 impl Row {
@@ -221,6 +238,7 @@ impl Row {
             "records_per_frame": self.records as f64 / self.frames() as f64,
             "busiest_shard": busiest * f64::from(self.shards) / self.shards_ns(),
             "wait_us": {"p50": self.wait.percentile(50.0), "p99": self.wait.percentile(99.0)},
+            "backlog": self.backlog,
             "super_frames": self.uploaded,
             "upload_gbit_per_s": (self.uploaded * SUPER_FRAME * 8) as f64 / self.seconds / 1e9,
         })
@@ -231,7 +249,7 @@ impl Row {
         let number = |name: &str| value[name].as_f64().unwrap_or(0.0);
         let wait = format!("{}/{}", self.wait.percentile(50.0), self.wait.percentile(99.0));
         println!(
-            "{:<9} {:>6} {:>9} {:>9} {:>15.0} {:>14.0} {:>10.2} {:>8.2} {:>8.2} {:>15} {:>11} {:>7.1}",
+            "{:<9} {:>6} {:>9} {:>9} {:>15.0} {:>14.0} {:>10.2} {:>8.2} {:>8.2} {:>15} {:>8} {:>11} {:>7.1}",
             self.load.name(),
             self.shards,
             self.sessions,
@@ -242,6 +260,7 @@ impl Row {
             number("records_per_frame"),
             number("busiest_shard"),
             if self.turns == 0 { "-".to_owned() } else { wait },
+            self.backlog,
             self.uploaded,
             number("upload_gbit_per_s"),
         );
@@ -304,6 +323,8 @@ impl Pipeline {
             asked: 0,
             offered: 0,
             spent_ns: 0,
+            backlog: 0,
+            pace: None,
         };
         Ok(Self { region, shared, target, workers, capturer })
     }
@@ -356,6 +377,24 @@ struct Capturer {
     offered: u64,
     /// CPU time of parsing, dispatch and publication.
     spent_ns: i64,
+    /// Requests that were on their way at most.
+    backlog: u64,
+    pace: Option<Pace>,
+}
+
+/// When requests may be captured.
+#[derive(Clone, Copy)]
+struct Pace {
+    per_s: f64,
+    begun: Instant,
+    asked: u64,
+}
+
+impl Pace {
+    /// Frames of one capture batch: a nap of the capturer's at most.
+    fn batch(&self) -> usize {
+        (self.per_s * NAP_S).ceil() as usize
+    }
 }
 
 impl Capturer {
@@ -391,9 +430,11 @@ impl Capturer {
 
     /// A turn of each. Who asks was answered before, when nobody is among `window` neighbours twice.
     fn round(&mut self, order: &[u32], window: usize, online: Endpoint) -> Result<()> {
-        for some in order.chunks(window.clamp(1, BATCH)) {
+        let batch = self.pace.as_ref().map_or(BATCH, Pace::batch).min(BATCH);
+        for some in order.chunks(window.clamp(1, batch)) {
             let asked = self.asked + some.len() as u64;
             self.wait_for(asked.saturating_sub(window as u64), online)?;
+            self.wait_until_due(online);
             let packets: Vec<_> =
                 some.iter().map(|&n| self.clients[n as usize].request_packet(online)).collect();
             let now_us = shm::monotonic_us();
@@ -402,8 +443,19 @@ impl Capturer {
             }
             self.batch(&packets);
             self.asked = asked;
+            self.backlog = self.backlog.max(asked - self.shared.answered.load(Ordering::Relaxed));
         }
         Ok(())
+    }
+
+    /// Until the pace allows the next request. Who is behind catches up.
+    fn wait_until_due(&mut self, online: Endpoint) {
+        let Some(Pace { per_s, begun, asked }) = self.pace else { return };
+        let due = begun + Duration::from_secs_f64((self.asked - asked) as f64 / per_s);
+        while Instant::now() < due {
+            self.upload(online);
+            std::thread::yield_now();
+        }
     }
 
     /// As many super-frames as may be on their way.
@@ -451,7 +503,7 @@ impl Capturer {
     }
 }
 
-fn measure(load: Load, shards: u16, sessions: u32, turns: u64) -> Result<Row> {
+fn measure(load: Load, shards: u16, sessions: u32, &Args { turns, rate, .. }: &Args) -> Result<Row> {
     let sessions = if load == Load::Upload { 0 } else { sessions };
     let plan = plan(shards, sessions);
     let online: Endpoint = SocketAddr::from(([10, 0, 0, 9], 8080)).into();
@@ -465,7 +517,8 @@ fn measure(load: Load, shards: u16, sessions: u32, turns: u64) -> Result<Row> {
     }
     .min(WINDOW);
     let (offered, asked) = (capturer.offered, capturer.asked);
-    capturer.spent_ns = 0;
+    (capturer.spent_ns, capturer.backlog) = (0, 0);
+    capturer.pace = rate.map(|per_s| Pace { per_s, begun: Instant::now(), asked: capturer.asked });
     let records = pipeline.shared.records.load(Ordering::Relaxed);
     pipeline.shared.measuring.store(true, Ordering::Relaxed);
     let before_ns = pipeline.workers_ns()?;
@@ -482,7 +535,7 @@ fn measure(load: Load, shards: u16, sessions: u32, turns: u64) -> Result<Row> {
     let after_ns = pipeline.workers_ns()?;
     let capturer = &pipeline.capturer;
     let (turns, uploaded) = (capturer.asked - asked, (capturer.offered - offered) / SUPER_FRAME);
-    let capturer_ns = capturer.spent_ns;
+    let (capturer_ns, backlog) = (capturer.spent_ns, capturer.backlog);
     let records = pipeline.shared.records.load(Ordering::Relaxed) - records;
     let wait = pipeline.end()?;
     Ok(Row {
@@ -496,6 +549,7 @@ fn measure(load: Load, shards: u16, sessions: u32, turns: u64) -> Result<Row> {
         shards_ns: after_ns.iter().zip(&before_ns).map(|(after, before)| after - before).collect(),
         records,
         wait,
+        backlog,
     })
 }
 

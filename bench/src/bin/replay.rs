@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo build --release -p tcptwin -p bench
-//! target/release/replay [--json] [--harm] [--runs N] [--tcptwin PATH] [ROW...]
+//! target/release/replay [--json] [--harm] [--runs N] [--with OPTIONS] [--tcptwin PATH] [ROW...]
 //! ```
 //!
 //! Every row builds a network of its own with embedded services, runs `tcptwin run --shards 2` and `tcptwin intercept`,
@@ -10,7 +10,8 @@
 //! processes on all hosts per replayed request; bytes dropped. Everything shares this machine's cores, the load too, so
 //! compare rows of one run only. Without names the rows marked `usual` are run. With `--harm` each row's load is also run
 //! without any copying, before and after: what the online service's own clients lose by it. With `--runs N` all rows are run N
-//! times, one after the other; each line is the run of the median cost, and its `runs` the least and the most.
+//! times, one after the other; each line is the run of the median cost, and its `runs` the least and the most. `--with` adds
+//! options of `tcptwin run`: `--with "--nice 0"`.
 //!
 //! The rows `upload-…` tell the cost of a Gbit instead, by role: user and kernel time of the capturer, of the one shard and of the
 //! injector, which on a veth does the receiving host's part too. One core carries 10 Gbit/s of what costs less than 100 ms.
@@ -149,6 +150,7 @@ fn main() -> ExitCode {
 fn measure() -> Result<()> {
     let (mut json, mut harm) = (false, false);
     let mut binary = None;
+    let mut with = String::new();
     let mut runs = 1;
     let mut names = Vec::new();
     let mut args = std::env::args().skip(1);
@@ -161,6 +163,7 @@ fn measure() -> Result<()> {
                 runs = text.parse().with_context(|| format!("{text} is not a number of runs"))?;
                 anyhow::ensure!((1..=99).contains(&runs), "{runs}: 1 to 99 runs can be made");
             }
+            "--with" => with = args.next().context("--with needs options of tcptwin run")?,
             "--tcptwin" => binary = Some(PathBuf::from(args.next().context("--tcptwin needs a path")?)),
             name if ROWS.iter().any(|r| r.name == name) => names.push(arg),
             other => bail!("there is no row {other}; rows are {}", names_of_rows()),
@@ -200,7 +203,7 @@ fn measure() -> Result<()> {
         for (row, findings) in rows.iter().zip(&mut found) {
             let measured = || -> Result<Finding> {
                 let before = if harm { bare_p99_us(row)? } else { 0 };
-                let finding = run(row, &binary)?;
+                let finding = run(row, &binary, &with)?;
                 let after = if harm { bare_p99_us(row)? } else { 0 };
                 Ok(Finding { bare_p99_us: (before + after) / 2, ..finding })
             };
@@ -229,7 +232,7 @@ fn median(mut all: Vec<Finding>) -> Finding {
     Finding { range, ..all.swap_remove(all.len() / 2) }
 }
 
-fn run(row: &Row, binary: &std::path::Path) -> Result<Finding> {
+fn run(row: &Row, binary: &std::path::Path, with: &str) -> Result<Finding> {
     let net = Network::standard()?;
     let ids = usize::try_from(row.requests())?;
     let (online, target) = (Arc::new(Witness::new(ids)), Arc::new(Witness::new(ids)));
@@ -242,7 +245,8 @@ fn run(row: &Row, binary: &std::path::Path) -> Result<Finding> {
     let intercept = twin.intercept(&net.assistant, &["-x", &at_target.to_string(), "-i", "eth0"])?;
     let (map, copies) = (lab::twin::map(80, at_target), row.copies.to_string());
     let shards = row.shards.to_string();
-    let args = ["-x", &map, "-s", "10.88.0.5", "-i", "eth0", "--shards", &shards, "-n", &copies];
+    let mut args = vec!["-x", &map, "-s", "10.88.0.5", "-i", "eth0", "--shards", &shards, "-n", &copies];
+    args.extend(with.split_whitespace());
     let run = twin.run(&net.online, &args)?;
     let ways = [
         Way { from: &net.online, to: &net.target, what: "tcp dport 8080" },

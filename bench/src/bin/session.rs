@@ -20,6 +20,8 @@ use session::{Count, Table};
 const ROUNDS: usize = 9;
 /// Records of one batch, which is one transaction.
 const BATCH: usize = 32;
+/// How often a client asks, where the work of all turns is to be the same: longer than any acknowledgement is withheld.
+const EVERY_US: u64 = 4_000_000;
 /// Turns of one transaction, where several are.
 const TOGETHER: u32 = 16;
 
@@ -51,6 +53,38 @@ fn main() -> Result<()> {
         };
         let best = best_of(&mut apart);
         figures.add(format!("turn, {sessions} sessions, {BATCH} a batch"), best);
+    }
+    if !json {
+        println!(
+            "\n{:<44} {:>9} {:>10} {:>9}",
+            "a client asks every 4 s; all in batches alike", "ns", "records", "ns/record"
+        );
+    }
+    for sessions in [32, 1_000, 10_000, 100_000, 1_000_000] {
+        let (mut rig, mut clients) = opened(sessions + sessions / 8, sessions);
+        let batches = sessions.div_ceil(BATCH as u32);
+        let step_us = EVERY_US / u64::from(batches);
+        let turns = u64::from((200_000 / sessions).max(1) * sessions);
+        let mut records = 0;
+        let mut round = || {
+            let before = rig.records();
+            let timed = timed(turns as u32, || {
+                for _ in 0..turns / u64::from(sessions) {
+                    for some in clients.chunks_mut(BATCH) {
+                        rig.turns(some);
+                        rig.passes(step_us);
+                    }
+                }
+            });
+            records = rig.records() - before;
+            timed
+        };
+        // The first rounds settle what connections begin with.
+        for _ in 0..2 {
+            let _ = round();
+        }
+        let best = best_of(&mut round);
+        figures.spread(sessions, best, records as f64 / turns as f64);
     }
     // Alternately, so that both meet the same neighbours.
     let (mut rig, mut clients) = opened(2 * BATCH as u32, BATCH as u32);
@@ -87,6 +121,22 @@ fn main() -> Result<()> {
         })
     });
     figures.add("super-frame of 60,000 bytes".to_owned(), best);
+    let best = best_of(|| {
+        const BEHIND: u32 = 48;
+        timed(10 * BEHIND, || {
+            for _ in 0..10 {
+                // What comes last begins first.
+                let mut late = clients[0].clone();
+                clients[0].segment(late.at, 0, flag::ACK, payload.len() as u32);
+                for _ in 0..BEHIND {
+                    clients[0].has_read(1);
+                    rig.captures(&mut clients[0], flag::ACK | flag::PSH, &payload);
+                }
+                rig.captures(&mut late, flag::ACK | flag::PSH, &payload);
+            }
+        })
+    });
+    figures.add("the same behind a hole, 48 in a row".to_owned(), best);
     assert!(rig.table.tally().count(Count::Delivered) > 0);
     for sessions in [5_000, 50_000, 1_000_000] {
         let (rig, _) = opened(sessions, sessions);
@@ -121,6 +171,15 @@ impl Figures {
             println!("{name:<44} {ns:>9.0}");
         }
         self.found.insert(name, ns.into());
+    }
+
+    /// A turn among so many sessions, and the records that it comes to.
+    fn spread(&mut self, sessions: u32, ns: f64, records: f64) {
+        let name = format!("turn of one of {sessions} sessions");
+        if !self.json {
+            println!("{name:<44} {ns:>9.0} {records:>10.2} {:>9.0}", ns / records);
+        }
+        self.found.insert(name, serde_json::json!({"ns": ns, "records": records}));
     }
 }
 

@@ -22,7 +22,7 @@ const STORIES: &[Story] = &[
 ];
 
 fn main() -> ExitCode {
-    lab::story::run_all(STORIES)
+    lab::story::run_all(STORIES, &[])
 }
 
 /// A disk of 1 MiB that nobody else sees.

@@ -51,6 +51,13 @@ impl Table {
         self.foresight = foresight;
     }
 
+    /// Asks for the slot of a session whose turn comes soon.
+    pub(crate) fn foresee_slot(&self, id: u32) {
+        if self.tally.open >= WORTH_IT {
+            prefetch(self.slots.get(id));
+        }
+    }
+
     /// The slot that probably has this hash, and what stands elsewhere under its number.
     fn ask_for(&self, index: &Index, hash: u64) {
         if let Some(id) = index.guess(hash) {

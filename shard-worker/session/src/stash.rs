@@ -1,6 +1,8 @@
 //! Captured segments that lie behind a hole, until the hole is filled or given up. Entries stand in the order of their
 //! capture; one that continues the last one grows it. An entry whose bytes have all been moved on is simply passed over,
-//! and the whole list goes back when no entry lies ahead any more: nothing is ever changed in place.
+//! and the whole list goes back when no entry lies ahead any more: nothing is ever changed in place but what of the last entry the
+//! slot knows. Each entry says where the next one stands: every segment behind a hole asks all of them, and megabytes may lie
+//! between (in uploads with holes a shard took 58 to 100 ms of user time a Gbit, walking over those, and takes 27).
 
 use flow::Seq;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -25,10 +27,13 @@ pub(crate) struct Entry {
     /// Acknowledgement number it came with.
     pub(crate) gate: Seq,
     reserved: u32,
+    /// Where the next entry stands; meaningless in the last.
+    next: Place,
 }
 
 const HEADER: usize = size_of::<Entry>();
 const LEN_OFFSET: usize = std::mem::offset_of!(Entry, len);
+const NEXT_OFFSET: usize = std::mem::offset_of!(Entry, next);
 
 /// Keeps a segment.
 pub(crate) fn keep(
@@ -46,11 +51,13 @@ pub(crate) fn keep(
         return Err(NoChunk);
     }
     if !grows {
+        let entry = Entry { time_us, seq, len: 0, gate, reserved: 0, next: Place::NOWHERE };
+        let place = slot.stash.push_header(chunks, entry.as_bytes());
         if last.is_some() {
             slot.stash.patch(chunks, slot.stash_last, LEN_OFFSET, &slot.stash_last_len.to_ne_bytes());
+            slot.stash.patch(chunks, slot.stash_last, NEXT_OFFSET, place.as_bytes());
         }
-        let entry = Entry { time_us, seq, len: 0, gate, reserved: 0 };
-        slot.stash_last = slot.stash.push_header(chunks, entry.as_bytes());
+        slot.stash_last = place;
         slot.stash_last_len = 0;
         slot.stash_count += 1;
     }
@@ -76,7 +83,7 @@ fn entries<'c>(slot: &'c Slot, chunks: &'c Chunks) -> impl Iterator<Item = (Entr
     let mut at = slot.stash.start();
     (0..slot.stash_count).map_while(move |_| {
         let (entry, bytes) = entry_at(slot, chunks, at)?;
-        at = slot.stash.skip(chunks, bytes, entry.len as usize);
+        at = entry.next;
         Some((entry, bytes))
     })
 }
@@ -210,6 +217,24 @@ mod tests {
         assert_eq!(got, [vec![1; 10], vec![2; 10]].concat());
         assert_eq!(reset_when_passed(&mut slot, &mut chunks), 5 + 5);
         assert_eq!(chunks.unused(), 8);
+    }
+
+    #[test]
+    fn entries_of_many_chunks_are_found_behind_each_other() {
+        let (mut slot, mut chunks) = (Slot::empty(), chunks_for_tests(64));
+        slot.online_next = Seq(0);
+        let lens = [5_000, 1, 3_000, 1_016, 2_032, 7];
+        let mut seq = Seq(10);
+        for (n, len) in lens.into_iter().enumerate() {
+            keep(&mut slot, &mut chunks, n as u64, seq, Seq(7), &vec![n as u8; len]).unwrap();
+            // The rest of a hole that another entry ended.
+            seq += len as u32 + 1;
+        }
+        let found: Vec<_> =
+            entries(&slot, &chunks).map(|(entry, _)| (entry.time_us, entry.len as usize)).collect();
+        assert_eq!(found, (0..).zip(lens).collect::<Vec<_>>());
+        let all: Vec<u8> = bytes(&slot, &chunks).flatten().copied().collect();
+        assert_eq!(all, lens.iter().enumerate().flat_map(|(n, &len)| vec![n as u8; len]).collect::<Vec<_>>());
     }
 
     #[test]

@@ -12,6 +12,9 @@ use crate::target::{alive_pause_us, awaits_answer};
 use crate::targets::SILENT_TRIES;
 use crate::undo::SESSION_IMAGES;
 
+/// So far ahead of the timer that runs a slot is asked for: the time of a miss or two.
+const AHEAD: usize = 4;
+
 impl Table {
     pub(crate) fn run_timers(&mut self, now_us: u64) {
         let mut due = std::mem::take(&mut self.due);
@@ -21,6 +24,9 @@ impl Table {
         let mut done = 0;
         while done < due.len() && self.slots.has_room(SESSION_IMAGES) {
             let id = due[done];
+            if let Some(&later) = due.get(done + AHEAD) {
+                self.foresee_slot(later);
+            }
             self.at(id);
             self.run_deadlines(now_us, id);
             self.rearm(id);

@@ -4,6 +4,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `region` | the named mapping: create, attach, remove, and the typed views into it |
+//! | `pages` | large pages below it |
 //! | `leftover` | the file that stands under a name: whose it is and whether it can be trusted |
 //! | `layout` | every offset of the region, computed from a [`Spec`] in one place |
 //! | `header` | first page: magic, version, layout hash, instance, epoch, boot id |
@@ -48,6 +49,8 @@ mod leftover;
 mod lock;
 #[cfg(not(loom))]
 mod moderate;
+#[cfg(not(loom))]
+mod pages;
 #[cfg(not(loom))]
 mod region;
 #[cfg(not(loom))]

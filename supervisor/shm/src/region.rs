@@ -29,6 +29,7 @@ use crate::journal::{Item, Journal, Record};
 use crate::layout::{Layout, Link, PAGE, PLAN_BYTES, Role, Spec};
 use crate::leftover::{self, Leftover};
 use crate::memory::Memory;
+use crate::pages;
 use crate::ring::{self, Consumer, Indices, Producer};
 use crate::sync::Ordering::Relaxed;
 
@@ -431,6 +432,7 @@ fn reserve_memory(path: &Path, bytes: u64) -> Result<(), Option<RegionError>> {
         let why = format!("it was made with uid {} and mode {:04o}", meta.uid(), meta.mode() & 0o7777);
         return Err(Some(RegionError::Foreign { path: path.into(), why }));
     }
+    pages::enlarge(&file, bytes as usize);
     loop {
         match fallocate(&file, FallocateFlags::empty(), 0, bytes as i64) {
             Ok(()) => return Ok(()),
@@ -444,6 +446,8 @@ fn reserve_memory(path: &Path, bytes: u64) -> Result<(), Option<RegionError>> {
 /// The mapping stays for the rest of the process's life.
 fn leak(mapping: Shmem) -> NonNull<u8> {
     let base = NonNull::new(mapping.as_ptr()).expect("mmap does not map address 0");
+    let bytes = mapping.len();
     std::mem::forget(mapping);
-    base
+    // SAFETY: a whole mapping, whose only handle is forgotten, and nobody has looked into it.
+    unsafe { pages::align(base, bytes) }
 }

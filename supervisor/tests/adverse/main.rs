@@ -26,5 +26,5 @@ fn counted(stats: &lab::Stats, name: &str) -> u64 {
 }
 
 fn main() -> ExitCode {
-    lab::story::run_all(&[loss::STORIES, around::STORIES, target::STORIES].concat())
+    lab::story::run_all(&[loss::STORIES, around::STORIES, target::STORIES].concat(), &[])
 }

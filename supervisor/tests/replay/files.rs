@@ -293,7 +293,9 @@ fn requests_that_are_not_in_the_file() -> Result<()> {
         ensure!(replayed.stats.missed() == bytes_of(&missing), "{}", replayed.stats.ledger());
     }
     step("with abort a connection ends at its hole");
-    let replayed = bench.replay(&[&file], &[&FAST[..], &["--on-gap", "abort"]].concat())?;
+    // Not as fast as possible: what the target has not taken yet when its hole is given up is lost too, and a file that is read
+    // in one go leaves a busy target no time.
+    let replayed = bench.replay(&[&file], &["--speed", "0.5", "--on-gap", "abort"])?;
     let holes: BTreeMap<Endpoint, u64> =
         bench.parts.iter().filter(|part| lacks(part)).filter_map(Part::request).fold(
             BTreeMap::new(),

@@ -98,5 +98,5 @@ fn main() -> ExitCode {
         udp::STORIES,
         doctor::STORIES,
     ];
-    lab::story::run_all(&groups.concat())
+    lab::story::run_all(&groups.concat(), &[surviving::ALONE, restraint::ALONE].concat())
 }

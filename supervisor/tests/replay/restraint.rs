@@ -12,13 +12,16 @@ use lab::{Departures, Instance, Load, Mode, wait};
 use crate::stage::{SETTLE, Stage};
 
 pub(crate) const STORIES: &[Story] = &[
-    ("a_halt_under_load_takes_100_ms_and_stays", 120, a_halt_under_load_takes_100_ms_and_stays),
     ("roles_give_way_to_production", 60, roles_give_way_to_production),
-    ("over_budget_flows_are_shed_and_counted", 180, over_budget_flows_are_shed_and_counted),
     ("no_100_ms_hold_more_packets_than_allowed", 120, no_100_ms_hold_more_packets_than_allowed),
     ("no_100_ms_hold_more_bits_than_allowed", 120, no_100_ms_hold_more_bits_than_allowed),
     ("no_100_ms_hold_more_connections_than_allowed", 120, no_100_ms_hold_more_connections_than_allowed),
     ("a_ramp_lets_flows_in_by_and_by", 60, a_ramp_lets_flows_in_by_and_by),
+];
+/// A neighbour would spoil what these measure: how late the last packet leaves, and what CPU time a budget is kept to.
+pub(crate) const ALONE: &[Story] = &[
+    ("a_halt_under_load_takes_100_ms_and_stays", 120, a_halt_under_load_takes_100_ms_and_stays),
+    ("over_budget_flows_are_shed_and_counted", 180, over_budget_flows_are_shed_and_counted),
 ];
 
 /// Nothing leaves later than this after somebody threw the switch.
@@ -198,7 +201,9 @@ fn a_ramp_lets_flows_in_by_and_by() -> Result<()> {
     for (share, wanted) in shares.iter().zip([1.0 / 6.0, 0.5, 5.0 / 6.0]) {
         ensure!((share - wanted).abs() < 0.15, "{shares:?}");
     }
-    ensure!(decimal(&run, "/control/percent")? == 100.0, "the ramp did not end at all flows");
+    wait::until("the ramp ends at all flows", SETTLE, || {
+        decimal(&run, "/control/percent").is_ok_and(|percent| percent == 100.0)
+    })?;
     load.stop()?;
     let stats = crate::stage::end(run)?;
     let others = stats.dropped_in_all()

@@ -26,6 +26,10 @@ pub(crate) const STORIES: &[Story] = &[
     ("a_leftover_of_another_plan_is_removed", 60, a_leftover_of_another_plan_is_removed),
     ("an_upgrade_under_load_loses_nothing", 90, an_upgrade_under_load_loses_nothing),
     ("an_upgrade_that_cannot_be_is_refused_or_drains", 90, an_upgrade_that_cannot_be_is_refused_or_drains),
+    ("a_crash_loop_ends_in_a_safe_stop", 120, a_crash_loop_ends_in_a_safe_stop),
+];
+/// A neighbour would spoil what these measure: how long a role is away.
+pub(crate) const ALONE: &[Story] = &[
     ("a_killed_role_is_back_at_once", 90, a_killed_role_is_back_at_once),
     ("a_stopped_role_is_replaced_in_time", 90, a_stopped_role_is_replaced_in_time),
     (
@@ -33,7 +37,6 @@ pub(crate) const STORIES: &[Story] = &[
         90,
         a_role_that_computes_without_end_is_replaced_in_time,
     ),
-    ("a_crash_loop_ends_in_a_safe_stop", 120, a_crash_loop_ends_in_a_safe_stop),
 ];
 
 /// Requests a second of most stories here.

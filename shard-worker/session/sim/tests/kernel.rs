@@ -36,5 +36,5 @@ fn the_kernel_as_the_target() -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    lab::story::run_all(STORIES)
+    lab::story::run_all(STORIES, &[])
 }
