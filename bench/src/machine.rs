@@ -38,13 +38,20 @@ impl Machine {
             file_us: None,
             repeatable: false,
         };
-        let table = Table::new(place(&config), config);
-        Self {
-            table,
-            now_us: 1_000_000_000,
-            target: Target { address: target, answers: Vec::new() },
-            lasting: false,
-        }
+        Self::on(Table::new(place(&config), config), 1_000_000_000)
+    }
+
+    /// On a table that is there, whose first mapping leads to the one target.
+    pub fn on(table: Table, now_us: u64) -> Self {
+        let target = Target { address: table.config().targets[0].endpoint, answers: Vec::new() };
+        Self { table, now_us, target, lasting: false }
+    }
+
+    /// One turn of a worker's loop that has nothing to do but learn what a predecessor left; true when there is more.
+    pub fn walks(&mut self) -> bool {
+        let more = self.table.walk(session::SLICE);
+        self.settle();
+        more
     }
 
     /// One captured segment, and all that follows from it.

@@ -8,7 +8,7 @@ use flow::{Captured, Drop, Endpoint, Seq};
 use crate::config::Clients;
 use crate::numbering;
 use crate::slot::{NONE, Phase, Recovery, Timer, is, try_bit};
-use crate::table::Table;
+use crate::table::{Table, has_endpoint};
 use crate::tally::Count;
 use crate::undo::SESSION_IMAGES;
 
@@ -60,8 +60,7 @@ impl Table {
             return Err(absent);
         }
         self.tally.one(Count::Flows);
-        self.by_flow.insert(hash, first);
-        self.slots.get_mut(first).set(is::FIRST);
+        self.index_flow(hash, first);
         let mut id = first;
         while id != NONE {
             let slot = self.slots.get_mut(id);
@@ -80,12 +79,12 @@ impl Table {
         joined: bool,
     ) -> Result<u32, Drop> {
         let target = self.config.mappings[usize::from(segment.mapping)];
-        if self.free.is_empty() && !self.end_a_lingering_one(now_us, copies - copy) {
+        self.walk_until(|table| table.free_slots() > 0);
+        if self.free_slots() == 0 && !self.end_a_lingering_one(now_us, copies - copy) {
             return Err(Drop::TableFull);
         }
         let choice = self.choose(now_us, segment, target, copy)?;
-        let id = self.free.pop().expect("one was free a moment ago, and choosing frees only");
-        self.header.fresh = self.header.fresh.max(id + 1);
+        let id = self.take_slot().expect("one was free a moment ago, and choosing frees only");
         self.answers.forget(id);
         let tcp = &segment.tcp;
         let slot = self.slots.get_mut(id);
@@ -109,7 +108,7 @@ impl Table {
             self.tally.one(Count::SessionsJoined);
         }
         self.tally.one(Count::SessionsStarted);
-        self.tally.open += 1;
+        self.tally.open = self.tally.open.wrapping_add(1);
         let slot = self.slots.get_mut(id);
         match choice {
             Choice::Free(endpoint) => {
@@ -178,15 +177,11 @@ impl Table {
         let address = self.config.targets[target as usize].endpoint;
         let family = usize::from(!address.addr.is_v4());
         let (slots, targets, by_replayed) = (&self.slots, &self.config.targets, &self.by_replayed);
-        let seed = self.replayed_seed();
+        let (seed, fresh) = (self.replayed_seed(), self.header.fresh);
         let pool = self.pools[family].as_ref()?;
         pool.take(&mut self.header.pools[family], (now_us / 1_000_000) as u32, |endpoint| {
-            by_replayed
-                .find(flow_hash(seed, endpoint, &address), |id| {
-                    let slot = slots.get(id);
-                    slot.replayed == *endpoint && targets[slot.target as usize].endpoint == address
-                })
-                .is_none()
+            let has = |id| id < fresh && has_endpoint(slots.get(id), targets, endpoint, &address);
+            by_replayed.find(flow_hash(seed, endpoint, &address), has).is_none()
         })
     }
 
@@ -203,21 +198,21 @@ impl Table {
             .find(|endpoint| {
                 endpoint != client
                     && shard_of(endpoint_hash(self.config.seeds.shard, endpoint), shards) == self.config.shard
-                    && self.find_replayed(endpoint, &address).is_none()
+                    && self.peek_replayed(endpoint, &address).is_none()
             })
     }
 
-    /// Puts the session's replayed endpoint into the index.
+    /// Puts the session's replayed endpoint into the index; see `index_flow` for when that may be.
     pub(crate) fn occupy(&mut self, id: u32) {
-        let slot = self.slots.get(id);
-        let target = self.config.targets[slot.target as usize].endpoint;
-        let hash = self.replayed_hash(&slot.replayed, &target);
-        self.by_replayed.insert(hash, id);
+        let slot = self.slots.get_mut(id);
+        let (replayed, target) = (slot.replayed, self.config.targets[slot.target as usize].endpoint);
+        let hash = self.replayed_hash(&replayed, &target);
+        self.put_endpoint(hash, id);
     }
 
     /// Takes it out again; from the pool's ranges it rests from now on.
     pub(crate) fn vacate(&mut self, now_us: u64, id: u32) {
-        let slot = self.slots.get(id);
+        let slot = &*self.slots.get_mut(id);
         if slot.replayed == Endpoint::default() {
             return;
         }
