@@ -57,6 +57,7 @@ section() {
     section "The same: a tenth of the flows with nine tenths of the requests; an upload beside the others; the upload alone" \
         $bin/pipeline --load even,skewed,elephant,upload --shards 1,4 --sessions 10000 --turns 200000
     if [[ $extent == all ]]; then
+        section "From a worker's death to its successor's first record" $bin/takeover
         section "Packet files" $bin/trace
     fi
     case $extent in
