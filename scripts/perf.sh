@@ -89,6 +89,7 @@ section() {
     section "20,000 requests a second, alone and beside an upload as fast as it is taken" \
         $large $bin/pipeline --load even,elephant --shards 1,4 --sessions 10000 --turns 60000 --rate 20000
     if [[ $extent == all ]]; then
+        section "From a worker's death to its successor's first record" $bin/takeover
         section "Packet files" $bin/trace
     fi
     case $extent in

@@ -42,12 +42,21 @@ impl Machine {
         };
         let mut table = Table::new(place(&config), config);
         table.keep_diary(Diary::over(zeroed(Diary::bytes(sessions)), sessions));
-        Self {
-            table,
-            now_us: 1_000_000_000,
-            target: Target { address: target, answers: Vec::new(), records: 0 },
-            lasting: false,
-        }
+        Self::on(table, 1_000_000_000)
+    }
+
+    /// On a table that is there, whose first mapping leads to the one target.
+    pub fn on(table: Table, now_us: u64) -> Self {
+        let address = table.config().targets[0].endpoint;
+        let target = Target { address, answers: Vec::new(), records: 0 };
+        Self { table, now_us, target, lasting: false }
+    }
+
+    /// One turn of a worker's loop that has nothing to do but learn what a predecessor left; true when there is more.
+    pub fn walks(&mut self) -> bool {
+        let more = self.table.walk(session::SLICE);
+        self.settle();
+        more
     }
 
     /// One captured segment, and all that follows from it.

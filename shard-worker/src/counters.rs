@@ -165,6 +165,9 @@ pub(crate) struct Publisher {
     left_out: [LeftOut; LEFT_OUT.len()],
     latencies: [Histogram; Latency::COUNT],
     latencies_us: u64,
+    /// What predecessors had in flight, and what of it nobody knows about, as published last.
+    inherited: u64,
+    unexplained: u64,
     /// Each target: the trips that predecessors have counted, and what was published last.
     targets: Vec<(u64, Option<Health>)>,
 }
@@ -186,6 +189,8 @@ impl Publisher {
             left_out: [LeftOut::default(); LEFT_OUT.len()],
             latencies: std::array::from_fn(|_| Histogram::default()),
             latencies_us: 0,
+            inherited: fresh.inherited,
+            unexplained: 0,
             targets: Vec::new(),
         };
         let known = |target| health(publisher.totals[offset_target(target)]).trips;
@@ -299,6 +304,11 @@ impl Publisher {
                 self.grow(offset_dropped_bytes(reason), now.payload_bytes - known.payload_bytes);
             }
         }
+        let uncounted = tally.inherited - std::mem::replace(&mut self.inherited, tally.inherited);
+        self.grow(offset_count(Count::Wanted), uncounted);
+        self.add(WorkerCount::SettledWanted, uncounted);
+        let lost = tally.unexplained - std::mem::replace(&mut self.unexplained, tally.unexplained);
+        self.add(WorkerCount::SettledLost, lost);
         self.set(offset_gauge(Gauge::Open), tally.open);
         self.set(offset_gauge(Gauge::InFlight), tally.in_flight);
         let answered = self.totals[offset_gauge(Gauge::Answered)];
@@ -316,14 +326,14 @@ impl Publisher {
         self.latencies[latency.index()].clone_from(now);
     }
 
-    /// `wanted = delivered + in flight + dropped` holds for what is published and what the slots held at the last commit. What
-    /// the table found in its slots now is less by what was in those that it could not use, and that is lost with the
-    /// worker. Any other difference gets a counter of its own, so that it hides nothing.
+    /// `wanted = delivered + in flight + dropped` holds for what is published and what the slots held at the last commit. Any
+    /// difference gets a counter of its own, so that it hides nothing. What the slots turn out not to hold comes later, with
+    /// the table's own counts.
     fn settle(&mut self, fresh: &Tally) {
         let wanted = self.totals[offset_count(Count::Wanted)];
         let delivered = self.totals[offset_count(Count::Delivered)];
         let dropped: u64 = Drop::ALL.iter().map(|&reason| self.totals[offset_dropped_bytes(reason)]).sum();
-        let found = delivered + dropped + fresh.inherited;
+        let found = delivered.wrapping_add(dropped).wrapping_add(fresh.inherited);
         let uncounted = found.saturating_sub(wanted);
         let lost = wanted.saturating_sub(found);
         self.grow(offset_count(Count::Wanted), uncounted);
@@ -331,9 +341,7 @@ impl Publisher {
         if lost > 0 {
             self.grow(offset_dropped_segments(Drop::WorkerLost), 1);
             self.grow(offset_dropped_bytes(Drop::WorkerLost), lost);
-            if fresh.count(Count::SlotsUnusable) == 0 {
-                self.add(WorkerCount::SettledLost, lost);
-            }
+            self.add(WorkerCount::SettledLost, lost);
         }
     }
 }

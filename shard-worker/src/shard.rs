@@ -29,7 +29,7 @@
 //! `quarantined`, and its session, which may be what is broken, is lost without another look at it.
 
 use flow::{Captured, sample};
-use session::{Count, Datagrams, Diary, Held, Order, Table};
+use session::{Count, Datagrams, Diary, Held, Order, SLICE, Table};
 use shm::{Control, Doorbell, Item, Journal, Link, MILLION, Region, Role, Word};
 use topology::Plan;
 
@@ -54,6 +54,8 @@ pub(crate) struct Shard {
     pub(crate) publisher: Publisher,
     left_out: Item,
     known: Known,
+    /// A first step was made.
+    has_begun: bool,
     /// The source is a file, which can wait.
     patient: bool,
     /// Bytes of output that may wait for the injector, where it keeps to a rate: what waits there is too late to be thought over,
@@ -95,7 +97,7 @@ impl Shard {
         );
         let left_out = journal.left_out();
         let found = inbox.take().find(left_out);
-        let condemned = |held: &Held<'_>| match (&found, left_out) {
+        let condemned = move |held: &Held<'_>| match (&found, left_out) {
             (Some(Found::Captured(segment)), _) => held.is_of(segment),
             (Some(Found::Returned(header)), _) => held.is_answered_by(header),
             (None, Item::Session(id)) => held.id == id,
@@ -106,6 +108,10 @@ impl Shard {
         let (arena, rest) = arena.split_at_mut(table_bytes(plan) as usize);
         let mut table = Table::successor(arena, machine_config(plan, number), repeated, condemned);
         table.keep_diary(Diary::over(diary, plan.limits.sessions_per_shard));
+        if left_out != Item::Nothing {
+            // Which is in any slot, and the order is given once.
+            while !table.is_full() && table.walk(SLICE) {}
+        }
         let datagrams = datagrams(rest, plan, number);
         journal.done();
         let mut publisher = Publisher::new(region.counters(Role::Shard(number)), table.tally());
@@ -127,6 +133,7 @@ impl Shard {
             publisher,
             left_out,
             known: Known::default(),
+            has_begun: false,
             patient: plan.trace.is_some(),
             waiting_bytes: waiting_bytes(plan),
             region,
@@ -303,6 +310,17 @@ impl Shard {
     /// Whether the end may come: nothing is held, and of a file, which nobody waits to see stopped, the last answers are in.
     pub(crate) fn is_through(&mut self, now_us: u64) -> bool {
         self.table.is_quiet() && (!self.patient || self.table.has_last_answers(now_us))
+    }
+
+    /// Looks at some of what a predecessor left, if one did; true while there is more. Not in the first step, for whose input
+    /// somebody has waited since the predecessor's death: the first pages of an arena that this process touches cost most.
+    pub(crate) fn walk(&mut self) -> bool {
+        let walks = self.table.is_walking();
+        if walks && std::mem::replace(&mut self.has_begun, true) {
+            self.journal.at(Item::Sessions);
+            self.table.walk(SLICE);
+        }
+        walks
     }
 
     /// Runs the timers that are due; true if any were.

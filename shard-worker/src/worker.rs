@@ -1,6 +1,7 @@
 //! The poll loop of one shard, its drain and its end.
 //!
-//! One step is: room for the output, then a batch of input, timers, output, and all of it is one transaction (`shard`). With
+//! One step is: room for the output, then a batch of input, some of what a dead predecessor left, timers, output, and all of it
+//! is one transaction (`shard`). With
 //! nothing to do the worker sleeps on its own bell until the next timer, 100 ms at most.
 //!
 //! | phase | goes on when | to |
@@ -181,6 +182,7 @@ impl Worker {
             shard.feed(now_us, taken, control);
         }
         let held_up = full || taken.as_ref().is_some_and(Taken::is_untouched);
+        let walks = shard.walk();
         let due = shard.tick(now_us);
         let shedding = !abandoning && shard.shed(now_us, control);
         let all_given_up = !abandoning || shard.table.abandon(now_us);
@@ -194,6 +196,8 @@ impl Worker {
         shard.note_faults(inbox.faults());
         if had_input || due || sent || shedding {
             shard.publisher.add(WorkerCount::Batches, 1);
+            Step::Worked
+        } else if walks {
             Step::Worked
         } else if more || held_up {
             Step::Blocked

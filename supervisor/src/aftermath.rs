@@ -137,7 +137,7 @@ impl Shard {
         counters.add(offset_count(failed), open);
         counters.set(offset_gauge(Gauge::InFlight), 0);
         counters.set(offset_gauge(Gauge::Open), 0);
-        let keep = Table::arena_bytes(0, 0) as usize;
+        let keep = Table::LASTING_BYTES;
         if let Some(sessions) = self.arena(region, number).get_mut(keep..) {
             sessions.fill(0);
         }
@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(left, item);
         assert!(file.ends_with("1.json") && file.exists());
         assert_eq!(Region::attach(&scene.name).unwrap().journal(Role::Shard(0)).left_out(), item);
-        let keep = Table::arena_bytes(0, 0) as usize;
+        let keep = Table::LASTING_BYTES;
         scene.aftermath.shards[0].arena(scene.region, 0).fill(7);
         assert_eq!(scene.crash(item), Verdict::BeginsAnew(2));
         let arena = scene.aftermath.shards[0].arena(scene.region, 0);

@@ -41,7 +41,7 @@ impl Table {
     /// that holds as much as it may and has something to send, or slots while sessions are at their end. Where no
     /// session can end by itself, waiting would last for ever, and the flow is refused and counted.
     pub fn should_wait(
-        &self,
+        &mut self,
         segment: &Captured,
         payload_bytes: usize,
         percent_ppm: u32,
@@ -67,8 +67,9 @@ impl Table {
 
     /// Whether fewer slots than these can be had now, and a session is about to leave its own.
     fn lacks_slots(&self, wanted: usize) -> bool {
-        let lacking = wanted.saturating_sub(self.free.len());
-        lacking > 0 && !self.lingering.are(lacking, &self.slots) && self.is_one_ending()
+        let lacking = wanted.saturating_sub(self.free_slots());
+        let ends = || !self.lingering.are(lacking, &self.slots) && self.is_one_ending();
+        lacking > 0 && (self.is_walking() || ends())
     }
 
     fn is_one_ending(&self) -> bool {
@@ -124,6 +125,8 @@ impl Table {
 
     /// True when `needed` chunks are free, or cannot be: nothing is left to be closed, or the oldest backlog is their own.
     fn make_room(&mut self, now_us: u64, needed: usize, own: impl Fn(&Slot) -> bool) -> bool {
+        // What a predecessor has left is looked through for free chunks before anybody is closed.
+        self.walk_until(|table| table.chunks.available() >= needed);
         if self.chunks.available() >= needed {
             return true;
         }

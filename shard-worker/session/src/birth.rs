@@ -9,7 +9,7 @@ use crate::config::Clients;
 use crate::diary::Step;
 use crate::numbering;
 use crate::slot::{NONE, Phase, Recovery, Timer, is, try_bit};
-use crate::table::Table;
+use crate::table::{Table, has_endpoint};
 use crate::tally::Count;
 use crate::undo::SESSION_IMAGES;
 
@@ -65,8 +65,7 @@ impl Table {
             return Err(absent);
         }
         self.tally.one(Count::Flows);
-        self.by_flow.insert(hash, first);
-        self.slots.get_mut(first).set(is::FIRST);
+        self.index_flow(hash, first);
         let mut id = first;
         while id != NONE {
             let slot = self.slots.get_mut(id);
@@ -85,19 +84,19 @@ impl Table {
         joined: bool,
     ) -> Result<u32, Drop> {
         let target = self.config.mappings[usize::from(segment.mapping)];
+        self.walk_until(|table| table.free_slots() > 0);
         // Those that are over leave first.
         if self.lingering.is_empty() {
             self.spare_a_slot(now_us, segment, copies - copy);
         }
-        if self.free.is_empty() && !self.end_a_lingering_one(now_us, copies - copy) {
+        if self.free_slots() == 0 && !self.end_a_lingering_one(now_us, copies - copy) {
             self.spare_a_slot(now_us, segment, copies - copy);
-            if self.free.is_empty() {
+            if self.free_slots() == 0 {
                 return Err(Drop::TableFull);
             }
         }
         let choice = self.choose(now_us, segment, target, copy)?;
-        let id = self.free.pop().expect("one was free a moment ago, and choosing frees only");
-        self.header.fresh = self.header.fresh.max(id + 1);
+        let id = self.take_slot().expect("one was free a moment ago, and choosing frees only");
         self.answers.forget(id);
         self.diary.begin(id, now_us, if joined { Step::Joined } else { Step::SynCaptured });
         let tcp = &segment.tcp;
@@ -122,7 +121,7 @@ impl Table {
             self.tally.one(Count::SessionsJoined);
         }
         self.tally.one(Count::SessionsStarted);
-        self.tally.open += 1;
+        self.tally.open = self.tally.open.wrapping_add(1);
         let slot = self.slots.get_mut(id);
         match choice {
             Choice::Free(endpoint) => {
@@ -165,7 +164,9 @@ impl Table {
     /// left (`--rtt none`) is reset, and its slot is free after that.
     fn spare_a_slot(&mut self, now_us: u64, segment: &Captured, to_make: u16) {
         let end = self.header.fresh.min(self.slots.len());
-        if self.free.len() >= SPARE.min((self.slots.len() as usize / 8).max(1))
+        // What a predecessor left free is found by the walk first.
+        if self.is_walking()
+            || self.free_slots() >= SPARE.min((self.slots.len() as usize / 8).max(1))
             || !self.slots.has_room(u32::from(to_make) + SESSION_IMAGES)
         {
             return;
@@ -223,15 +224,11 @@ impl Table {
         let address = self.config.targets[target as usize].endpoint;
         let family = usize::from(!address.addr.is_v4());
         let (slots, targets, by_replayed) = (&self.slots, &self.config.targets, &self.by_replayed);
-        let seed = self.replayed_seed();
+        let (seed, fresh) = (self.replayed_seed(), self.header.fresh);
         let pool = self.pools[family].as_ref()?;
         pool.take(&mut self.header.pools[family], (now_us / 1_000_000) as u32, |endpoint| {
-            by_replayed
-                .find(flow_hash(seed, endpoint, &address), |id| {
-                    let slot = slots.get(id);
-                    slot.replayed == *endpoint && targets[slot.target as usize].endpoint == address
-                })
-                .is_none()
+            let has = |id| id < fresh && has_endpoint(slots.get(id), targets, endpoint, &address);
+            by_replayed.find(flow_hash(seed, endpoint, &address), has).is_none()
         })
     }
 
@@ -248,21 +245,21 @@ impl Table {
             .find(|endpoint| {
                 endpoint != client
                     && shard_of(endpoint_hash(self.config.seeds.shard, endpoint), shards) == self.config.shard
-                    && self.find_replayed(endpoint, &address).is_none()
+                    && self.peek_replayed(endpoint, &address).is_none()
             })
     }
 
-    /// Puts the session's replayed endpoint into the index.
+    /// Puts the session's replayed endpoint into the index; see `index_flow` for when that may be.
     pub(crate) fn occupy(&mut self, id: u32) {
-        let slot = self.slots.get(id);
-        let target = self.config.targets[slot.target as usize].endpoint;
-        let hash = self.replayed_hash(&slot.replayed, &target);
-        self.by_replayed.insert(hash, id);
+        let slot = self.slots.get_mut(id);
+        let (replayed, target) = (slot.replayed, self.config.targets[slot.target as usize].endpoint);
+        let hash = self.replayed_hash(&replayed, &target);
+        self.put_endpoint(hash, id);
     }
 
     /// Takes it out again; from the pool's ranges it rests from now on.
     pub(crate) fn vacate(&mut self, now_us: u64, id: u32) {
-        let slot = self.slots.get(id);
+        let slot = &*self.slots.get_mut(id);
         if slot.replayed == Endpoint::default() {
             return;
         }

@@ -1,9 +1,13 @@
 //! Payload memory: chunks of 1 KiB in the arena, handed out by number, and the byte lists that are made of them.
 //!
-//! Which chunks are free is private knowledge, rebuilt from the slots' lists. A list is head, tail, count and tail
+//! Which chunks are free is private knowledge, rebuilt from the slots' lists (`walk`); those that were never taken stand behind a
+//! mark in the arena. A list is head, tail, count and tail
 //! length; whatever stands beyond those in a chunk is meaningless, so appending needs no undo log. What a transaction frees
 //! can be taken again only when it has ended: until then a rollback could bring back the list that it was in. And nothing
 //! that an earlier list may hold is changed in place.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -76,13 +80,26 @@ pub(crate) struct Chunks {
     /// First those that can be taken, last freed last, then those that the open transaction has freed.
     free: Vec<u32>,
     takeable: usize,
+    /// Chunks from here on were never taken. The same stands in the arena.
+    fresh: u32,
+    fresh_mark: &'static AtomicU64,
+    /// Of those that a predecessor has taken: which a list was found to have, a bit each. They keep it when they are freed.
+    claimed: Vec<u64>,
+    /// The next word of these that [`Chunks::sweep`] looks at.
+    swept: usize,
 }
 
 impl Chunks {
-    /// All free.
-    pub(crate) fn new(chunks: &'static mut [Chunk]) -> Self {
-        let free: Vec<u32> = (0..chunks.len() as u32).rev().collect();
-        Self { takeable: free.len(), chunks, free }
+    /// Those that a predecessor may have taken are not free until it is known which are.
+    pub(crate) fn new(chunks: &'static mut [Chunk], fresh_mark: &'static AtomicU64) -> Self {
+        let fresh = fresh_mark.load(Relaxed).min(chunks.len() as u64) as u32;
+        let free = Vec::with_capacity(chunks.len());
+        let mut claimed = vec![0; (fresh as usize).div_ceil(64)];
+        if !fresh.is_multiple_of(64) {
+            // Those behind the mark are nobody's yet.
+            claimed[fresh as usize / 64] = u64::MAX << (fresh % 64);
+        }
+        Self { chunks, free, takeable: 0, fresh, fresh_mark, claimed, swept: 0 }
     }
 
     /// How many there are.
@@ -94,14 +111,23 @@ impl Chunks {
         self.chunks.as_bytes()
     }
 
+    /// The mark as it stands in the arena.
+    pub(crate) fn mark_word(&self) -> u64 {
+        self.fresh_mark.load(Relaxed)
+    }
+
     /// How many can be taken now.
     pub(crate) fn available(&self) -> usize {
-        self.takeable
+        self.takeable + self.never_taken()
     }
 
     /// How many are in no list.
     pub(crate) fn unused(&self) -> usize {
-        self.free.len()
+        self.free.len() + self.never_taken()
+    }
+
+    fn never_taken(&self) -> usize {
+        self.chunks.len() - self.fresh as usize
     }
 
     /// The transaction has ended: what it freed can be taken.
@@ -109,17 +135,52 @@ impl Chunks {
         self.takeable = self.free.len();
     }
 
-    /// Sets the free list to the chunks that are not marked as used.
-    pub(crate) fn rebuild(&mut self, used: &[bool]) {
-        self.free.clear();
-        self.free.extend((0..self.chunks.len() as u32).rev().filter(|&id| !used[id as usize]));
-        self.settle();
+    /// Once all lists are marked: makes those free that no list has, `words` times 64 of them at most; true when that was all.
+    pub(crate) fn sweep(&mut self, words: usize) -> bool {
+        let end = self.claimed.len().min(self.swept + words);
+        for word in self.swept..end {
+            let mut unclaimed = !self.claimed[word];
+            while unclaimed != 0 {
+                let id = word as u32 * 64 + unclaimed.trailing_zeros();
+                unclaimed &= unclaimed - 1;
+                self.find_free(id);
+            }
+        }
+        self.swept = end;
+        end == self.claimed.len()
+    }
+
+    /// One that can be taken at once.
+    fn find_free(&mut self, id: u32) {
+        self.free.push(id);
+        let last = self.free.len() - 1;
+        self.free.swap(self.takeable, last);
+        self.takeable += 1;
+    }
+
+    /// Whether a list was found to have it, or nobody ever had it.
+    fn is_claimed(&self, id: u32) -> bool {
+        id >= self.fresh || self.claimed.get(id as usize / 64).is_none_or(|word| word >> (id % 64) & 1 != 0)
+    }
+
+    fn claim(&mut self, id: u32, claimed: bool) {
+        let word = &mut self.claimed[id as usize / 64];
+        *word = *word & !(1 << (id % 64)) | u64::from(claimed) << (id % 64);
     }
 
     fn take(&mut self) -> Option<u32> {
-        self.takeable = self.takeable.checked_sub(1)?;
+        let Some(takeable) = self.takeable.checked_sub(1) else {
+            let id = self.fresh;
+            if self.never_taken() == 0 {
+                return None;
+            }
+            self.fresh += 1;
+            self.fresh_mark.store(self.fresh.into(), Release);
+            return Some(id);
+        };
+        self.takeable = takeable;
         // A freed one takes its place, which belongs to those from here on.
-        Some(self.free.swap_remove(self.takeable))
+        Some(self.free.swap_remove(takeable))
     }
 
     fn give(&mut self, id: u32) {
@@ -302,27 +363,44 @@ impl List {
         *self = List::EMPTY;
     }
 
-    /// After a restart: marks the list's chunks as used; false, and nothing marked, when it is not a proper list of
+    /// After a restart: marks the list's chunks as claimed; false, and nothing marked, when it is not a proper list of
     /// chunks that nobody else has.
-    pub(crate) fn mark(&self, chunks: &Chunks, used: &mut [bool]) -> bool {
+    pub(crate) fn mark(&self, chunks: &mut Chunks) -> bool {
         if self.is_empty() {
             return *self == List::EMPTY;
         }
         let (mut at, mut marked) = (self.head, 0);
-        while marked < self.count && used.get(at as usize) == Some(&false) {
-            used[at as usize] = true;
+        while marked < self.count && !chunks.is_claimed(at) {
+            chunks.claim(at, true);
             marked += 1;
             if marked == self.count && at == self.tail && self.tail_len as usize <= ROOM {
                 return true;
             }
             at = chunks.chunks[at as usize].next;
         }
-        at = self.head;
-        for _ in 0..marked {
-            used[at as usize] = false;
+        self.unmark(chunks, marked);
+        false
+    }
+
+    /// Takes the marks of its first chunks back.
+    pub(crate) fn unmark(&self, chunks: &mut Chunks, count: u32) {
+        let mut at = self.head;
+        for _ in 0..count {
+            chunks.claim(at, false);
             at = chunks.chunks[at as usize].next;
         }
-        false
+    }
+
+    /// Whether it is a proper list of chunks that are not marked, which they are then: with `used` of a size for all chunks.
+    pub(crate) fn check(&self, chunks: &Chunks, used: &mut [bool]) -> bool {
+        let (mut at, mut last) = (self.head, NONE);
+        for _ in 0..self.count {
+            let Some(used) = used.get_mut(at as usize).filter(|used| !**used) else { return false };
+            *used = true;
+            last = at;
+            at = chunks.chunks[at as usize].next;
+        }
+        last == self.tail && self.tail_len as usize <= ROOM
     }
 }
 
@@ -356,7 +434,7 @@ impl<'c> Iterator for Slices<'c> {
 #[cfg(test)]
 pub(crate) fn chunks_for_tests(n: usize) -> Chunks {
     use zerocopy::FromZeros;
-    Chunks::new(Vec::leak(Chunk::new_vec_zeroed(n).unwrap()))
+    Chunks::new(Vec::leak(Chunk::new_vec_zeroed(n).unwrap()), Box::leak(Box::default()))
 }
 
 #[cfg(test)]

@@ -30,12 +30,11 @@ impl Table {
     pub(crate) fn detach_flow(&mut self, now_us: u64, first: u32) {
         let slot = self.slots.get(first);
         let hash = self.flow_hash(&slot.client, &slot.server, slot.lap);
-        self.by_flow.remove(hash, first);
+        self.unindex_flow(hash, first);
         let mut id = first;
         while id != NONE {
             let slot = self.slots.get_mut(id);
             let next = std::mem::replace(&mut slot.next_copy, NONE);
-            slot.unset(is::FIRST);
             slot.set(is::DETACHED);
             self.close_stream(now_us, id);
             id = next;
@@ -302,6 +301,9 @@ impl Table {
     /// and the last answers are in. A file tells how long these were online; else a target that has pushed its last byte and is
     /// quiet has said all.
     pub fn has_last_answers(&mut self, now_us: u64) -> bool {
+        if self.is_walking() {
+            return false;
+        }
         let end = self.header.fresh.min(self.slots.len());
         while self.answered < end && self.has_last_answer(now_us, self.answered) {
             self.answered += 1;
@@ -338,10 +340,9 @@ impl Table {
         let flow = slot.flow();
         let hash = self.flow_hash(&flow.client, &flow.server, flow.lap);
         if slot.is(is::FIRST) {
-            self.by_flow.remove(hash, id);
+            self.unindex_flow(hash, id);
             if next != NONE {
-                self.by_flow.insert(hash, next);
-                self.slots.get_mut(next).set(is::FIRST);
+                self.index_flow(hash, next);
             }
         } else if let Some(first) = self.find_flow(hash, &flow) {
             let mut before = first;
@@ -352,9 +353,7 @@ impl Table {
                 self.slots.get_mut(before).next_copy = next;
             }
         }
-        let slot = self.slots.get_mut(id);
-        slot.next_copy = NONE;
-        slot.unset(is::FIRST);
+        self.slots.get_mut(id).next_copy = NONE;
     }
 
     /// The session is over: what it still had in flight is dropped under `reason`, everything of it is free again.
@@ -378,7 +377,7 @@ impl Table {
         slot.reset();
         self.wheel.disarm(id);
         self.free.push(id);
-        self.tally.open -= 1;
+        self.tally.open = self.tally.open.wrapping_sub(1);
         if waiter != NONE && self.slots.get(waiter).phase() == Phase::Queued {
             self.start_waiter(now_us, waiter);
         }

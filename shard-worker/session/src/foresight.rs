@@ -60,7 +60,7 @@ impl Table {
 
     /// The slot that probably has this hash, and what stands elsewhere under its number.
     fn ask_for(&self, index: &Index, hash: u64) {
-        if let Some(id) = index.guess(hash) {
+        if let Some(id) = index.guess(hash).filter(|id| *id < self.slots.len()) {
             prefetch(self.slots.get(id));
             self.wheel.ask_for(id);
             self.ready.ask_for(id);

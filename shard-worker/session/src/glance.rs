@@ -6,12 +6,11 @@ use std::net::SocketAddr;
 use flow::Endpoint;
 use zerocopy::FromBytes as _;
 
-use crate::arena::{FORMAT, Header};
+use crate::arena::{self, FORMAT, Header};
 use crate::config::Limits;
 use crate::diary::{Diaries, Told};
 use crate::slot::{NEVER, Phase, Slot, Timer, is};
 use crate::tally::Count;
-use crate::undo;
 
 /// Where the slots of an arena stand in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +34,7 @@ pub fn slots(head: &[u8], limits: &Limits) -> Option<Slots> {
     if !header.is_of(FORMAT, limits.sessions, limits.chunks) {
         return None;
     }
-    let at = size_of::<Header>() + undo::bytes(limits.sessions);
+    let at = arena::slots_at(limits.sessions);
     Some(Slots { at: at as u64, each: size_of::<Slot>(), used: header.fresh.min(limits.sessions) })
 }
 

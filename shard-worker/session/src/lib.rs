@@ -9,6 +9,7 @@
 //! | `table` | the table of sessions: all that callers use |
 //! | `slot` | one session as plain data, and its phases |
 //! | `arena`, `chunks` | the shard's part of the region, carved; payload memory |
+//! | `walk` | what a successor finds out about a predecessor's slots, while it serves |
 //! | `undo` | what brings the slots back when a transaction is left open |
 //! | `online` | captured segments become the held stream: order, doubles, holes |
 //! | `answers` | what the online service's answers tell, where a file has them |
@@ -74,6 +75,7 @@ mod targets;
 mod timers;
 mod turns;
 mod undo;
+mod walk;
 pub mod wheel;
 mod wide;
 
@@ -85,3 +87,4 @@ pub use histogram::Histogram;
 pub use specimen::{Part, specimen};
 pub use table::{BURST, BURST_BYTES, Held, Sink, Table};
 pub use tally::{Count, Dropped, Health, Tally};
+pub use walk::SLICE;

@@ -1,5 +1,5 @@
-//! The sessions that are over and linger, oldest first: who leaves when a full table needs a slot (`birth`). Private memory, rebuilt
-//! from the slots.
+//! The sessions that are over and linger, oldest first: who leaves when a full table needs a slot (`birth`). Private memory, made
+//! anew from the slots (`walk`).
 
 use std::collections::VecDeque;
 
@@ -13,6 +13,8 @@ const MOST: u32 = 4_096;
 pub(crate) struct Lingering {
     queue: VecDeque<Entry>,
     most: usize,
+    /// See [`Lingering::find`].
+    found: Vec<Entry>,
 }
 
 #[derive(Clone, Copy)]
@@ -34,7 +36,8 @@ impl Entry {
 impl Lingering {
     pub(crate) fn new(sessions: u32) -> Self {
         let most = sessions.min(MOST) as usize;
-        Self { queue: VecDeque::with_capacity(most), most }
+        // Twice: see `join`.
+        Self { queue: VecDeque::with_capacity(2 * most), most, found: Vec::with_capacity(most) }
     }
 
     /// One more.
@@ -65,10 +68,19 @@ impl Lingering {
         self.queue.iter().filter(|one| one.may_leave(slots.get(one.id))).take(wanted).count() == wanted
     }
 
-    /// From the slots of a predecessor, in any order.
-    pub(crate) fn rebuild(&mut self, slots: &Slots, mut ids: Vec<u32>) {
-        ids.sort_by_key(|id| slots.get(*id).deadline(Timer::End));
-        self.queue.clear();
-        ids.into_iter().for_each(|id| self.push(slots, id));
+    /// Notes one of a predecessor's, in any order, for [`Lingering::join`]. It lingers since before all that were pushed.
+    pub(crate) fn find(&mut self, slots: &Slots, id: u32) {
+        if self.found.len() < self.most {
+            let until_us = slots.get(id).deadline(Timer::End);
+            self.found.push(Entry { id, until_us });
+        }
+    }
+
+    /// All of a predecessor's are found: they stand in front, oldest first.
+    pub(crate) fn join(&mut self) {
+        let mut found = std::mem::take(&mut self.found);
+        found.sort_by_key(|entry| std::cmp::Reverse(entry.until_us));
+        found.into_iter().for_each(|entry| self.queue.push_front(entry));
+        self.queue.truncate(self.most);
     }
 }

@@ -3,11 +3,14 @@
 use crate::slot::NONE;
 use crate::sys::prefetch;
 
-/// Not in the queue.
-const OUT: u32 = u32::MAX - 1;
+/// Not in the queue: memory that nobody has touched yet.
+const OUT: u32 = 0;
+/// The queue's last.
+const LAST: u32 = 1;
 
 /// First in, first out, so that one busy session does not starve the others.
 pub(crate) struct Ready {
+    /// Two more than the next session, [`LAST`] or [`OUT`].
     next: Box<[u32]>,
     head: u32,
     tail: u32,
@@ -37,11 +40,11 @@ impl Ready {
         if self.next[id as usize] != OUT {
             return;
         }
-        self.next[id as usize] = NONE;
+        self.next[id as usize] = LAST;
         if self.tail == NONE {
             self.head = id;
         } else {
-            self.next[self.tail as usize] = id;
+            self.next[self.tail as usize] = id + 2;
         }
         self.tail = id;
     }
@@ -51,10 +54,10 @@ impl Ready {
         if id == NONE {
             return None;
         }
-        self.head = std::mem::replace(&mut self.next[id as usize], OUT);
-        if self.head == NONE {
-            self.tail = NONE;
-        }
+        (self.head, self.tail) = match std::mem::replace(&mut self.next[id as usize], OUT) {
+            LAST => (NONE, NONE),
+            next => (next - 2, self.tail),
+        };
         Some(id)
     }
 }

@@ -35,6 +35,9 @@ impl Table {
             self.shedding.hand = 0;
         }
         self.shedding.kept_ppm = kept_ppm;
+        if self.is_walking() {
+            return false;
+        }
         let fresh = self.header.fresh.min(self.slots.len());
         let end = fresh.min(self.shedding.hand.saturating_add(LOOKS));
         while self.shedding.hand < end && self.slots.has_room(SESSION_IMAGES) {

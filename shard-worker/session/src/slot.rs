@@ -18,6 +18,7 @@ use flow::{Endpoint, Seq};
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
 
 use crate::chunks::{List, Place};
+use crate::sys::{LANES, fletcher};
 use crate::wide::Wide;
 
 /// No slot, no chunk.
@@ -367,7 +368,6 @@ impl Slot {
 
     /// Puts the checksum in place: at the end of each transaction that touched the slot.
     pub(crate) fn seal(&mut self) {
-        self.check = 0;
         self.check = self.checksum() & !UNSEALED;
     }
 
@@ -383,22 +383,23 @@ impl Slot {
 
     /// Whether the slot is as a transaction left it. A slot of zeros is, like the memory that an arena begins with.
     pub(crate) fn is_intact(&self) -> bool {
-        self.check == Slot { check: 0, ..*self }.checksum() & !UNSEALED
+        self.check == self.checksum() & !UNSEALED
     }
 
-    /// Fletcher's sums over the words, four lanes side by side so that they go through vector registers, and the two halves of the
-    /// slot side by side, because each sum waits for the one before it. The checksum's own place must be zero.
+    /// Fletcher's sums over the words, four lanes side by side. The checksum's own place counts as zero: it is taken out of the
+    /// sums, since a store just before they are made would hold up the load that needs it.
     fn checksum(&self) -> u32 {
-        let words: &[[u32; LANES]; size_of::<Slot>() / (4 * LANES)] = zerocopy::transmute_ref!(self);
-        let (first, second) = words.split_at(words.len() / 2);
-        let (mut one, mut other) = (Sums::default(), Sums::default());
-        for (lanes, others) in first.iter().zip(second) {
-            one.add(lanes);
-            other.add(others);
-        }
-        // The second half is the longer one by a row, if it is.
-        second[first.len()..].iter().for_each(|lanes| other.add(lanes));
-        one.folded() ^ other.folded().rotate_left(13)
+        const { assert!(std::mem::offset_of!(Slot, check) + 4 == size_of::<Slot>(), "it is the last word") };
+        let rows: &[[u32; LANES]; size_of::<Slot>() / (4 * LANES)] = zerocopy::transmute_ref!(self);
+        let [mut sums, mut of_sums] = fletcher(rows);
+        sums[LANES - 1] = sums[LANES - 1].wrapping_sub(self.check);
+        of_sums[LANES - 1] = of_sums[LANES - 1].wrapping_sub(self.check);
+        // Odd factors, so that no lane's sum can stand for another's.
+        (0..LANES).fold(0, |hash, lane| {
+            let factor = 0x9e37_79b1u32.wrapping_mul(2 * lane as u32 + 1);
+            let both = sums[lane] ^ of_sums[lane].rotate_left(16);
+            hash ^ both.wrapping_mul(factor).rotate_left(7 * lane as u32)
+        })
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -543,37 +544,6 @@ impl Slot {
     }
 }
 
-/// Words that are summed side by side.
-const LANES: usize = 4;
-
-/// Fletcher's two sums of each lane.
-#[derive(Default)]
-struct Sums {
-    sums: [u32; LANES],
-    of_sums: [u32; LANES],
-}
-
-impl Sums {
-    #[inline(always)]
-    fn add(&mut self, lanes: &[u32; LANES]) {
-        for (sum, word) in self.sums.iter_mut().zip(lanes) {
-            *sum = sum.wrapping_add(*word);
-        }
-        for (of_sums, sum) in self.of_sums.iter_mut().zip(&self.sums) {
-            *of_sums = of_sums.wrapping_add(*sum);
-        }
-    }
-
-    /// Odd factors, so that no lane's sum can stand for another's.
-    fn folded(&self) -> u32 {
-        (0..LANES).fold(0, |hash, lane| {
-            let factor = 0x9e37_79b1u32.wrapping_mul(2 * lane as u32 + 1);
-            let both = self.sums[lane] ^ self.of_sums[lane].rotate_left(16);
-            hash ^ both.wrapping_mul(factor).rotate_left(7 * lane as u32)
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -581,6 +551,31 @@ mod tests {
     use crate::ready::Ready;
     use crate::strangers::Strangers;
     use crate::wheel::Wheel;
+
+    /// Each word counts, and where it stands; the checksum's own does not.
+    #[test]
+    fn a_changed_word_is_noticed() {
+        let mut slot = Slot::empty();
+        slot.seal();
+        assert!(slot.is_intact() && slot.is_sealed() && Slot::new_zeroed().is_intact());
+        let bytes = slot.as_bytes().to_vec();
+        let read = |bytes: &[u8]| Slot::read_from_bytes(bytes).unwrap();
+        for word in (0..size_of::<Slot>()).step_by(4) {
+            for bit in 0..32 {
+                let mut bytes = bytes.clone();
+                bytes[word + bit / 8] ^= 1 << (bit % 8);
+                assert!(!read(&bytes).is_intact(), "word {word} bit {bit}");
+            }
+            let mut swapped = bytes.clone();
+            swapped[word..].rotate_left(4);
+            assert!(swapped == bytes || !read(&swapped).is_intact(), "moved from word {word} on");
+        }
+        let before = slot.check;
+        slot.unseal();
+        assert!(!slot.is_sealed() && !slot.is_intact());
+        slot.seal();
+        assert_eq!(slot.check, before);
+    }
 
     /// 512 bytes a session all told, at any capacity: slot, both indices, wheel, ready list, free list, strangers. Their
     /// fixed parts come to a quarter of a mebibyte at most.

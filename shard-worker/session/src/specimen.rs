@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use zerocopy::FromBytes;
 
-use crate::arena::Header;
+use crate::arena::{self, Header, MARKS};
 use crate::chunks::{CHUNK, Chunk, List};
 use crate::config::Config;
 use crate::slot::{Phase, Slot};
@@ -25,15 +25,15 @@ pub struct Part {
 /// hold; not more than `most` bytes.
 pub fn specimen(arena: &[u8], config: &Config, most: usize, wanted: impl Fn(&Held<'_>) -> bool) -> Vec<Part> {
     let (sessions, chunks) = (config.limits.sessions, config.limits.chunks);
-    let log_at = size_of::<Header>();
-    let slots_at = log_at + undo::bytes(sessions);
+    let slots_at = arena::slots_at(sessions);
     let chunks_at = slots_at + sessions as usize * size_of::<Slot>();
     let Some(slots) = arena.get(slots_at..chunks_at) else { return Vec::new() };
-    let images = arena.get(log_at..slots_at).map_or(&[][..], undo::images);
+    let images = arena.get(MARKS.end..MARKS.end + undo::bytes(sessions)).map_or(&[][..], undo::images);
     let images: HashMap<u32, &Slot> = images.iter().map(|image| (image.id(), image.slot())).collect();
     // The words that say whose arena it is; walks and numbers behind them are long and not needed.
-    let mut parts = vec![Part { at: 0, bytes: arena[..Header::FIRST].to_vec() }];
-    let mut left = most.saturating_sub(Header::FIRST);
+    let part = |range: std::ops::Range<usize>| Part { at: range.start as u64, bytes: arena[range].to_vec() };
+    let mut parts = vec![part(0..Header::FIRST), part(MARKS)];
+    let mut left = most.saturating_sub(Header::FIRST + MARKS.len());
     let mut add = |at: usize, bytes: &[u8]| {
         let fits = bytes.len() <= left;
         if fits {

@@ -6,13 +6,14 @@
 //! but their entry.
 
 use flow::Seq;
+use zerocopy::FromZeros;
 
 /// Entries of one set; a new flow takes the place of the oldest.
 const WAYS: usize = 4;
 /// Entries at least.
 const LEAST: u32 = 8_192;
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, FromZeros)]
 struct Entry {
     /// High half of the flow's hash; 0 is empty.
     tag: u32,
@@ -28,7 +29,8 @@ impl Strangers {
     /// Of a size that fits a table of so many sessions: 4 bytes a session and never less than 64 KiB.
     pub(crate) fn new(sessions: u32) -> Self {
         let sets = ((sessions / 2).max(LEAST) as usize).div_ceil(WAYS);
-        Self { sets: vec![[Entry::default(); WAYS]; sets].into_boxed_slice() }
+        let sets = <[Entry; WAYS]>::new_vec_zeroed(sets).expect("memory for strangers");
+        Self { sets: sets.into_boxed_slice() }
     }
 
     fn set(&mut self, hash: u64) -> (&mut [Entry; WAYS], u32) {

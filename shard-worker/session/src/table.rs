@@ -14,6 +14,7 @@
 //! | `target` | returned side: handshake, acknowledgements, answers |
 //! | `sender` | what leaves: windows, gates, retransmission |
 //! | `timers` | deadlines |
+//! | `walk` | what a predecessor's slots hold, found out while this goes on |
 //! | `foresight` | memory asked for before it is needed |
 //! | `shedding` | flows ended to make room |
 //! | `ending` | FIN, RST, reconnect, the end |
@@ -28,22 +29,23 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::answers::Answers;
 use crate::arena::{self, Arena, Header};
 use crate::chunks::Chunks;
-use crate::config::{Clients, Config};
+use crate::config::{Clients, Config, TargetConfig};
 use crate::congestion::RTO_MOST_US;
 use crate::diary::Diary;
 use crate::endpoints::Pool;
 use crate::file_clock::FileClock;
 use crate::foresight::Foresight;
-use crate::index::{Batch, Index};
+use crate::index::Index;
 use crate::lingering::Lingering;
 use crate::nearest::Nearest;
 use crate::ready::Ready;
 use crate::shedding::Shedding;
-use crate::slot::{NEVER, NONE, Phase, Slot, is};
+use crate::slot::{NEVER, Slot, is};
 use crate::strangers::Strangers;
 use crate::tally::{Count, Tally};
 use crate::targets::Targets;
-use crate::undo::{ITEM_IMAGES, SESSION_IMAGES, Slots};
+use crate::undo::{ITEM_IMAGES, SESSION_IMAGES, Slots, Sums};
+use crate::walk::{SLICE, Walk};
 use crate::wheel::Wheel;
 
 /// Records one [`Table::pump`] emits at most.
@@ -104,8 +106,9 @@ pub struct Table {
     pub(crate) lingering: Lingering,
     /// Where the next half-open session is looked for, see `birth`.
     pub(crate) half_open_hand: u32,
-    /// Free slots, last freed first: what is in cache is used again.
+    /// Free slots, last freed first: what is in cache is used again. After them come those that were never used.
     pub(crate) free: Vec<u32>,
+    pub(crate) walk: Walk,
     pub(crate) due: Vec<u32>,
     pub(crate) strangers: Strangers,
     pub(crate) nearest: Nearest,
@@ -139,25 +142,38 @@ impl Table {
         arena::bytes(sessions, chunks)
     }
 
-    /// A table over an arena: empty when the arena is zeroed, else rebuilt from the slots that stand there as they were at
-    /// their table's last [`Table::settle`].
+    /// Bytes at an arena's begin that outlive its sessions: who zeroes the rest has an empty table that knows which endpoints
+    /// targets may remember.
+    pub const LASTING_BYTES: usize = size_of::<Header>();
+
+    /// A table over an arena: empty when the arena is zeroed, else with the sessions that stand there as they were at their
+    /// table's last [`Table::settle`]. All of them are known when this returns.
     ///
     /// Panics when the arena is smaller than [`Table::arena_bytes`] or not aligned to eight bytes.
     pub fn new(arena: &'static mut [u8], config: Config) -> Table {
-        Self::successor(arena, config, false, |_| false)
+        let mut table = Self::successor(arena, config, false, |_| false);
+        while table.walk(SLICE) {
+            if table.is_full() {
+                table.settle();
+            }
+        }
+        if table.has_changed() {
+            table.settle();
+        }
+        table
     }
 
-    /// The same after a predecessor's death. `committed`: it died between [`Table::seal`] and [`Table::settle`], and what it had
-    /// sealed was made public; its last transaction stands. Sessions that are `condemned` are lost, without a look at what
-    /// they hold.
+    /// The same after a predecessor's death, at once: what its slots hold is found out by [`Table::walk`], or when it is needed.
+    /// `committed`: it died between [`Table::seal`] and [`Table::settle`], and what it had sealed was made public; its last
+    /// transaction stands. Sessions that are `condemned` are lost, without a look at what they hold.
     pub fn successor(
         arena: &'static mut [u8],
         config: Config,
         committed: bool,
-        condemned: impl Fn(&Held<'_>) -> bool,
+        condemned: impl Fn(&Held<'_>) -> bool + 'static,
     ) -> Table {
         let (sessions, chunks) = (config.limits.sessions, config.limits.chunks);
-        let arena = Arena::carve(arena, sessions, chunks, committed);
+        let arena = Arena::carve(arena, sessions, chunks);
         let pool = |range| {
             Pool::new(range, config.seeds.endpoint, config.seeds.shard, config.shard, config.shards.max(1))
         };
@@ -165,18 +181,22 @@ impl Table {
             Clients::Pool { v4, v6 } => [v4.map(pool), v6.map(pool)],
             Clients::Keep => [None, None],
         };
+        let [by_flow, by_replayed] = arena.indices;
+        let sums = arena.slots.sums(committed);
+        let walk = Walk::new(arena.header.fresh.min(sessions), sums, condemned);
         let mut table = Table {
             tally: Tally::of_targets(config.targets.len()),
             wheel: Wheel::new(sessions, arena.header.clock_us),
             header: arena.header,
             slots: arena.slots,
             chunks: arena.chunks,
-            by_flow: Index::new(sessions),
-            by_replayed: Index::new(sessions),
+            by_flow,
+            by_replayed,
             ready: Ready::new(sessions),
             lingering: Lingering::new(sessions),
             half_open_hand: 0,
-            free: (0..sessions).rev().collect(),
+            free: Vec::with_capacity(sessions as usize),
+            walk,
             due: Vec::with_capacity(DUE),
             strangers: Strangers::new(sessions),
             nearest: Nearest::new(config.seeds.table),
@@ -195,9 +215,7 @@ impl Table {
             foresight: Foresight::default(),
             config,
         };
-        if arena.used {
-            table.rebuild(condemned);
-        }
+        table.take_over(sums, committed);
         table
     }
 
@@ -234,13 +252,17 @@ impl Table {
 
     /// Makes the slots ready for the end of the transaction: the last thing before the caller's point of no return.
     pub fn seal(&mut self) {
-        self.slots.seal();
+        self.slots.seal(self.sums());
     }
 
     /// The transaction has happened: the first thing after what it emitted can be seen.
     pub fn conclude(&mut self) {
-        self.slots.forget();
+        self.slots.forget(self.sums());
         self.chunks.settle();
+    }
+
+    fn sums(&self) -> Sums {
+        Sums { open: self.tally.open, in_flight: self.tally.in_flight }
     }
 
     /// Ends a transaction that nobody else has a part in.
@@ -327,14 +349,17 @@ impl Table {
 
     /// Nothing is held, or sent and unacknowledged.
     pub fn is_quiet(&self) -> bool {
-        self.tally.in_flight == 0 && self.ready.is_empty()
+        self.tally.in_flight == 0 && self.ready.is_empty() && !self.is_walking()
     }
 
     /// Gives up everything: the rest is dropped as `stopped`, [`Table::pump`] emits the resets. False: the transaction is full,
-    /// and it is to be called again after it.
+    /// or [`Table::walk`] is not through, and it is to be called again later.
     pub fn abandon(&mut self, now_us: u64) -> bool {
         self.clock(now_us);
         self.draining = true;
+        if self.is_walking() {
+            return false;
+        }
         while self.abandoned < self.header.fresh.min(self.slots.len()) {
             if !self.slots.has_room(SESSION_IMAGES) {
                 return false;
@@ -364,8 +389,11 @@ impl Table {
     /// A copy of the arena's bytes, from which another table can be made: for tests, and for looking at a table from
     /// outside.
     pub fn image(&self) -> Vec<u8> {
-        [self.header.as_bytes(), &self.slots.log_bytes(), self.slots.as_bytes(), self.chunks.as_bytes()]
-            .concat()
+        let [(hole, flows), (other_hole, replayed)] = [self.by_flow.image(), self.by_replayed.image()];
+        let marks = [hole, other_hole, self.chunks.mark_word()];
+        let indices = [flows, replayed].concat();
+        let before = [self.header.as_bytes(), marks.as_bytes(), &self.slots.log_bytes(), indices.as_bytes()];
+        [&before.concat(), self.slots.as_bytes(), self.chunks.as_bytes()].concat()
     }
 
     /// Time never goes back, not even across a restart.
@@ -413,96 +441,88 @@ impl Table {
     }
 
     /// The session of a replayed client at a target.
-    pub(crate) fn find_replayed(&self, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
-        let (slots, targets) = (&self.slots, &self.config.targets);
-        self.by_replayed.find(self.replayed_hash(replayed, target), |id| {
-            let slot = slots.get(id);
-            slot.replayed == *replayed && targets[slot.target as usize].endpoint == *target
-        })
+    pub(crate) fn find_replayed(&mut self, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
+        loop {
+            let id = self.peek_replayed(replayed, target)?;
+            if self.is_known(id) {
+                return Some(id);
+            }
+        }
+    }
+
+    /// The same as far as slots say that nobody has looked at: for who only asks whether there is one.
+    pub(crate) fn peek_replayed(&self, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
+        let hash = self.replayed_hash(replayed, target);
+        self.by_replayed.find(hash, |id| self.has_endpoint(id, replayed, target))
+    }
+
+    pub(crate) fn has_endpoint(&self, id: u32, replayed: &Endpoint, target: &Endpoint) -> bool {
+        id < self.header.fresh && has_endpoint(self.slots.get(id), &self.config.targets, replayed, target)
     }
 
     /// The first copy of a segment's flow.
-    pub(crate) fn find_flow(&self, hash: u64, segment: &Captured) -> Option<u32> {
-        self.by_flow.find(hash, |id| self.slots.get(id).is_of(segment))
-    }
-
-    /// After a restart: indices, free lists, wheel and gauges from the slots, in one walk. A slot that makes no sense, or was
-    /// changed by anybody but a transaction, is emptied. Whoever knows what was in flight before can tell what went with it.
-    fn rebuild(&mut self, condemned: impl Fn(&Held<'_>) -> bool) {
-        let mut used = vec![false; self.chunks.len()];
-        let (mut flows, mut replayed) = (Batch::default(), Batch::default());
-        let (mut linked, mut lingering) = (Vec::new(), Vec::new());
-        self.free.clear();
-        let fresh = self.header.fresh.min(self.slots.len());
-        // The lowest are taken first.
-        self.free.extend((fresh..self.slots.len()).rev());
-        for id in (0..fresh).rev() {
-            let slot = self.slots.get(id);
-            if slot.phase() == Phase::Free {
-                self.free.push(id);
-                continue;
-            }
-            let sound = slot.is_intact()
-                && self.is_sound(slot)
-                && !condemned(&Held::new(id, slot))
-                && slot.held.mark(&self.chunks, &mut used)
-                && slot.stash.mark(&self.chunks, &mut used);
-            if !sound {
-                self.tally.one(Count::SlotsUnusable);
-                self.tally.one(Count::FailedWorkerLost);
-                self.slots.mend(id, |slot| *slot = Slot::empty());
-                self.free.push(id);
-                continue;
-            }
-            if slot.is(is::FIRST) {
-                flows.add(self.flow_hash(&slot.client, &slot.server, slot.lap), id);
-            }
-            if slot.phase() != Phase::Queued && slot.replayed != Endpoint::default() {
-                let target = self.config.targets[slot.target as usize].endpoint;
-                replayed.add(self.replayed_hash(&slot.replayed, &target), id);
-            }
-            if slot.next_copy != NONE || slot.waiter != NONE {
-                linked.push(id);
-            }
-            if slot.phase() == Phase::Lingering {
-                lingering.push(id);
-            }
-            let in_flight = u64::from(slot.in_flight);
-            self.tally.inherited += in_flight;
-            self.tally.open += 1;
-            self.tally.in_flight += in_flight;
-            self.touch(id);
-        }
-        // Now that all who are lost are known, those of an interrupted rebuild too.
-        linked.into_iter().for_each(|id| self.unlink_lost(id));
-        self.chunks.rebuild(&used);
-        self.by_flow.extend(flows);
-        self.by_replayed.extend(replayed);
-        self.lingering.rebuild(&self.slots, lingering);
-    }
-
-    fn is_sound(&self, slot: &Slot) -> bool {
-        let link = |id: u32| id == NONE || id < self.slots.len();
-        (slot.target as usize) < self.config.targets.len()
-            && link(slot.next_copy)
-            && link(slot.waiter)
-            && slot.in_flight == slot.held_len.wrapping_add(slot.stash_bytes)
-            // A session that owes its reset has given up its bytes but not their numbers.
-            && (slot.phase() == Phase::Resetting || slot.outstanding() <= slot.held_len.saturating_add(2))
-    }
-
-    /// Forgets what a session knew of one that is lost.
-    fn unlink_lost(&mut self, id: u32) {
-        let slot = self.slots.get(id);
-        for link in [slot.next_copy, slot.waiter] {
-            if link != NONE && self.slots.get(link).phase() == Phase::Free {
-                self.slots.mend(id, |slot| {
-                    slot.next_copy = if slot.next_copy == link { NONE } else { slot.next_copy };
-                    slot.waiter = if slot.waiter == link { NONE } else { slot.waiter };
-                });
+    pub(crate) fn find_flow(&mut self, hash: u64, segment: &Captured) -> Option<u32> {
+        loop {
+            let id = self.peek_flow(hash, segment)?;
+            if self.is_known(id) {
+                return Some(id);
             }
         }
     }
+
+    pub(crate) fn peek_flow(&self, hash: u64, segment: &Captured) -> Option<u32> {
+        self.by_flow.find(hash, |id| {
+            id < self.header.fresh && {
+                let slot = self.slots.get(id);
+                slot.is_of(segment) && slot.is(is::FIRST)
+            }
+        })
+    }
+
+    /// Where a session sends to. A slot that was not looked at may say anything.
+    pub(crate) fn target_of(&self, slot: &Slot) -> Option<Endpoint> {
+        self.config.targets.get(usize::from(slot.target)).map(|target| target.endpoint)
+    }
+
+    /// Slots that can be had at once.
+    pub(crate) fn free_slots(&self) -> usize {
+        self.free.len() + (self.slots.len() - self.header.fresh.min(self.slots.len())) as usize
+    }
+
+    /// Takes a free slot.
+    pub(crate) fn take_slot(&mut self) -> Option<u32> {
+        self.free.pop().or_else(|| {
+            let id = self.header.fresh;
+            (id < self.slots.len()).then(|| {
+                self.header.fresh = id + 1;
+                id
+            })
+        })
+    }
+
+    /// Lets captured segments find the flow whose first copy this session is from now on. What an index says changes only after
+    /// the slot's image is in the log, so that a successor knows of which slots the indices may be wrong.
+    pub(crate) fn index_flow(&mut self, hash: u64, id: u32) {
+        self.slots.get_mut(id).set(is::FIRST);
+        self.put_flow(hash, id);
+    }
+
+    /// They find it no more.
+    pub(crate) fn unindex_flow(&mut self, hash: u64, id: u32) {
+        self.slots.get_mut(id).unset(is::FIRST);
+        self.by_flow.remove(hash, id);
+    }
+}
+
+/// Whether a slot, which may say anything, is of a session with this endpoint at this target.
+pub(crate) fn has_endpoint(
+    slot: &Slot,
+    targets: &[TargetConfig],
+    replayed: &Endpoint,
+    target: &Endpoint,
+) -> bool {
+    slot.replayed == *replayed
+        && targets.get(usize::from(slot.target)).is_some_and(|config| config.endpoint == *target)
 }
 
 /// Keeps the two indices' hashes apart.

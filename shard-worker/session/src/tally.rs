@@ -176,12 +176,16 @@ pub struct Health {
 pub struct Tally {
     counts: [u64; Count::COUNT],
     dropped: [Dropped; Drop::COUNT],
-    /// Gauge: sessions that exist.
+    /// Gauge: sessions that exist. Both gauges begin with what a predecessor has left as its sums, which may be damaged: they wrap,
+    /// and are put right when all slots are known.
     pub open: u64,
     /// Gauge: ledger bytes held, or sent and not acknowledged.
     pub in_flight: u64,
-    /// In flight when the table was rebuilt from its arena: counted as wanted by a predecessor.
+    /// In flight when the table took its arena over: counted as wanted by a predecessor. What slots are found to hold beyond it is
+    /// added, and is a bug.
     pub inherited: u64,
+    /// Bytes of [`Tally::inherited`] that no slot was found to hold, although no session was lost. Always 0, or a bug.
+    pub unexplained: u64,
     /// Each target, by its index.
     pub targets: Box<[Health]>,
     /// From the capture of a piece to its first emission, µs.
@@ -210,6 +214,7 @@ impl Tally {
             open: 0,
             in_flight: 0,
             inherited: 0,
+            unexplained: 0,
             lag: Histogram::default(),
             first_byte: Histogram::default(),
             online_first_byte: Histogram::default(),
@@ -258,26 +263,40 @@ impl Tally {
     /// Takes wanted bytes into a session.
     pub(crate) fn hold(&mut self, slot: &mut Slot, bytes: u32) {
         slot.in_flight += bytes;
-        self.in_flight += u64::from(bytes);
+        self.in_flight = self.in_flight.wrapping_add(bytes.into());
     }
 
     /// Drops bytes out of a session.
     pub(crate) fn discard(&mut self, slot: &mut Slot, reason: Drop, bytes: u32) {
         slot.in_flight -= bytes;
-        self.in_flight -= u64::from(bytes);
+        self.in_flight = self.in_flight.wrapping_sub(bytes.into());
         self.drop_bytes(reason, bytes);
     }
 
     /// The target has acknowledged bytes of a session.
     pub(crate) fn deliver(&mut self, slot: &mut Slot, bytes: u32) {
         slot.in_flight -= bytes;
-        self.in_flight -= u64::from(bytes);
+        self.in_flight = self.in_flight.wrapping_sub(bytes.into());
         self.add(Count::Delivered, u64::from(bytes));
+    }
+
+    /// All slots of a predecessor are known: this much of what they held together is in none of them.
+    pub(crate) fn settle(&mut self, missing: i64, explained: bool) {
+        self.in_flight = self.in_flight.wrapping_sub(missing.cast_unsigned());
+        if missing > 0 {
+            let missing = missing.cast_unsigned();
+            let lost = &mut self.dropped[Drop::WorkerLost.index()];
+            lost.segments += 1;
+            lost.payload_bytes += missing;
+            self.unexplained += if explained { 0 } else { missing };
+        } else {
+            self.inherited += missing.unsigned_abs();
+        }
     }
 
     /// The ledger's identity.
     pub fn balanced(&self) -> bool {
-        self.count(Count::Wanted) + self.inherited
-            == self.count(Count::Delivered) + self.in_flight + self.dropped_bytes()
+        let accounted = self.count(Count::Delivered) + self.dropped_bytes();
+        self.count(Count::Wanted).wrapping_add(self.inherited) == self.in_flight.wrapping_add(accounted)
     }
 }

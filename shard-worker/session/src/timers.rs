@@ -191,10 +191,10 @@ impl Table {
     }
 
     /// The session whose four-tuple a queued one waits for.
-    pub(crate) fn holder_of(&self, waiter: u32) -> Option<u32> {
+    pub(crate) fn holder_of(&mut self, waiter: u32) -> Option<u32> {
         let slot = self.slots.get(waiter);
-        let holder =
-            self.find_replayed(&slot.replayed, &self.config.targets[slot.target as usize].endpoint)?;
+        let (replayed, target) = (slot.replayed, self.config.targets[slot.target as usize].endpoint);
+        let holder = self.find_replayed(&replayed, &target)?;
         (self.slots.get(holder).waiter == waiter).then_some(holder)
     }
 }

@@ -6,6 +6,8 @@
 //! | empty | finds the slots as the last transaction left them |
 //! | not empty | puts the images back: the transaction never happened |
 //!
+//! Beside it stands what the slots come to in all, so that a successor knows it before it has looked at any of them.
+//!
 //! A worker that dies leaves a prefix of its stores in memory and its successor begins after it was reaped, so only the
 //! compiler must keep the order: the image before the count, the count before the first change. With plain or Relaxed
 //! stores rustc deleted the copy, since the slot that it is made of is overwritten next; a Release store between two
@@ -36,6 +38,19 @@ pub(crate) const SESSION_IMAGES: u32 = 8;
 pub(crate) struct Head {
     /// Images in the log.
     count: AtomicU64,
+    /// At the end of the last transaction, and of the one that is open once it is sealed.
+    settled: Sums,
+    sealed: Sums,
+}
+
+/// What all slots come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct Sums {
+    /// Sessions that exist.
+    pub(crate) open: u64,
+    /// Ledger bytes held, or sent and not acknowledged.
+    pub(crate) in_flight: u64,
 }
 
 /// A slot as it was.
@@ -62,7 +77,7 @@ impl Image {
 /// The images of the transaction that a dead worker left open, given the bytes of its log.
 pub(crate) fn images(log: &[u8]) -> &[Image] {
     let Some((head, images)) = log.split_at_checked(size_of::<Head>()) else { return &[] };
-    let count = u64::read_from_bytes(head).unwrap_or(0) as usize;
+    let count = u64::read_from_prefix(head).map_or(0, |(count, _)| count) as usize;
     let all = <[Image]>::ref_from_bytes(images).unwrap_or(&[]);
     all.get(..count).unwrap_or(&[])
 }
@@ -87,20 +102,36 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// Over the slots and log of an arena. What a predecessor left open is put back, unless `committed` says that it was
-    /// past the point of no return.
+    /// Over the slots and log of an arena. What a predecessor left open is still so: see [`Slots::left_open`].
     pub(crate) fn new(
         slots: &'static mut [Slot],
         head: &'static mut Head,
         images: &'static mut [Image],
-        committed: bool,
     ) -> Self {
-        let mut slots = Self { slots, head, images, count: 0 };
-        if !committed {
-            slots.roll_back();
-        }
-        slots.forget();
-        slots
+        Self { slots, head, images, count: 0 }
+    }
+
+    /// What all slots come to, as a predecessor left them: its last transaction stands if it was `committed`.
+    pub(crate) fn sums(&self, committed: bool) -> Sums {
+        if committed { self.head.sealed } else { self.head.settled }
+    }
+
+    /// How many images a predecessor left in the log.
+    pub(crate) fn left_open(&self) -> usize {
+        // Acquire: pairs with the Release in `note`.
+        self.head.count.load(Acquire).min(self.images.len() as u64) as usize
+    }
+
+    /// The slot of such an image; none where the image makes no sense.
+    pub(crate) fn left_open_slot(&self, image: usize) -> Option<u32> {
+        Some(self.images[image].id).filter(|id| *id < self.len())
+    }
+
+    /// Puts such an image back. Can be repeated, and be interrupted: the log stays until [`Slots::forget`].
+    pub(crate) fn put_back(&mut self, image: usize) {
+        let Image { id, slot, .. } = &self.images[image];
+        self.slots[*id as usize].clone_from(slot);
+        compiler_fence(SeqCst);
     }
 
     pub(crate) fn len(&self) -> u32 {
@@ -113,7 +144,10 @@ impl Slots {
 
     /// The log as it stands in the arena.
     pub(crate) fn log_bytes(&self) -> Vec<u8> {
-        [&(self.count as u64).to_ne_bytes(), self.images.as_bytes()].concat()
+        let Sums { open, in_flight } = self.head.settled;
+        let Sums { open: then_open, in_flight: then_in_flight } = self.head.sealed;
+        let head = [self.count as u64, open, in_flight, then_open, then_in_flight];
+        [head.as_bytes(), self.images.as_bytes()].concat()
     }
 
     #[inline]
@@ -145,11 +179,10 @@ impl Slots {
         slot.unseal();
     }
 
-    /// Changes a slot outside of any transaction: while a table is rebuilt, which can be repeated.
-    pub(crate) fn mend(&mut self, id: u32, change: impl FnOnce(&mut Slot)) {
-        let slot = &mut self.slots[id as usize];
-        change(slot);
-        slot.seal();
+    /// Empties a slot that nobody can trust, in the open transaction, which has not touched it.
+    pub(crate) fn lose(&mut self, id: u32) {
+        self.note(id);
+        self.slots[id as usize].reset();
     }
 
     /// Whether the open transaction has touched none.
@@ -164,29 +197,20 @@ impl Slots {
     }
 
     /// Puts the checksums of all touched slots in place, the last thing before the commit.
-    pub(crate) fn seal(&mut self) {
+    pub(crate) fn seal(&mut self, sums: Sums) {
         for image in &self.images[..self.count] {
             self.slots[image.id as usize].seal();
         }
+        self.head.sealed = sums;
+        compiler_fence(SeqCst);
     }
 
-    /// The transaction has happened.
-    pub(crate) fn forget(&mut self) {
+    /// The transaction has happened, with these sums.
+    pub(crate) fn forget(&mut self, sums: Sums) {
+        self.head.settled = sums;
         compiler_fence(SeqCst);
         self.head.count.store(0, Release);
         compiler_fence(SeqCst);
         self.count = 0;
-    }
-
-    /// The transaction has not happened. Can be repeated, and be interrupted: the log stays until [`Slots::forget`].
-    fn roll_back(&mut self) {
-        // Acquire: pairs with the Release in `note`.
-        let count = self.head.count.load(Acquire).min(self.images.len() as u64) as usize;
-        for image in &self.images[..count] {
-            if let Some(slot) = self.slots.get_mut(image.id as usize) {
-                *slot = image.slot;
-            }
-        }
-        compiler_fence(SeqCst);
     }
 }

@@ -4,6 +4,8 @@
 //! Four levels of 256 buckets at a tick of 256 µs reach 12 days; intrusive lists in arrays, 12 bytes a slot, no
 //! allocation after `new`. A timer never fires early; it fires at most one tick late, plus the caller's own delay.
 
+use zerocopy::FromZeros;
+
 use crate::sys::prefetch;
 
 /// Microseconds per tick, as a shift.
@@ -13,13 +15,17 @@ const TICK_US: u64 = 1 << TICK_SHIFT;
 const LEVELS: usize = 4;
 const BUCKETS: usize = 256;
 const NONE: u32 = u32::MAX;
+const UNARMED: u32 = 0;
+const HEADS: u32 = 1;
 /// Deadlines further away than this many ticks are brought forward to it (about 6 days); they re-arm when they fire.
 const FARTHEST: u32 = i32::MAX as u32;
 
-#[derive(Clone, Copy)]
+/// All zeros when not armed: memory that nobody has touched yet.
+#[derive(Clone, Copy, Default, FromZeros)]
 struct Node {
+    /// Next slot in the list, or `NONE`. Means nothing when not armed.
     next: u32,
-    /// Previous slot in the list, or `NONE` at its head. A slot that is not armed is its own predecessor.
+    /// Two more than the previous slot in the list; [`HEADS`] at its head, [`UNARMED`] when the slot is not armed.
     prev: u32,
     /// Tick of the deadline, low 32 bits.
     tick: u32,
@@ -38,9 +44,9 @@ pub struct Wheel {
 impl Wheel {
     /// For slots `0..slots`, none armed.
     pub fn new(slots: u32, now_us: u64) -> Self {
-        let nodes = (0..slots).map(|slot| Node { next: NONE, prev: slot, tick: 0 }).collect();
+        let nodes = Node::new_vec_zeroed(slots as usize).expect("memory for a wheel");
         Self {
-            nodes,
+            nodes: nodes.into_boxed_slice(),
             heads: Box::new([[NONE; BUCKETS]; LEVELS]),
             occupied: [[0; BUCKETS / 64]; LEVELS],
             now: now_us >> TICK_SHIFT,
@@ -66,7 +72,7 @@ impl Wheel {
 
     /// Whether the slot is armed.
     pub fn is_armed(&self, slot: u32) -> bool {
-        self.nodes[slot as usize].prev != slot
+        self.nodes[slot as usize].prev != UNARMED
     }
 
     /// Asks for the node of a slot.
@@ -188,7 +194,7 @@ impl Wheel {
             while slot != NONE {
                 let Node { next, tick: deadline, .. } = self.nodes[slot as usize];
                 self.len -= 1;
-                self.nodes[slot as usize].prev = slot;
+                self.nodes[slot as usize].prev = UNARMED;
                 self.link_from(slot, deadline, tick);
                 slot = next;
             }
@@ -216,9 +222,9 @@ impl Wheel {
         let full = now + u64::from(ahead);
         let bucket = (full >> (8 * level as u32)) as usize % BUCKETS;
         let head = self.heads[level][bucket];
-        self.nodes[slot as usize] = Node { next: head, prev: NONE, tick };
+        self.nodes[slot as usize] = Node { next: head, prev: HEADS, tick };
         if head != NONE {
-            self.nodes[head as usize].prev = slot;
+            self.nodes[head as usize].prev = slot + 2;
         }
         self.heads[level][bucket] = slot;
         self.occupied[level][bucket / 64] |= 1 << (bucket % 64);
@@ -230,8 +236,8 @@ impl Wheel {
         if next != NONE {
             self.nodes[next as usize].prev = prev;
         }
-        if prev != NONE {
-            self.nodes[prev as usize].next = next;
+        if prev != HEADS {
+            self.nodes[prev as usize - 2].next = next;
         } else {
             let (level, bucket) = self.list_of(slot);
             self.heads[level][bucket] = next;
@@ -239,7 +245,7 @@ impl Wheel {
                 self.occupied[level][bucket / 64] &= !(1 << (bucket % 64));
             }
         }
-        self.nodes[slot as usize] = Node { next: NONE, prev: slot, tick: 0 };
+        self.nodes[slot as usize] = Node::default();
         self.len -= 1;
     }
 

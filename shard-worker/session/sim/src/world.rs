@@ -128,6 +128,9 @@ const MOST_STEPS: u64 = 20_000_000;
 const LOOK: u64 = 4096;
 /// Pumps in a row that each say that more waits.
 const MOST_PUMPS: u32 = 100_000;
+/// A successor learns so little at a time, and so slowly, that much happens before it knows everything.
+const WALK_STEPS: u32 = 2;
+const WALK_US: u64 = 700;
 
 fn config(scenario: &Scenario) -> Config {
     let mut dice = Dice::new(scenario.seed, 31);
@@ -308,7 +311,8 @@ impl<'a> World<'a> {
             }
             let event = self.events.peek().map(|Reverse(entry)| entry.at_us);
             let timer = self.table.next_deadline_us();
-            let Some(next) = [shot, event, timer].into_iter().flatten().min() else {
+            let walk = self.table.is_walking().then_some(self.now_us + WALK_US);
+            let Some(next) = [shot, event, timer, walk].into_iter().flatten().min() else {
                 return Err(format!("{} sessions wait for nothing", self.table.tally().open));
             };
             let then = self.target.wait(next).map_err(|error| format!("waiting for the kernel: {error}"))?;
@@ -348,6 +352,7 @@ impl<'a> World<'a> {
         }
         self.target.hear(self.now_us, &self.flows, &mut self.oracle, &mut self.back)?;
         self.sent_back(None);
+        self.table.walk(WALK_STEPS);
         self.table.tick(self.now_us);
         self.pump()?;
         self.look(self.options.every_step || self.steps.is_multiple_of(LOOK))
@@ -440,6 +445,7 @@ impl<'a> World<'a> {
             Event::Drain => self.table.drain(self.now_us),
             Event::Abandon => {
                 while !self.table.abandon(self.now_us) {
+                    self.table.walk(1);
                     self.table.settle();
                 }
             }
@@ -481,7 +487,7 @@ impl<'a> World<'a> {
         let place = arena(image.len() as u64);
         place[..image.len()].copy_from_slice(&image);
         self.remember();
-        self.table = Table::new(place, self.config.clone());
+        self.table = Table::successor(place, self.config.clone(), false, |_| false);
     }
 
     fn pump(&mut self) -> Result<(), Broken> {

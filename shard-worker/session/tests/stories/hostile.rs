@@ -172,6 +172,8 @@ fn story(seed: u64, steps: usize) {
             }
             _ => now_us += dice.roll(3 * MS),
         }
+        // A successor learns little at a time what it has taken over.
+        table.walk(dice.roll(3) as u32);
         if dice.roll(3) > 0 {
             table.tick(now_us);
             while table.pump(now_us, &mut last) {}
@@ -189,7 +191,10 @@ fn story(seed: u64, steps: usize) {
         }
     }
     table.drain(now_us);
-    table.abandon(now_us);
+    while !table.abandon(now_us) {
+        table.walk(1);
+        table.settle();
+    }
     while table.pump(now_us, &mut last) {}
     table.check().expect("abandoned in order");
     assert_eq!((table.tally().open, table.tally().in_flight), (0, 0), "seed {seed:#x}");
