@@ -178,7 +178,8 @@ impl Interface {
             let ring = &mut self.rings[number];
             let Some((meta, packet)) = ring.peek() else { break };
             if meta.time_ns <= until_ns {
-                let again = self.again.as_mut().is_some_and(|seen| seen.is(meta.time_ns, meta.interface, packet));
+                let again =
+                    self.again.as_mut().is_some_and(|seen| seen.is(meta.time_ns, meta.interface, packet));
                 sink(&Frame {
                     packet,
                     wire_len: meta.len,

@@ -99,7 +99,7 @@ fn measure() -> Result<()> {
         match ROWS.iter().find(|row| row.0 == arg) {
             Some(row) => rows.push(row),
             None if arg == "--tcptwin" => {
-                binary = PathBuf::from(args.next().context("--tcptwin needs a path")?)
+                binary = PathBuf::from(args.next().context("--tcptwin needs a path")?);
             }
             None => {
                 let names: Vec<_> = ROWS.iter().map(|row| row.0).collect();
@@ -112,8 +112,8 @@ fn measure() -> Result<()> {
     }
     if !json {
         println!(
-            "{:<20} {:>9} {:>13} {:>9} {:>12}  {}",
-            "row", "fidelity", "lost outside", "again ms", "lag p50/p99", "dropped or missed, bytes"
+            "{:<20} {:>9} {:>13} {:>9} {:>12}  dropped or missed, bytes",
+            "row", "fidelity", "lost outside", "again ms", "lag p50/p99"
         );
     }
     let mut objects = Vec::new();
