@@ -15,8 +15,8 @@ use caps::Capability;
 use crate::calls::List;
 use crate::files::{self, Opening};
 use crate::filter::Filter;
-use crate::privileges;
 use crate::user::Ids;
+use crate::{privileges, sys};
 
 /// What a process keeps.
 #[derive(Clone, Debug)]
@@ -65,6 +65,7 @@ impl Keep {
         privileges::change_user(self.user, &self.capabilities)?;
         privileges::seal()?;
         privileges::bound(self.data_bytes)?;
+        sys::keep_freed_memory();
         if let Some(reach) = reach {
             reach.restrict_self().map_err(Error::of("files"))?;
         }

@@ -1,5 +1,5 @@
-//! The only unsafe code of this crate: a flag of a descriptor known by its number, a flag of a thread, and the last words of a process that the filter
-//! stops.
+//! The only unsafe code of this crate: a flag of a descriptor known by its number, a flag of a thread, a setting of the C library,
+//! and the last words of a process that the filter stops.
 //!
 //! The filter answers a forbidden call with SIGSYS in place of it (SECCOMP_RET_TRAP), and not with the process's death at once, so
 //! that somebody learns which call it was. It comes to the same: the call is not made, the handler stands once and cannot be set
@@ -55,6 +55,17 @@ pub(crate) fn keep_capabilities_over_a_change_of_user() -> io::Result<()> {
     // SAFETY: the call takes plain numbers and touches no memory.
     let done = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The C library keeps memory that is freed. Before it gives any back from a heap of a thread, it opens
+/// `/proc/sys/vm/overcommit_memory` (glibc, `check_may_shrink_heap`), which the filter forbids: a thread's end would be the
+/// process's.
+pub(crate) fn keep_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: the call takes plain numbers and locks what it changes. It can only fail for an unknown parameter.
+        unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX) };
+    }
 }
 
 extern "C" fn last_words(_: libc::c_int, info: *const Info, _: *const libc::c_void) {

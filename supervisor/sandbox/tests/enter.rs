@@ -149,7 +149,13 @@ fn deep(n: u64) -> u64 {
 fn work_goes_on() {
     if order().is_some() {
         enter(PROCESSES[1].1);
-        let sum = |n: u64| move || (0..n).map(|i| vec![i; 100].len() as u64).sum::<u64>();
+        // Megabytes at a time, which a thread's heap would give back at its end.
+        let sum = |n: u64| {
+            move || {
+                let held: Vec<_> = (0..n).map(|i| vec![i; 100]).collect();
+                held.iter().map(|each| each.len() as u64).sum::<u64>()
+            }
+        };
         let threads: Vec<_> = (0..4).map(|n| std::thread::spawn(sum(n * 1_000))).collect();
         let all: u64 = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
         std::thread::sleep(std::time::Duration::from_millis(2));
