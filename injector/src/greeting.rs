@@ -21,6 +21,7 @@ pub(crate) fn hello(plan: &Plan, incarnation: u64, last: Option<Position>) -> He
         mode,
         targets: plan.targets.iter().map(|t| t.addr.into()).collect(),
         last,
+        eager: plan.trace.as_ref().is_some_and(|trace| trace.speed_milli.is_none()),
     }
 }
 
@@ -42,6 +43,28 @@ mod tests {
         assert!(matches!(hello(&pool, 1, None).mode, Mode::Ranges(r) if r.len() == 2));
         let keep = Plan { clients: Clients::Keep, ..pool };
         assert_eq!(hello(&keep, 1, None).mode, Mode::Claims);
+    }
+
+    #[test]
+    fn a_file_as_fast_as_possible_waits_for_each_answer() {
+        let trace = topology::plan::TracePlan {
+            files: vec!["-".into()],
+            speed_milli: None,
+            max_gap_ms: None,
+            loops: 1,
+            from: None,
+            until: None,
+            limit: None,
+            rate: None,
+            decap: false,
+        };
+        let live = plan(&[]);
+        let timed = Plan {
+            trace: Some(topology::plan::TracePlan { speed_milli: Some(1_000), ..trace.clone() }),
+            ..live.clone()
+        };
+        let fast = Plan { trace: Some(trace), ..live.clone() };
+        assert_eq!([live, timed, fast].map(|plan| hello(&plan, 1, None).eager), [false, false, true]);
     }
 
     #[test]

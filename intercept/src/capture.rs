@@ -74,6 +74,7 @@ impl Capture {
                 continue;
             }
             let before_us = monotonic_us();
+            moderator.set_eager(self.forward.peers.is_waited_for());
             writable = match moderator.after_drain(before_us, frames, slept_us) {
                 Pause::Block => self.block(before_us),
                 Pause::Nap(nap) => {

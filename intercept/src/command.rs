@@ -40,6 +40,8 @@ pub(crate) struct Attach {
     pub(crate) fresh: Option<Window>,
     pub(crate) last: Option<Position>,
     pub(crate) software: String,
+    /// See [`returns::Hello::eager`].
+    pub(crate) eager: bool,
 }
 
 /// Commands that fit in the ring: twice what one read from a socket can hold, and more.

@@ -403,6 +403,7 @@ impl Door {
             fresh: fresh.then(|| Window::new(self.limits.window)),
             last: hello.last,
             software: self.software.clone(),
+            eager: hello.eager,
         })));
         let (name, heard_ms, asked_ms) = (hello.name, now_ms, now_ms);
         self.peers[slot] =

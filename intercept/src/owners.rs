@@ -332,6 +332,7 @@ mod tests {
             mode: Mode::Ranges(ranges.iter().map(|r| r.parse().unwrap()).collect()),
             targets: vec![target()],
             last: None,
+            eager: false,
         }
     }
 

@@ -24,6 +24,8 @@ pub(crate) struct Peers {
     dirty: u64,
     /// Slots whose socket was full, as bits.
     stuck: u64,
+    /// Slots of connected instances that wait for each answer, as bits.
+    eager: u64,
     epoch: u64,
     /// The first position that no forgotten instance was given.
     unused: u64,
@@ -50,7 +52,7 @@ const _: () = assert!(MAX_PEERS <= u64::BITS as usize, "slots are bits of a word
 
 impl Peers {
     pub(crate) fn new(epoch: u64, stats: Arc<Stats>) -> Self {
-        Self { slots: [const { None }; MAX_PEERS], dirty: 0, stuck: 0, epoch, unused: 1, stats }
+        Self { slots: [const { None }; MAX_PEERS], dirty: 0, stuck: 0, eager: 0, epoch, unused: 1, stats }
     }
 
     /// How many owners the slot had before its present one; `None` when nobody is there.
@@ -74,7 +76,7 @@ impl Peers {
 
     /// A connection of the instance in a slot is there: welcomes it and goes on where its stream stopped.
     pub(crate) fn attach(&mut self, attach: Attach) {
-        let Attach { slot, tenure, connection, stream, outgoing, fresh, last, software, .. } = attach;
+        let Attach { slot, tenure, connection, stream, outgoing, fresh, last, software, eager, .. } = attach;
         if let Some(window) = fresh {
             self.retire(slot);
             // An instance that was forgotten remembers where its old stream was: this one must not look like a part of it.
@@ -107,6 +109,12 @@ impl Peers {
         peer.wire = Some(wire);
         self.dirty |= 1 << slot;
         self.stuck &= !(1 << slot);
+        self.eager = self.eager & !(1 << slot) | u64::from(eager) << slot;
+    }
+
+    /// Whether some instance can do nothing but wait for the next answer.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.eager != 0
     }
 
     /// A connection is over.
@@ -116,6 +124,7 @@ impl Peers {
         {
             peer.wire = None;
             self.stuck &= !(1 << slot);
+            self.eager &= !(1 << slot);
         }
     }
 
@@ -124,6 +133,7 @@ impl Peers {
         self.retire(slot);
         self.stuck &= !(1 << slot);
         self.dirty &= !(1 << slot);
+        self.eager &= !(1 << slot);
     }
 
     /// Empties a slot.
@@ -203,6 +213,7 @@ impl Peers {
                     // The link thread sees the end of the connection and tells who it was.
                     let _ = wire.stream.shutdown(Shutdown::Both);
                     peer.wire = None;
+                    self.eager &= !(1 << slot);
                     break;
                 }
             }

@@ -60,6 +60,7 @@ pub(crate) fn hello() -> Hello {
         mode: Mode::Ranges(vec!["198.18.0.0/20".parse().expect("a range")]),
         targets: vec![PEER.into()],
         last: None,
+        eager: false,
     }
 }
 

@@ -23,6 +23,7 @@ fn hello() -> Hello {
         mode: Mode::Ranges(vec!["198.18.16.0/20".parse().unwrap(), "2001:2:0:1::/64".parse().unwrap()]),
         targets: vec![Endpoint::new(Addr::v4([10, 0, 3, 2]), 8080)],
         last: Some(Position { epoch: 9, last: 41 }),
+        eager: true,
     }
 }
 
@@ -238,7 +239,7 @@ fn another_version_is_named_with_both_numbers() {
     feed(&mut l, &preamble);
     let error = l.next().map(|_| ()).unwrap_err();
     assert_eq!(error, LinkError::Version { peer: peer(), here: VERSION, there: 9 });
-    assert!(error.to_string().contains("version 9") && error.to_string().contains("version 1"));
+    assert!(error.to_string().contains("version 9") && error.to_string().contains("version 2"));
 
     let mut d = Link::dialer(Policy::Plain, &hello(), peer()).unwrap();
     preamble[11] = Verdict::Version as u8;
