@@ -63,7 +63,7 @@ fn keep_alive(ppm: u32, percent: f64) -> Result<()> {
 }
 
 /// So many requests that hardly a run loses no packet: each is a dozen packets.
-fn posts(ppm: u32, percent: f64, requests: usize) -> Result<()> {
+fn posts(ppm: u32, percent: f64, requests: u64) -> Result<()> {
     let stage = Stage::new()?;
     let rate = Some(requests as f64 / 5.0);
     let load = Load { connections: 16, rate, body_bytes: 100_000, ..stage.load(requests) };
