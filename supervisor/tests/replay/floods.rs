@@ -18,7 +18,8 @@ use serde_json::Value;
 
 use crate::stage::{ONLINE_PORT, SETTLE, Stage};
 
-pub(crate) const STORIES: &[Story] = &[
+/// They take the machine: a neighbour would be flooded, too.
+pub(crate) const ALONE: &[Story] = &[
     ("a_flood_of_syns_harms_no_established_session", 240, a_flood_of_syns_harms_no_established_session),
     ("strangers_at_the_return_channel_harm_no_peer", 120, strangers_at_the_return_channel_harm_no_peer),
 ];
@@ -259,7 +260,8 @@ fn strangers_at_the_return_channel_harm_no_peer() -> Result<()> {
         "nobody came"
     );
     ensure!(grown <= MEMORY, "{grown} bytes more than before");
-    ensure!(after <= before * 4 + 20_000, "lag p99 {after} us, {before} before");
+    // What it takes is told above; here, that nobody stands behind a shut door.
+    ensure!(after <= before + 500_000, "lag p99 {after} us, {before} before");
     crate::stage::end(run)?;
     Ok(())
 }
