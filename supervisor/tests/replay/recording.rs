@@ -41,7 +41,6 @@ pub(crate) const STORIES: &[Story] = &[
     ("an_upgrade_of_a_run_that_records_by_pcap_says_what_it_cost", 60, || {
         an_upgrade_of_a_recording("pcap", Kind::Run)
     }),
-    ("an_upgrade_of_a_mirror_port_by_xdp_says_what_it_cost", 60, an_upgrade_of_a_mirror_port_by_xdp),
     ("a_recording_goes_on_under_the_next_supervisor", 60, || {
         a_recording_goes_on_under_the_next_supervisor(Kind::Record)
     }),
@@ -360,25 +359,6 @@ fn an_upgrade_of_a_recording(engine: &str, kind: Kind) -> Result<()> {
     let scratch = Scratch::new("recording")?;
     let _intercept = stage.intercept()?;
     let record = recording(&stage, kind, as_text(scratch.path())?, &["--capture", engine])?;
-    upgraded(&stage, record, &scratch, engine, kind)
-}
-
-/// A mirror port taken by AF_XDP: the program stays on the device, its sockets go with their capturer.
-fn an_upgrade_of_a_mirror_port_by_xdp() -> Result<()> {
-    if !cfg!(feature = "xdp") {
-        return Err(Skipped::NotHere("built without the feature xdp".to_owned()).into());
-    }
-    let (stage, _place, _program) = stage_with_copy()?;
-    let _mirror = mirror_port(&stage.net, &stage.net.online2)?;
-    let scratch = Scratch::new("recording")?;
-    let service = stage.at_online().to_string();
-    let directory = as_text(scratch.path())?;
-    let args = ["-x", &service, "-i", "mirror0", "--mirror", "--capture", "xdp", "-o", directory];
-    let record = stage.twin.record(&stage.net.online2, &args)?;
-    upgraded(&stage, record, &scratch, "xdp", Kind::Record)
-}
-
-fn upgraded(stage: &Stage, record: Instance, scratch: &Scratch, engine: &str, kind: Kind) -> Result<()> {
     let load = stage.start(Load { rate: Some(1_000.0), ..stage.load(100_000) })?;
     for round in 1..=3 {
         more(&load, 500)?;
