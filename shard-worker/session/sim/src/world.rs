@@ -164,8 +164,7 @@ fn config(scenario: &Scenario) -> Config {
         times: scenario.times,
         claim: scenario.keep,
         file_us: None,
-        // As from a file, in one world of four; beside the dice, so that the worlds of known seeds stay what they were.
-        repeatable: scenario.seed.is_multiple_of(4),
+        repeatable: false,
         on_gap: scenario.on_gap,
         pace: Pace::default(),
     }
@@ -687,7 +686,8 @@ fn judge(
         || [Drop::Memory, Drop::TableFull, Drop::EndpointsExhausted]
             .iter()
             .any(|reason| figures.dropped[reason.index()] > 0)
-        || figures.counts[Count::RefusedTableFull.index()] > 0;
+        // One refused for want of room, or one that gave way before its client had said more than its SYN.
+        || [Count::RefusedTableFull, Count::FailedHalfOpen].iter().any(|count| figures.counts[count.index()] > 0);
     let dropped = |reasons: &[Drop]| -> u64 { reasons.iter().map(|r| figures.dropped[r.index()]).sum() };
     let count = |count: Count| figures.counts[count.index()];
     let all = figures.dropped.iter().sum::<u64>() - dropped(&[Drop::Duplicate]);

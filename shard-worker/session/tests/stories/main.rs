@@ -19,7 +19,6 @@ mod policy;
 mod probing;
 mod protocols;
 mod recovery;
-mod repeating;
 mod restart;
 mod shedding;
 mod simulation;
