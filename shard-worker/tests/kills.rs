@@ -16,7 +16,7 @@ use session::Count;
 use shard_worker::counters::{
     Gauge, WorkerCount, offset_count, offset_dropped_bytes, offset_gauge, offset_worker,
 };
-use shm::{Consumer, Link, Producer, Region, Role, Spec, path};
+use shm::{Consumer, Link, Producer, Region, Role, path};
 use topology::Plan;
 use topology::plan::{Join, Limits, ReplayPlan};
 use zerocopy::IntoBytes as _;
@@ -304,13 +304,7 @@ fn nothing_is_lost_torn_or_doubled() {
     let seed = u64::from(std::process::id());
     let name = format!("kills-{seed}");
     let plan = plan(&name);
-    let spec = Spec {
-        shards: 1,
-        capture_ring: plan.rings.capture,
-        inject_ring: plan.rings.inject,
-        return_ring: plan.rings.returns,
-        arena: shard_worker::arena_bytes(&plan).next_multiple_of(4_096),
-    };
+    let spec = topology::wiring::region_spec(&plan, shard_worker::arena_bytes);
     let region = Region::create(&name, &spec, &plan.to_bytes(), 1).unwrap();
     let _file = File(&name);
     region.control().set_percent_ppm(plan.percent_ppm);

@@ -19,7 +19,7 @@ use flow::record::flag;
 use serde_json::{Map, json};
 use session::{Count, Table};
 use shard_worker::counters::{Gauge, offset_count, offset_gauge};
-use shm::{Link, Region, Role, Spec};
+use shm::{Link, Region, Role};
 use topology::Plan;
 use topology::plan::Limits;
 use zerocopy::IntoBytes as _;
@@ -76,13 +76,7 @@ fn deaths(name: &str, sessions: u32) -> Result<Vec<(Duration, Duration)>> {
     let small = Plan::small(&["8080-10.0.3.2:8080"]);
     let limits = Limits { sessions_per_shard: sessions, chunks_per_shard: 65_536, held_per_session: 1 << 20 };
     let plan = Plan { name: name.to_owned(), limits, ..small };
-    let spec = Spec {
-        shards: 1,
-        capture_ring: plan.rings.capture,
-        inject_ring: plan.rings.inject,
-        return_ring: plan.rings.returns,
-        arena: shard_worker::arena_bytes(&plan).next_multiple_of(4_096),
-    };
+    let spec = topology::wiring::region_spec(&plan, shard_worker::arena_bytes);
     let region = Region::create(name, &spec, &plan.to_bytes(), 1)?;
     region.control().set_percent_ppm(plan.percent_ppm);
     region.control().set_copies_milli(plan.copies_milli);
