@@ -19,14 +19,14 @@ use topology::{Key, Options, Refusal, listening_from, planner};
 use crate::blackhole::{self, Blackhole, State, Wanted};
 use crate::control::{Reply, Request, Server};
 use crate::service::Service;
-use crate::{confine, key, logging, metrics, place, preflight, procfs, words};
+use crate::{confine, key, logging, metrics, place, preflight, procfs, relay, words};
 
 /// Works until it is asked to end.
 ///
 /// # Errors
 /// A [`Refusal`] before the start; anything else is a failure while running.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
-    logging::start("intercept", logging::level(options.has(Key::Quiet)));
+    logging::start_apart("intercept", logging::level(options.has(Key::Quiet)));
     procfs::volunteer_for_oom(procfs::OOM_OF_SUPERVISORS);
     let wanted = listening_from(options, key::of_options(options)?)?;
     let exporter = planner::metrics_addr(options)?;
@@ -101,6 +101,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if let Some(keep) = confine::of_intercept(wanted.sandbox, &standing, &directory, device.as_deref()) {
         keep.give_up()?.enter(None)?;
     }
+    relay::carry().context("starting the thread of the log failed")?;
     hole.iter().for_each(Blackhole::confined);
     if let Some(listener) = exporter {
         let (stats, name) = (Arc::clone(&stats), wanted.name.clone());

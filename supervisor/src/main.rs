@@ -59,6 +59,7 @@ mod preflight;
 mod procfs;
 mod quarantine;
 mod recording;
+mod relay;
 mod replaying;
 mod role;
 mod run;
@@ -115,6 +116,7 @@ fn main() -> ExitCode {
 }
 
 fn exit(done: anyhow::Result<ExitCode>) -> ExitCode {
+    relay::end();
     match done {
         Ok(code) => code,
         Err(error) => {

@@ -25,7 +25,8 @@ use crate::supervise::{Ended, House, Setup, Supervisor};
 use crate::terminal::Terminal;
 use crate::upgrade::{self, Handover};
 use crate::{
-    canary, confine, guarding, host, key, logging, metrics, procfs, recording, replaying, summary, survey,
+    canary, confine, guarding, host, key, logging, metrics, procfs, recording, relay, replaying, summary,
+    survey,
 };
 
 /// Removes the region's file at the end, whatever the end is. Sessions of a run before this one are not given up before
@@ -52,7 +53,7 @@ impl Drop for Tidy {
 pub(crate) fn run(options: &Options, of: Command) -> anyhow::Result<ExitCode> {
     let started_us = shm::monotonic_us();
     let (quiet, json) = (options.has(Key::Quiet), options.has(Key::Json));
-    logging::start("supervisor", logging::level(quiet));
+    logging::start_apart("supervisor", logging::level(quiet));
     procfs::volunteer_for_oom(procfs::OOM_OF_SUPERVISORS);
     let kept = Service::kept();
     close_for_roles(options)?;
@@ -111,6 +112,7 @@ pub(crate) fn run(options: &Options, of: Command) -> anyhow::Result<ExitCode> {
         quiet,
         json,
         metrics,
+        log: relay::numbers(),
         lock: lock.as_fd().as_raw_fd(),
         started_us,
     };
@@ -160,7 +162,10 @@ pub(crate) fn refused(given: &Given, error: ExpressionError) -> Refusal {
 /// # Errors
 /// What it handed over cannot be taken over, which ends the run; or a failure while running.
 pub(crate) fn resume(before: Handover) -> anyhow::Result<ExitCode> {
-    logging::start("supervisor", logging::level(before.house.quiet));
+    if let Some(numbers) = before.house.log {
+        relay::inherit(numbers).context("taking over the log of the image before failed")?;
+    }
+    logging::start_apart("supervisor", logging::level(before.house.quiet));
     let signals = Signals::listen()?;
     upgrade::listens_again();
     let lock = LockFile::inherit(&before.name, &before.house.directory, before.house.lock)?;
@@ -213,6 +218,8 @@ struct Made {
 /// The loop, and the last line.
 fn finish(setup: Setup, mut made: Made) -> anyhow::Result<ExitCode> {
     let (plan, json) = (setup.plan.clone(), setup.house.json);
+    relay::carry()
+        .context("starting the thread of the log failed; is the limit on processes (ulimit -u) reached?")?;
     let supervisor = Supervisor::new(setup)?;
     made.tidy.armed = true;
     let Ended { sample, failure, terminal, service, sockets, fence } = supervisor.run();

@@ -13,8 +13,8 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use sandbox::Ids;
 use topology::{Plan, Process, wiring};
 
-use crate::logging;
 use crate::sockets::Sockets;
+use crate::{logging, relay};
 
 /// A role that was started.
 pub(crate) struct Started {
@@ -86,6 +86,9 @@ pub(crate) fn start(process: Process, outfit: Outfit<'_>) -> anyhow::Result<Star
     command.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
     if quiet {
         command.env(logging::LEVEL, "warn");
+    }
+    if relay::ends_at_a_terminal() {
+        command.env(logging::COLOUR, "1");
     }
     ways.iter().try_for_each(|ways| inherit(ways, true))?;
     keep_sockets(process, sockets, true)?;

@@ -99,6 +99,8 @@ pub(crate) struct House {
     pub(crate) json: bool,
     /// Where the exporter listens.
     pub(crate) metrics: Option<SocketAddr>,
+    /// Descriptors of the log's pipe and of the stderr behind it.
+    pub(crate) log: Option<(RawFd, RawFd)>,
     /// Descriptor of the lock.
     pub(crate) lock: RawFd,
     /// When the run started, CLOCK_MONOTONIC microseconds.

@@ -77,7 +77,7 @@ pub(crate) struct Answer {
 }
 
 /// Changes whenever [`Handover`] does.
-const FORM: u32 = 2;
+const FORM: u32 = 3;
 /// The variable that names the memfd.
 const VARIABLE: &str = "TCPTWIN_HANDOVER";
 /// Time for a program to say what it is. Some milliseconds are enough; the supervisor waits meanwhile.

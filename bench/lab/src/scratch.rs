@@ -16,8 +16,18 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 impl Scratch {
     /// Makes `lab-PURPOSE-PID-N` in the system's directory for temporary files.
     pub fn new(purpose: &str) -> io::Result<Self> {
+        Self::within(&std::env::temp_dir(), purpose)
+    }
+
+    /// The same in memory, where the system has what lives as long as it runs (file-hierarchy(7), `/run/`): no disk holds up who
+    /// uses it.
+    pub fn in_memory(purpose: &str) -> io::Result<Self> {
+        Self::within(Path::new("/dev/shm"), purpose)
+    }
+
+    fn within(parent: &Path, purpose: &str) -> io::Result<Self> {
         let n = NEXT.fetch_add(1, Relaxed);
-        let path = std::env::temp_dir().join(format!("lab-{purpose}-{}-{n}", std::process::id()));
+        let path = parent.join(format!("lab-{purpose}-{}-{n}", std::process::id()));
         DirBuilder::new()
             .mode(0o700)
             .create(&path)

@@ -8,7 +8,7 @@
 //! Instances get names of their own, and control sockets in a directory of their own, so that labs do not meet.
 
 use std::fs::{self, File};
-use std::io::PipeReader;
+use std::io::{PipeReader, PipeWriter};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -82,7 +82,12 @@ pub const RETURN_PORT: u16 = 36_524;
 impl Twin {
     /// For a built program.
     pub fn new(binary: impl Into<PathBuf>) -> anyhow::Result<Self> {
-        Ok(Self { binary: binary.into(), runtime: Scratch::new("run")? })
+        Ok(Self { binary: binary.into(), runtime: Scratch::in_memory("run")? })
+    }
+
+    /// The program.
+    pub fn binary(&self) -> &Path {
+        &self.binary
     }
 
     /// Where the control sockets are.
@@ -130,6 +135,20 @@ impl Twin {
         })
     }
 
+    /// The same with a pipe in the place of standard error, read by the caller or by nobody.
+    pub fn begin_logging_to(
+        &self,
+        kind: Kind,
+        host: &Host,
+        args: &[&str],
+        stderr: PipeWriter,
+    ) -> anyhow::Result<Instance> {
+        self.begin_with(kind, host, args, |mut command| {
+            command.stderr(stderr);
+            command
+        })
+    }
+
     /// The same with the command changed by `dress`; its output is the lab's.
     pub(crate) fn begin_with(
         &self,
@@ -166,8 +185,8 @@ impl Twin {
         let mut command = Command::new(&self.binary);
         command.args(&words).env("XDG_RUNTIME_DIR", self.runtime.path()).env("NO_COLOR", "1");
         command.stdin(Stdio::null());
-        let mut command = dress(command);
         command.stdout(File::create(files.file("out"))?).stderr(File::create(files.file("err"))?);
+        let command = dress(command);
         let child = host.ns.spawn(command).with_context(|| format!("starting {}", self.binary.display()))?;
         Ok(Instance {
             name,

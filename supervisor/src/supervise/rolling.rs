@@ -13,7 +13,7 @@ use super::{Phase, Supervisor};
 use crate::control::Reply;
 use crate::member::Member;
 use crate::upgrade::{self, Handover, Verdict};
-use crate::words;
+use crate::{relay, words};
 
 /// The replacement of roles by such of this image.
 pub(crate) struct Rolling {
@@ -141,8 +141,13 @@ impl Supervisor {
             sockets: sockets.iter().map(|(name, fd)| (name.clone(), fd.as_raw_fd())).collect(),
             members: self.members.iter().map(Member::heir).collect(),
         };
-        let descriptors: Vec<BorrowedFd<'_>> =
-            sockets.iter().map(|(_, fd)| *fd).chain(alive).chain([listener]).collect();
+        let descriptors: Vec<BorrowedFd<'_>> = sockets
+            .iter()
+            .map(|(_, fd)| *fd)
+            .chain(alive)
+            .chain([listener])
+            .chain(relay::descriptors())
+            .collect();
         handover.exec(&descriptors)
     }
 }

@@ -2,6 +2,7 @@
 //! wherever they can, and nothing is misread where they cannot.
 
 use std::fs;
+use std::io::{PipeReader, PipeWriter, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -12,11 +13,13 @@ use anyhow::{Context, Result, ensure};
 use lab::load::RunningLoad;
 use lab::scratch::Scratch;
 use lab::story::{Story, step};
+use lab::twin::Kind;
 use lab::{Answers, Fidelity, HttpOptions, Instance, Load, Manager, Twin, wait};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 
 use crate::faults::more;
-use crate::stage::{SETTLE, Stage, answered, clean, end};
+use crate::stage::{ONLINE_PORT, SETTLE, Stage, answered, clean, end};
 
 pub(crate) const STORIES: &[Story] = &[
     ("a_killed_supervisors_sessions_go_on", 90, a_killed_supervisors_sessions_go_on),
@@ -26,6 +29,7 @@ pub(crate) const STORIES: &[Story] = &[
     ("a_leftover_of_another_plan_is_removed", 60, a_leftover_of_another_plan_is_removed),
     ("an_upgrade_under_load_loses_nothing", 90, an_upgrade_under_load_loses_nothing),
     ("an_upgrade_that_cannot_be_is_refused_or_drains", 90, an_upgrade_that_cannot_be_is_refused_or_drains),
+    ("a_log_that_nobody_reads_holds_nothing_up", 90, a_log_that_nobody_reads_holds_nothing_up),
     ("a_crash_loop_ends_in_a_safe_stop", 120, a_crash_loop_ends_in_a_safe_stop),
 ];
 /// A neighbour would spoil what these measure: how long a role is away.
@@ -321,6 +325,60 @@ fn a_killed_role_is_back_at_once() -> Result<()> {
     // A debug build on a machine that is busy with other things; the slowest of twenty may have waited for a core.
     ensure!(times[times.len() - 2].0 <= 50_000, "too slow: {times:?}");
     end(run)?.check_ledger()
+}
+
+/// As behind a terminal that was stopped with Ctrl-S, or on a disk that takes nothing for a while.
+fn a_log_that_nobody_reads_holds_nothing_up() -> Result<()> {
+    let stage = Stage::new()?;
+    let full = || -> Result<(PipeReader, PipeWriter)> {
+        let (reader, mut writer) = std::io::pipe()?;
+        let filler = vec![b'.'; usize::try_from(fcntl(&writer, FcntlArg::F_GETPIPE_SZ)?)?];
+        writer.write_all(&filler)?;
+        Ok((reader, writer))
+    };
+    let (_unread, stderr) = full()?;
+    let target = stage.at_target().to_string();
+    let args = ["-x", target.as_str(), "-i", "eth0"];
+    let mut intercept = stage.twin.begin_logging_to(Kind::Intercept, &stage.net.assistant, &args, stderr)?;
+    intercept.wait_ready()?;
+    let (mut unread, stderr) = full()?;
+    let map = lab::twin::map(ONLINE_PORT, stage.at_target());
+    let assistant = stage.net.assistant.v4().to_string();
+    let args = ["-x", map.as_str(), "-s", assistant.as_str(), "-i", "eth0", "--shards", "2"];
+    let mut run = stage.twin.begin_logging_to(Kind::Run, &stage.net.online, &args, stderr)?;
+    run.wait_ready()?;
+    let load = stage.start(steady(&stage))?;
+    more(&load, 300)?;
+    for (role, index) in [("capturer", 0), ("injector", 0), ("shard-worker", 0), ("shard-worker", 1)] {
+        step(format!("kill {role} {index}"));
+        let old = run.kill_role(role, index)?;
+        run.wait_restarted(role, index, old, SETTLE)?;
+        more(&load, 300)?;
+    }
+    step("another image takes the log over, and roles are replaced");
+    run.ctl(&["upgrade"])?;
+    let replaced = || {
+        let roles = run.stats().and_then(|stats| stats.roles()).unwrap_or_default();
+        roles.len() > 1 && roles.iter().all(|role| role.restarts == 2 || role.role == "supervisor")
+    };
+    wait::until("every role is of the next image", SETTLE, replaced)?;
+    more(&load, 300)?;
+    let report = answered(load.stop()?)?;
+    stage.wait_for(0..report.sent)?;
+    step("the log is read after all");
+    let text = std::thread::spawn(move || {
+        let mut text = String::new();
+        unread.read_to_string(&mut text).map(|_| text)
+    });
+    let stats = run.stop_run()?;
+    let all = Fidelity::of(&stage.online, &stage.target, 1);
+    ensure!(all.is_exact(), "{all}; {}", stats.ledger());
+    let text = text.join().expect("reading does not panic")?;
+    for role in ["capturer", "injector", "shard-worker 0", "shard-worker 1"] {
+        let told = format!("{role} restarted (killed by SIGKILL)");
+        ensure!(text.contains(&told), "the log lacks `{told}`: {}", text.trim_start_matches('.'));
+    }
+    stats.check_ledger()
 }
 
 fn a_stopped_role_is_replaced_in_time() -> Result<()> {
