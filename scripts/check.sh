@@ -10,6 +10,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# A step begins, so many minutes and seconds after the first.
+step() { printf '== %s (%d:%02d)\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
+
 quick=false
 case "${1:-}" in
     "") ;;
@@ -56,45 +59,46 @@ if ((${#packages[@]})); then
     fi
 fi
 
-echo "== what is built in: licences, sources, crates that are not wanted"
+step "what is built in: licences, sources, crates that are not wanted"
 scripts/tool.sh cargo-deny 0.20.2
 PATH="$PWD/target/tools/bin:$PATH" cargo deny --offline --log-level error check bans licenses sources
 
-echo "== unit and property tests"
+step "unit and property tests"
 cargo test --locked --workspace --exclude tcptwin --quiet
 
-echo "== orderings of the ring and the doorbell, model-checked"
+step "orderings of the ring and the doorbell, model-checked"
 RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --locked -p shm --release --test loom --quiet
 
-echo "== the binary: command line$($quick || echo ', replay of real traffic')"
+step "the binary: command line$($quick || echo ', replay of real traffic')"
 if $quick; then
     cargo test --locked -p tcptwin --quiet --bins --test wrong_use --test survey
 else
     cargo test --locked -p tcptwin --quiet
 fi
 
-echo "== the xdp engine, which the other tests are built without"
+step "the xdp engine, which the other tests are built without"
 cargo test --locked -p capturer --features xdp --quiet --test kernel xdp
 if ! $quick; then
     cargo test --locked -p tcptwin --features xdp --quiet --test replay -- mirror_port
 fi
 
 if command -v valgrind >/dev/null 2>&1; then
-    echo "== instructions of each part of the packet path, against the baseline"
+    step "instructions of each part of the packet path, against the baseline"
     cargo run --locked --release --quiet -p bench --bin instructions -- --check bench/instructions.json
 else
     echo "SKIPPED instructions of each part of the packet path: valgrind is not installed"
 fi
 
-echo "== any bytes at all: a million generated inputs at every place where bytes come in"
+step "any bytes at all: a million generated inputs at every place where bytes come in"
 scripts/fuzz.sh --quick
 
-echo "== the replay machine over bad links, in virtual time: eight thousand worlds"
+step "the replay machine over bad links, in virtual time: eight thousand worlds"
 scripts/sim.sh --seeds 8000 --jobs 2
 
 if ! $quick; then
-    echo "== every process killed, stopped and cut off under real traffic"
+    step "every process killed, stopped and cut off under real traffic"
     scripts/chaos.sh --seed 1 --minutes 2.5 --rate 1000 --connections 1000 --short 50 --posts 2 --every 1000
-    echo "== bytes of the shared region flipped under load"
+    step "bytes of the shared region flipped under load"
     scripts/chaos.sh --seed 1 --minutes 0.5 --flips 50000 --rate 500 --connections 200 --short 50 --posts 2
 fi
+step "everything passed"

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use flow::emit::{MAX_HEADERS, emit};
 use flow::record::flag;
 use flow::{Endpoint, Seq, TcpFields};
-use shm::{Region, Spec};
+use shm::Region;
 use topology::Plan;
 use topology::plan::{CapturePlan, Rings};
 
@@ -26,13 +26,7 @@ pub(crate) fn plan(mappings: &[&str]) -> Plan {
 pub(crate) fn regions(plan: &Plan, processes: usize) -> Vec<&'static Region> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let name = format!("capturer-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-    let spec = Spec {
-        shards: plan.shards,
-        capture_ring: plan.rings.capture,
-        inject_ring: plan.rings.inject,
-        return_ring: plan.rings.returns,
-        arena: 4_096,
-    };
+    let spec = topology::wiring::region_spec(plan, |_| 4_096);
     let region = Region::create(&name, &spec, &plan.to_bytes(), plan.instance).expect("a small region fits");
     let mut views = vec![region];
     views.extend((1..processes).map(|_| Region::attach(&name).expect("it was just made")));

@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+use std::{fs, process};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lab::load::RunningLoad;
 use lab::twin::Kind as Command;
 use lab::{
@@ -105,6 +106,31 @@ impl Stage {
         let name = format!("{}-hole", self.name);
         let args = ["-x", &target, "-i", "eth0", "--guard", "--name", &name];
         self.twin.begin(Command::Intercept, &self.net.assistant, &args)
+    }
+
+    /// What the run kept of records that killed a worker twice: each was read by `tcptwin autopsy`, and is removed.
+    pub(crate) fn specimens(&self) -> Result<Vec<String>> {
+        let directory = self.twin.runtime().join("tcptwin").join(format!("{}.quarantine", self.name));
+        if !directory.exists() {
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&directory)? {
+            let file = entry?.path();
+            let told = process::Command::new(self.twin.binary()).arg("autopsy").arg(&file).output()?;
+            let text = String::from_utf8_lossy(&told.stdout).into_owned();
+            // It may die of what the file holds; the process that tells of it may not.
+            ensure!(
+                told.status.code().is_some() && text.contains("of which shard"),
+                "autopsy of {}: {}: {text}{}",
+                file.display(),
+                told.status,
+                String::from_utf8_lossy(&told.stderr)
+            );
+            found.push(text);
+        }
+        fs::remove_dir_all(&directory)?;
+        Ok(found)
     }
 
     /// What the run left of its region and its files.

@@ -26,6 +26,9 @@ const GROWTH: u64 = 8 << 20;
 /// The tables of a million claims at either end, reserved at the start and paid page by page as claims come.
 const CLAIM_TABLES: u64 = 144 << 20;
 
+/// Files that an instance keeps at most of what killed its workers.
+const QUARANTINE: u64 = 16;
+
 impl Verdict {
     /// A rule was broken.
     pub(crate) fn broken(&mut self, what: impl Into<String>) {
@@ -121,6 +124,17 @@ impl Verdict {
     pub(crate) fn outside(&mut self, astray: u64, examples: &[String]) {
         println!("witness    {astray} packets astray");
         self.rule(astray == 0, || format!("{astray} packets were where none may be: {examples:?}"));
+    }
+
+    /// Records that a worker died of twice.
+    pub(crate) fn specimens(&mut self, specimens: &[String]) {
+        println!("quarantine {} records", specimens.len());
+        for told in specimens {
+            println!("           {}", told.lines().next().unwrap_or_default());
+        }
+        self.rule(specimens.len() as u64 <= QUARANTINE, || {
+            format!("{} specimens were kept", specimens.len())
+        });
     }
 
     /// Private memory, before and after; with flows claimed one by one the tables of claims are in it.
