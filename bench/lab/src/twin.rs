@@ -181,7 +181,7 @@ impl Twin {
         if !args.contains(&"--name") {
             words.extend(["--name".to_owned(), name.clone()]);
         }
-        let files = Scratch::new("tcptwin")?;
+        let files = Scratch::in_memory("tcptwin")?;
         let mut command = Command::new(&self.binary);
         command.args(&words).env("XDG_RUNTIME_DIR", self.runtime.path()).env("NO_COLOR", "1");
         command.stdin(Stdio::null());
