@@ -109,7 +109,7 @@ pub enum OpenError {
     },
     /// The kernel or the device does not do AF_XDP.
     #[error(
-        "{step} {interface} failed: {source}. The xdp engine needs root (or cap_bpf, cap_net_admin and cap_net_raw), a kernel of 5.9 or newer, and an interface without another XDP program (ip link show {interface}); --capture ring needs none of that"
+        "{step} {interface} failed: {source}. The xdp engine needs root (or cap_bpf, cap_net_admin, cap_net_raw, and a limit of locked memory (ulimit -l) above --capture-buffer), a kernel of 5.9 or newer, and an interface without another XDP program (ip link show {interface}); --capture ring needs none of that"
     )]
     Xdp {
         /// What was tried.
@@ -191,7 +191,7 @@ pub enum RoleError {
     NoXdp,
     /// The xdp engine could not begin.
     #[error(
-        "opening an AF_XDP socket on {interface} failed: {source}. Is the limit of locked memory (ulimit -l) too low for --capture-buffer, or another program on its queues?"
+        "going on with the AF_XDP sockets of {interface} failed: {source}. The supervisor and this role must be of one version"
     )]
     Xdp {
         /// Where.

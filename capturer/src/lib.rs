@@ -58,5 +58,5 @@ mod xdp;
 pub use count::Count;
 pub use error::{OpenError, RoleError};
 pub use interfaces::Interface;
-pub use open::{CaptureSocket, begin_anew, deafen, inherit, is_held_by_sockets, names, open, take_over};
+pub use open::{CaptureSocket, begin_anew, deafen, inherit, is_held_by_sockets, name, open, take_over};
 pub use role::run;

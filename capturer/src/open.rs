@@ -55,7 +55,7 @@ impl From<CaptureSocket> for PacketSocket {
 }
 
 /// Opens the sockets of a plan: for the ring engine two for each interface (or two for all), for the simple engine one for each
-/// interface, for the xdp engine what holds its program in place; none for the pcap engine, which is tried out only. Frames
+/// interface, for the xdp engine its program and a socket for each queue; none for the pcap engine, which is tried out only. Frames
 /// are kept from now on, where there are sockets for them.
 ///
 /// # Errors
@@ -69,13 +69,7 @@ pub fn open(plan: &Plan) -> Result<Vec<CaptureSocket>, OpenError> {
     if names.len() * RINGS > MAX_RINGS {
         return Err(OpenError::TooMany { count: names.len(), max: MAX_RINGS / RINGS });
     }
-    let mut wanted: Vec<Option<&Interface>> = vec![];
-    for name in &names {
-        wanted.push(match name {
-            None => None,
-            Some(name) => Some(known(&existing, name)?),
-        });
-    }
+    let wanted = known_of(&existing, &names)?;
     for interface in wanted.iter().flatten().filter(|interface| !interface.up) {
         tracing::warn!("{} is down; nothing is captured on it until it is up", interface.name);
     }
@@ -87,14 +81,16 @@ pub fn open(plan: &Plan) -> Result<Vec<CaptureSocket>, OpenError> {
     }
 }
 
-/// Lets the kernel keep nothing more in these sockets, now and whoever reads from them. The engines without such sockets end
-/// with their role.
+/// Lets the kernel keep nothing more in these sockets, now and whoever reads from them. The engine without sockets ends with its
+/// role.
 ///
 /// # Errors
 /// The first of a socket that goes on; the others are closed all the same.
 pub fn deafen(plan: &Plan, sockets: &[CaptureSocket]) -> io::Result<()> {
-    if matches!(plan.capture.engine, CaptureEngine::Pcap | CaptureEngine::Xdp) {
-        return Ok(());
+    match plan.capture.engine {
+        CaptureEngine::Ring | CaptureEngine::Simple => {}
+        CaptureEngine::Xdp => return xdp::deafen(sockets),
+        CaptureEngine::Pcap => return Ok(()),
     }
     // At once: the kernel makes each of them wait for all cores.
     std::thread::scope(|scope| {
@@ -108,7 +104,7 @@ pub fn deafen(plan: &Plan, sockets: &[CaptureSocket]) -> io::Result<()> {
 
 /// Whether the supervisor's sockets are all that captures: [`deafen`] ends it then.
 pub const fn is_held_by_sockets(plan: &Plan) -> bool {
-    plan.trace.is_none() && matches!(plan.capture.engine, CaptureEngine::Ring | CaptureEngine::Simple)
+    plan.trace.is_none() && !matches!(plan.capture.engine, CaptureEngine::Pcap)
 }
 
 /// Takes over sockets that were handed down by number.
@@ -134,43 +130,54 @@ fn taken_over(plan: &Plan, number: RawFd) -> io::Result<PacketSocket> {
     }
 }
 
-/// What the sockets of a plan are called where somebody keeps them for the next start: number and sizes, so that one of
-/// other sizes is never taken for ours. Empty for the other engines, whose sockets keep next to nothing.
-pub fn names(plan: &Plan) -> Vec<String> {
-    if plan.capture.engine != CaptureEngine::Ring || plan.trace.is_some() {
-        return vec![];
+/// What a socket of a plan is called where somebody keeps it for the next start: number and sizes, so that one of other sizes is
+/// never taken for ours. None behind the last, and for the other engines, whose sockets keep next to nothing. How many the xdp
+/// engine has, the device knows.
+pub fn name(plan: &Plan, place: usize) -> Option<String> {
+    if plan.trace.is_some() {
+        return None;
     }
-    let specs = ring_specs(plan);
-    let form = |spec: &RingSpec| if spec.begin() == Begin::Link { "-datagrams" } else { "" };
-    let name = |(i, spec): (usize, &RingSpec)| {
-        format!("capture-{i}-{}x{}{}", spec.slot_bytes(), spec.slots(), form(spec))
-    };
-    let all = interface_names(plan).len() * RINGS;
-    specs.iter().cycle().take(all).enumerate().map(name).collect()
+    match plan.capture.engine {
+        CaptureEngine::Ring if place < interface_names(plan).len() * RINGS => {
+            let spec = ring_specs(plan)[place % RINGS];
+            let form = if spec.begin() == Begin::Link { "-datagrams" } else { "" };
+            Some(format!("capture-{place}-{}x{}{form}", spec.slot_bytes(), spec.slots()))
+        }
+        CaptureEngine::Xdp => Some(format!("capture-{place}-xdp-{}", plan.capture.buffer_bytes)),
+        CaptureEngine::Ring | CaptureEngine::Simple | CaptureEngine::Pcap => None,
+    }
 }
 
-/// Takes over ring sockets that outlived their supervisor, in the order of [`names`]. Each must be what [`open`] would make
+/// Takes over sockets that outlived their supervisor, in the order of their [`name`]s. Each must be what [`open`] would make
 /// for this plan: bound where it says, with this filter, and a ring of this size. One that was closed is open then.
 ///
 /// # Errors
 /// Which is not, by its place; all of them are closed then.
 pub fn take_over(plan: &Plan, sockets: Vec<OwnedFd>) -> Result<Vec<CaptureSocket>, OpenError> {
-    let (existing, names, specs) = (interfaces::interfaces(), interface_names(plan), ring_specs(plan));
-    let wanted = names.len() * RINGS;
+    let (existing, names) = (interfaces::interfaces(), interface_names(plan));
+    let wanted = known_of(&existing, &names)?;
+    match plan.capture.engine {
+        CaptureEngine::Xdp => xdp::take_over(&wanted, sockets),
+        _ => take_over_rings(plan, &wanted, sockets),
+    }
+}
+
+fn take_over_rings(
+    plan: &Plan,
+    interfaces: &[Option<&Interface>],
+    sockets: Vec<OwnedFd>,
+) -> Result<Vec<CaptureSocket>, OpenError> {
+    let (specs, programs, wanted) = (ring_specs(plan), ring_programs(plan), interfaces.len() * RINGS);
     if sockets.len() != wanted || plan.capture.engine != CaptureEngine::Ring {
         return Err(OpenError::Sockets { wanted, got: sockets.len() });
     }
-    let programs = ring_programs(plan);
     let mut taken = vec![];
     for (i, socket) in sockets.into_iter().map(PacketSocket::from).enumerate() {
         let failed = |source| OpenError::Kept { place: i, source };
         let wrong = |why: &str| failed(io::Error::other(why));
-        let (bound, spec) = (&names[i / RINGS], specs[i % RINGS]);
-        let bound = match bound {
-            None => Bound::Any,
-            Some(name) => Bound::Interface(known(&existing, name)?.index),
-        };
-        if !socket.is_ring_of(specs[i % RINGS].begin()).map_err(failed)? {
+        let spec = specs[i % RINGS];
+        let bound = interfaces[i / RINGS].map_or(Bound::Any, |interface| Bound::Interface(interface.index));
+        if !socket.is_ring_of(spec.begin()).map_err(failed)? {
             return Err(wrong("it is no packet ring"));
         }
         if socket.bound().map_err(failed)? != bound {
@@ -199,9 +206,13 @@ pub fn begin_anew(region: &'static Region, plan: &Plan) {
     // What a dead capturer had committed is in place then, and no successor stores its positions over ours.
     region.journal(Role::Capturer).done();
     let counters = region.counters(Role::Capturer);
-    if matches!(plan.capture.engine, CaptureEngine::Ring | CaptureEngine::Simple) {
-        // The other engines open their own, and count then.
+    if plan.capture.engine != CaptureEngine::Pcap {
+        // That one opens its own, and counts then.
         role::unseen(&counters);
+    }
+    if plan.capture.engine == CaptureEngine::Xdp {
+        (0..MAX_RINGS).for_each(|ring| counters.set(POSITIONS + ring, 0));
+        return;
     }
     let last = (0..MAX_RINGS).map(|ring| counters.get(POSITIONS + ring)).max().unwrap_or(0);
     for (ring, spec) in ring_specs(plan).iter().cycle().take(interface_names(plan).len() * RINGS).enumerate()
@@ -260,6 +271,13 @@ pub(crate) fn link_header(interface: &str) -> io::Result<u32> {
 pub(crate) fn hearing(plan: &Plan) -> Hearing {
     let promiscuous = plan.capture.promiscuous;
     Hearing { promiscuous, outgoing: plan.record.is_some() && !promiscuous }
+}
+
+fn known_of<'a>(
+    existing: &'a [Interface],
+    names: &[Option<String>],
+) -> Result<Vec<Option<&'a Interface>>, OpenError> {
+    names.iter().map(|name| name.as_ref().map(|name| known(existing, name)).transpose()).collect()
 }
 
 fn known<'a>(existing: &'a [Interface], name: &str) -> Result<&'a Interface, OpenError> {

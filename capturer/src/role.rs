@@ -61,14 +61,13 @@ pub fn run(
         CaptureEngine::Ring => Box::new(Live::new(plan, sockets, position)?),
         CaptureEngine::Simple => Box::new(Simple::new(plan, sockets)?),
         CaptureEngine::Pcap => Box::new(Pcap::new(plan)),
-        CaptureEngine::Xdp => xdp::source(plan, sockets)?,
+        CaptureEngine::Xdp => xdp::source(plan, sockets, position)?,
     };
-    if matches!(plan.capture.engine, CaptureEngine::Pcap | CaptureEngine::Xdp) {
+    if plan.capture.engine == CaptureEngine::Pcap {
         let away_ms = unseen(dispatcher.counters());
         if away_ms > 0 {
             tracing::warn!(
-                "nobody captured for {away_ms} ms: with --capture {} what the kernel held for a capturer goes with it. Requests of that time are missing",
-                plan.capture.engine.name()
+                "nobody captured for {away_ms} ms: with --capture pcap what the kernel held for a capturer goes with it. Requests of that time are missing"
             );
         }
     }

@@ -40,19 +40,23 @@ impl Sockets {
             let at = kept.iter().position(|(kept, _)| kept == name)?;
             Some(kept.swap_remove(at).1)
         };
-        let names = capturer::names(plan);
-        let capture: Vec<OwnedFd> = names.iter().filter_map(|name| take(name)).collect();
+        let names = (0..).map_while(|place| capturer::name(plan, place));
+        let capture: Vec<OwnedFd> = names.map_while(|name| take(&name)).collect();
         let inject = injector::Sockets::take_over(plan, |lane| take(&inject_name(lane)))
             .ok_or("the kept raw sockets are not those that the targets need")?;
-        let capture =
-            if names.is_empty() { capturer::open(plan) } else { capturer::take_over(plan, capture) };
+        let capture = if capturer::name(plan, 0).is_none() {
+            capturer::open(plan)
+        } else {
+            capturer::take_over(plan, capture)
+        };
         let capture = capture.map_err(|error| error.to_string())?;
         Ok(Self { capture, inject, ways: ways(plan) })
     }
 
     /// Each socket that is worth keeping, with its name.
     pub(crate) fn named(&self, plan: &Plan) -> Vec<(String, BorrowedFd<'_>)> {
-        let capture = capturer::names(plan).into_iter().zip(self.capture.iter().map(|socket| socket.as_fd()));
+        let names = (0..).map_while(|place| capturer::name(plan, place));
+        let capture = names.zip(self.capture.iter().map(|socket| socket.as_fd()));
         let inject = self.inject.each().map(|(lane, socket)| (inject_name(lane), socket.as_fd()));
         capture.chain(inject).collect()
     }

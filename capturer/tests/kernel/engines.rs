@@ -190,6 +190,10 @@ fn without_the_feature_the_xdp_engine_says_how_to_build_it() {
 
 #[cfg(feature = "xdp")]
 mod xdp {
+    use std::os::fd::OwnedFd;
+
+    use capturer::sys::PacketSocket;
+
     use super::*;
 
     fn with_xdp() -> Plan {
@@ -224,21 +228,71 @@ mod xdp {
     #[test]
     fn frames_of_a_mirror_port_are_taken_in_front_of_the_stack() {
         let Some((ns, far)) = mirror(1_500) else { return };
-        let mut rig = opened(ns, &with_xdp());
+        let mut rig = Rig::start(ns, &with_xdp());
         mirrored(&far, 0..500);
         rig.until("all are there", |rig| rig.seen.len() == 500);
         assert!(rig.seen.iter().all(|(head, payload)| payload[..] == [(head.tcp.seq.0 / 10) as u8; 1_000]));
         assert_eq!(rig.count(Count::KernelDrops), 0);
         assert!(rig.count(Count::Frames) >= 1_000, "both directions came, one is of use");
 
-        // Killed, and replaced: the program stays where it is.
-        rig.halt();
-        rig.succeed();
-        rig.until("the successor has sockets of its own", |rig| rig.count(Count::Opened) == 2);
-        mirrored(&far, 500..600);
-        rig.until("it goes on", |rig| rig.seen.len() == 600);
+        // Replaced, twice: the kernel goes on meanwhile, and nothing is taken again.
+        for round in 1..3 {
+            rig.halt();
+            mirrored(&far, 500 * round..500 * round + 400);
+            rig.succeed();
+            mirrored(&far, 500 * round + 400..500 * (round + 1));
+            let all = 500 * (round as usize + 1);
+            rig.until("it goes on", |rig| rig.seen.len() == all);
+        }
         rig.stop();
-        assert_eq!(rig.count(Count::Segments), 600);
+        let mut seqs: Vec<u32> = rig.seen.iter().map(|(head, _)| head.tcp.seq.0 / 10).collect();
+        seqs.sort_unstable();
+        assert_eq!(seqs, (0..1_500).collect::<Vec<u32>>());
+        assert_eq!(rig.count(Count::Segments), 1_500);
+        assert_eq!(rig.count(Count::KernelDrops) + rig.count(Count::UnseenMs), 0);
+    }
+
+    /// More frames than there are chunks, so that every one of them comes back.
+    #[test]
+    fn chunks_come_round() {
+        let Some((ns, far)) = mirror(1_500) else { return };
+        let mut plan = with_xdp();
+        plan.capture.buffer_bytes = 1;
+        let mut rig = Rig::start(ns, &plan);
+        for round in 0..20 {
+            mirrored(&far, 200 * round..200 * (round + 1));
+            rig.until("all are there", |rig| rig.seen.len() as u32 == 200 * (round + 1));
+            if round % 5 == 4 {
+                rig.halt();
+                rig.succeed();
+            }
+        }
+        assert!(rig.seen.iter().all(|(head, payload)| payload[..] == [(head.tcp.seq.0 / 10) as u8; 1_000]));
+        assert_eq!(rig.count(Count::KernelDrops), 0);
+    }
+
+    #[test]
+    fn kept_sockets_are_taken_over_on_their_own_interface_only() {
+        let Some((ns, _far)) = mirror(1_500) else { return };
+        let fds = |sockets: Vec<capturer::CaptureSocket>| -> Vec<OwnedFd> {
+            sockets.into_iter().map(|socket| OwnedFd::from(PacketSocket::from(socket))).collect()
+        };
+        ns.enter(move || {
+            let refused = |plan: &Plan, kept, part: &str| {
+                let said = capturer::take_over(plan, kept).unwrap_err().to_string();
+                assert!(said.contains(part), "{said}");
+            };
+            let mut lo = with_xdp();
+            lo.capture.interfaces = vec!["lo".to_owned()];
+            refused(&lo, fds(capturer::open(&with_xdp()).unwrap()), "its program is on another interface");
+            let mut without_queues = fds(capturer::open(&with_xdp()).unwrap());
+            without_queues.truncate(3);
+            refused(&with_xdp(), without_queues, "3 capture sockets were handed down");
+            let kept = fds(capturer::open(&with_xdp()).unwrap());
+            let count = kept.len();
+            assert!(capturer::name(&with_xdp(), count - 1).is_some());
+            assert_eq!(capturer::take_over(&with_xdp(), kept).unwrap().len(), count);
+        });
     }
 
     #[test]
@@ -250,7 +304,7 @@ mod xdp {
         let mut plan = with_xdp();
         plan.capture.filter.expression = Some("tcp[4:4] >= 1000".to_owned());
         capturer::expression::put_in(&mut plan).unwrap();
-        let mut rig = opened(ns, &plan);
+        let mut rig = Rig::start(ns, &plan);
         mirrored(&far, 0..200);
         rig.until("those meant are there", |rig| rig.seen.len() == 100);
         rig.stop();
@@ -262,7 +316,7 @@ mod xdp {
         // Too long for the driver's mode of this device: the program runs in front of the stack instead, and a chunk holds
         // no frame of 8 KB.
         let Some((ns, far)) = mirror(9_000) else { return };
-        let mut rig = opened(ns, &with_xdp());
+        let mut rig = Rig::start(ns, &with_xdp());
         far.enter(|| {
             let socket = link_socket("far");
             for seq in 0..50 {

@@ -323,8 +323,11 @@ impl Table {
         let target = self.config.targets[slot.target as usize].endpoint;
         let replayed = slot.replayed;
         let floor = floor.or_else(|| self.header.last_numbers.get(self.replayed_hash(&replayed, &target)));
-        let clock_us = if self.config.repeatable { 0 } else { now_us };
-        let isn = numbering::isn(clock_us, self.config.seeds.isn, &replayed, &target, floor);
+        let clock = match self.config.repeatable {
+            true => numbering::clock_of_client(slot.online_isn, slot.lap),
+            false => numbering::clock(now_us),
+        };
+        let isn = numbering::isn(clock, self.config.seeds.isn, &replayed, &target, floor);
         let idle_us = self.config.times.idle_us;
         let slot = self.slots.get_mut(id);
         slot.ts_offset = numbering::ts_offset(self.config.seeds.isn, &replayed, &target);

@@ -37,7 +37,8 @@ pub struct Config {
     /// What is captured comes from a file: how far, µs of its time, it must have gone on behind a hole before the hole counts
     /// as one. None in live capture, where the time of day alone tells.
     pub file_us: Option<u64>,
-    /// Initial sequence numbers follow from endpoints and keys alone, so that a replay can be repeated.
+    /// Initial sequence numbers follow from the client's own, endpoints and keys, and the ends of segments from those that were
+    /// captured: not from any clock, so that a replay can be repeated.
     pub repeatable: bool,
 }
 

@@ -1,6 +1,8 @@
 //! The stream that a session holds for the target: everything from the first unacknowledged byte on, in order, without
 //! holes and without anything twice. It is cut into pieces, one for each turn, each with a header that says what opens
-//! its gate. The client's FIN or RST is the last piece, without bytes and with a gate of its own.
+//! its gate; where a replay is to be repeatable a turn has one for each write of the client's (what ends with PSH), so that
+//! segments end where they ended online, whoever was faster. The client's FIN or RST is the last piece, without bytes and with a
+//! gate of its own.
 //!
 //! Two places move through it: `head` (acknowledged so far) and `cursor` (sent so far). Both stop at the end of a piece
 //! until the next one is needed. The length of the last piece stands in the slot, not in its header, so that the
@@ -235,12 +237,48 @@ fn take_from_head_to_end_of_piece(slot: &mut Slot, chunks: &mut Chunks) {
     }
 }
 
-/// Drops the bytes of the last piece that were never sent; returns how many, and whether some of the piece were sent.
+/// Whether the piece that is being sent, or is next, is the last one.
+pub(crate) fn sends_tail(slot: &Slot, chunks: &Chunks) -> bool {
+    if slot.cursor_left > 0 {
+        return slot.is(is::CURSOR_IN_TAIL);
+    }
+    header_at(slot, chunks, slot.cursor).is_some_and(|(.., last)| last)
+}
+
+/// The first piece of the last turn that lies wholly ahead of the cursor: where its header is, whether it begins the turn, and the
+/// bytes from there on.
+fn ahead_of_cursor(slot: &Slot, chunks: &Chunks) -> Option<(Place, bool, u32)> {
+    let mut found: Option<(Place, bool, u32)> = None;
+    let mut at = slot.held.skip(chunks, slot.cursor, slot.cursor_left as usize);
+    while let Some((piece, after, _)) = header_at(slot, chunks, at) {
+        let (place, _) = slot.held.bytes_at(chunks, at);
+        let begins = piece.flags & piece::NEW_TURN != 0;
+        found = match found {
+            Some((first, whole, bytes)) if !begins => Some((first, whole, bytes + piece.len)),
+            _ => Some((place, begins, piece.len)),
+        };
+        at = slot.held.skip(chunks, after, piece.len as usize);
+    }
+    found
+}
+
+/// Drops the bytes of the last turn that were never sent; returns how many, and whether some of the turn were sent. Of a turn in
+/// several pieces the one that is being sent goes out whole.
 pub(crate) fn drop_unsent_tail(slot: &mut Slot, chunks: &mut Chunks) -> Result<(u32, bool), NoChunk> {
     if !can_grow(slot) {
         return Ok((0, false));
     }
-    let unsent = if slot.is(is::CURSOR_IN_TAIL) { slot.cursor_left } else { slot.tail_piece_len };
+    if let Some((mut place, whole, unsent)) = ahead_of_cursor(slot, chunks) {
+        let end = slot.held.skip(chunks, place, HEADER);
+        if !slot.held.cut(chunks, end, [&mut slot.head, &mut slot.cursor, &mut place]) {
+            return Err(NoChunk);
+        }
+        (slot.tail_piece, slot.tail_piece_len) = (place, 0);
+        slot.held_len -= unsent;
+        reset_when_empty(slot, chunks);
+        return Ok((unsent, !whole));
+    }
+    let unsent = slot.cursor_left;
     let keep = slot.tail_piece_len - unsent;
     let end = if slot.is(is::HEAD_IN_TAIL) {
         slot.held.skip(chunks, slot.head, (slot.head_left - unsent) as usize)
@@ -252,15 +290,12 @@ pub(crate) fn drop_unsent_tail(slot: &mut Slot, chunks: &mut Chunks) -> Result<(
     }
     slot.tail_piece_len = keep;
     slot.held_len -= unsent;
-    if slot.is(is::CURSOR_IN_TAIL) {
-        slot.cursor_left = 0;
-    }
+    slot.cursor_left = 0;
     if slot.is(is::HEAD_IN_TAIL) {
         slot.head_left -= unsent;
     }
-    let partly_sent = keep > 0 || slot.is(is::CURSOR_IN_TAIL);
     reset_when_empty(slot, chunks);
-    Ok((unsent, partly_sent))
+    Ok((unsent, true))
 }
 
 /// The bytes from `offset` after the first unacknowledged one, at most `n`, headers left out, as (length, slices).

@@ -19,10 +19,10 @@ pub(crate) const LEAST_MSS_V6: u16 = 1220;
 /// The smallest MSS taken from a target's option: room for all options and 8 bytes (Linux' TCP_MIN_SND_MSS).
 pub(crate) const LEAST_PEER_MSS: u16 = 48;
 
-/// Initial sequence number after RFC 6528: a clock of 250 kHz plus a keyed hash of the endpoints, raised above what the
-/// target may remember of the tuple (its TIME_WAIT takes a SYN without time stamps only above its `rcv_nxt`).
-pub(crate) fn isn(now_us: u64, seed: u64, client: &Endpoint, target: &Endpoint, floor: Option<Seq>) -> Seq {
-    let isn = Seq(((now_us / 4) as u32).wrapping_add(flow_hash(seed, client, target) as u32));
+/// Initial sequence number after RFC 6528: a clock plus a keyed hash of the endpoints, raised above what the target may
+/// remember of the tuple (its TIME_WAIT takes a SYN without time stamps only above its `rcv_nxt`).
+pub(crate) fn isn(clock: u32, seed: u64, client: &Endpoint, target: &Endpoint, floor: Option<Seq>) -> Seq {
+    let isn = Seq(clock.wrapping_add(flow_hash(seed, client, target) as u32));
     match floor {
         Some(floor) if !isn.after(floor) => floor + ABOVE,
         _ => isn,
@@ -31,6 +31,18 @@ pub(crate) fn isn(now_us: u64, seed: u64, client: &Endpoint, target: &Endpoint, 
 
 /// How far above.
 const ABOVE: u32 = 65_536;
+
+/// A clock of 250 kHz.
+pub(crate) const fn clock(now_us: u64) -> u32 {
+    (now_us / 4) as u32
+}
+
+/// What stands for it where a replay is to be repeatable: the client's own first number. Its kernel had the same rules to keep
+/// for a four-tuple that comes back; what we remember of one may be forgotten, and without a clock its next connection had
+/// the very number of the last. A loop of the file, which comes with the same numbers, is a minute of the clock.
+pub(crate) fn clock_of_client(online_isn: Seq, lap: u8) -> u32 {
+    online_isn.0.wrapping_add(u32::from(lap) << 24)
+}
 
 /// Time stamp value: a clock of 1 kHz plus a keyed offset for each endpoint pair. Monotone across connections and
 /// restarts, since the clock is the machine's.
@@ -104,11 +116,12 @@ mod tests {
     #[test]
     fn isn_follows_its_clock_and_stays_above_the_floor() {
         let (client, target) = pair();
-        let first = isn(1_000_000, 9, &client, &target, None);
-        assert_eq!(isn(5_000_000, 9, &client, &target, None), first + 1_000_000);
+        let at = |now_us, floor| isn(clock(now_us), 9, &client, &target, floor);
+        let first = at(1_000_000, None);
+        assert_eq!(at(5_000_000, None), first + 1_000_000);
         let after_upload = first + 100_000_000;
-        assert!(isn(1_001_000, 9, &client, &target, Some(after_upload)).after(after_upload));
-        assert_eq!(isn(1_001_000, 9, &client, &target, Some(first)), first + 250);
+        assert!(at(1_001_000, Some(after_upload)).after(after_upload));
+        assert_eq!(at(1_001_000, Some(first)), first + 250);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::chunks::{Chunks, ROOM};
 use crate::config::{Join, OnGap, Rtt};
 use crate::diary::Step;
 use crate::held::{self, NoChunk, Piece, piece};
-use crate::slot::{NONE, Phase, Slot, Timer, is};
+use crate::slot::{NONE, Phase, Slot, Timer, is, stream_bit};
 use crate::stash;
 use crate::table::Table;
 use crate::tally::Count;
@@ -220,6 +220,11 @@ impl Table {
             self.tally.one(Count::KeepAlives);
             self.tally.drop_bytes(Drop::Duplicate, payload.len() as u32);
         } else if payload.is_empty() {
+            // The client does something else than to go on with what it wrote.
+            if slot.stream & stream_bit::UNPUSHED != 0 {
+                slot.stream &= !stream_bit::UNPUSHED;
+                self.touch(id);
+            }
             self.drain_stash(now_us, id);
         } else {
             self.take_payload(now_us, id, seq, gate, segment, payload);
@@ -331,7 +336,8 @@ impl Table {
         let early = !slot.is(is::ANCHORED);
         if seq == slot.online_next && !early {
             let gate = lowered(slot, &self.chunks, gate);
-            if self.append(now_us, id, gate, time_us, fresh).is_err() {
+            let pushed = segment.tcp.has(flag::PSH);
+            if self.append(now_us, id, gate, time_us, fresh, pushed).is_err() {
                 self.tally.drop_bytes(Drop::Memory, fresh.len() as u32);
                 self.overflow(now_us, id, seq + fresh.len() as u32);
                 return;
@@ -360,7 +366,8 @@ impl Table {
         self.touch(id);
     }
 
-    /// Bytes that are next in order: they begin a turn, continue one, or belong to one that is given up.
+    /// Bytes that are next in order: they begin a turn, continue one, or belong to one that is given up. `pushed`: nothing more of
+    /// what the client wrote follows.
     fn append(
         &mut self,
         now_us: u64,
@@ -368,11 +375,17 @@ impl Table {
         gate: Wide,
         time_us: u64,
         bytes: &[u8],
+        pushed: bool,
     ) -> Result<(), NoChunk> {
         match self.admit(now_us, id, gate, time_us, bytes.len())? {
             Admit::Hold => {
                 let slot = self.slots.get_mut(id);
                 held::grow(slot, &mut self.chunks, bytes)?;
+                if self.config.repeatable && !pushed {
+                    slot.stream |= stream_bit::UNPUSHED;
+                } else {
+                    slot.stream &= !stream_bit::UNPUSHED;
+                }
                 self.tally.hold(slot, bytes.len() as u32);
                 self.diary.note(id, now_us, Step::Captured, bytes.len() as u32);
             }
@@ -407,11 +420,13 @@ impl Table {
             }
             slot.unset(is::SKIPPING);
         }
-        if begins || !held::can_grow(slot) {
+        let another_write = self.config.repeatable && slot.stream & stream_bit::UNPUSHED == 0;
+        if begins || another_write || !held::can_grow(slot) {
             let mut flags = if overlapped { piece::OVERLAPPED } else { 0 };
             if begins {
                 flags |= piece::NEW_TURN;
-                if std::mem::take(&mut slot.after_gap) > 0 {
+                if slot.stream & stream_bit::AFTER_GAP != 0 {
+                    slot.stream &= !stream_bit::AFTER_GAP;
                     flags |= piece::AFTER_GAP;
                 }
             }
@@ -453,7 +468,11 @@ impl Table {
             let mut buffer = [0; ROOM];
             while ready.len > 0 {
                 let n = stash::read(self.slots.get(id), &self.chunks, &mut ready, &mut buffer);
-                if !self.has_room(n) || self.append(now_us, id, gate, ready.time_us, &buffer[..n]).is_err() {
+                // Which of its segments had PSH is not kept.
+                let pushed = ready.len == 0;
+                if !self.has_room(n)
+                    || self.append(now_us, id, gate, ready.time_us, &buffer[..n], pushed).is_err()
+                {
                     self.overflow(now_us, id, self.slots.get(id).online_next);
                     return;
                 }
@@ -533,7 +552,7 @@ impl Table {
         let slot = self.slots.get_mut(id);
         let risen = after.unwrap_or(slot.end_gate) > slot.last_gate;
         slot.online_next = to;
-        slot.after_gap = 1;
+        slot.stream |= stream_bit::AFTER_GAP;
         if risen {
             if let Some(gate) = after
                 && splits_a_request(slot, missed)
@@ -556,7 +575,7 @@ impl Table {
         let had_data = slot.is(is::HAD_DATA);
         slot.set(is::SKIPPING | is::HAD_DATA);
         slot.skip_reason = Drop::Gap as u8;
-        slot.after_gap = 1;
+        slot.stream |= stream_bit::AFTER_GAP;
         if had_data {
             let Ok((dropped, partly_sent)) = held::drop_unsent_tail(slot, &mut self.chunks) else {
                 let to = slot.online_next;
@@ -623,7 +642,7 @@ impl Table {
         }
         let gate = if slot.is(is::ANCHORED) { slot.end_gate.max(slot.last_gate) } else { slot.end_gate };
         let mut flags = if slot.is(is::END_RST) { piece::RST } else { piece::FIN };
-        if slot.after_gap > 0 {
+        if slot.stream & stream_bit::AFTER_GAP != 0 {
             flags |= piece::AFTER_GAP;
         }
         let gap_us = time_us.saturating_sub(slot.data_us).min(u64::from(u32::MAX)) as u32;

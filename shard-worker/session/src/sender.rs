@@ -9,7 +9,7 @@
 //! | sequence and acknowledgement number, window, time stamps, window scale | rewritten: our own connection's |
 //! | MSS | rewritten: the client's, or the path's where that is less |
 //! | SACK permitted | always offered |
-//! | PSH | rewritten: at the end of what a segment or a turn held |
+//! | PSH | rewritten: at the end of what a segment, a write or a turn held |
 //! | URG and urgent pointer | stripped, the byte stays in line (RFC 6093); counted `urgent_segments` |
 //! | ECE, CWR, NS, the ECN bits of IP | stripped: ECN is never negotiated (RFC 3168, 6.1.1) |
 //! | Fast Open cookie (RFC 7413), its data | cookie stripped; data held until the connection stands and the client speaks again |
@@ -25,7 +25,7 @@ use crate::congestion;
 use crate::diary::{Diary, Step};
 use crate::held::{self, Piece, piece};
 use crate::numbering::{WINDOW, WINDOW_SCALE, path_mss, ts_val};
-use crate::slot::{After, NEVER, Phase, Recovery, Slot, Timer, is, try_bit};
+use crate::slot::{After, NEVER, Phase, Recovery, Slot, Timer, is, stream_bit, try_bit};
 use crate::table::{BURST, BURST_BYTES, Sink, Table};
 use crate::tally::{Count, Tally};
 use crate::target::{LAG_US, lags};
@@ -40,6 +40,8 @@ const VISIT_RECORDS: i32 = 4;
 const VISIT_BYTES: i32 = 64 * 1024;
 /// With less room than for one segment of any size a call is over.
 const LEAST_BYTES: i32 = 16 * 1024;
+/// Time after the last packet within which the rest of a write without PSH is waited for, µs.
+const WRITE_US: u64 = 200_000;
 /// Sessions looked at in one call, so that a call stays short when most have nothing to say.
 const VISITS: usize = 256;
 /// A visit emits at most this many records beyond its portion: a FIN sent again, a probe, an acknowledgement; or two
@@ -461,7 +463,15 @@ impl<S: Sink> Emit<'_, S> {
                 }
                 next = Some(found);
             }
-            let left = next.map_or(slot.cursor_left, |next| next.len);
+            let mut left = next.map_or(slot.cursor_left, |next| next.len);
+            let grows = self.grows(slot, chunks);
+            if grows {
+                left -= left % u32::from(slot.mss.max(1));
+                if left == 0 {
+                    slot.arm(Timer::Gate, slot.seen_us + WRITE_US);
+                    return false;
+                }
+            }
             if self.room.is_over(left.min(u32::from(slot.mss))) {
                 return true;
             }
@@ -472,7 +482,7 @@ impl<S: Sink> Emit<'_, S> {
             if let Some(next) = next {
                 self.begin(slot, chunks, &next);
             }
-            self.send(slot, chunks, n);
+            self.send(slot, chunks, n, grows);
         }
     }
 
@@ -548,8 +558,15 @@ impl<S: Sink> Emit<'_, S> {
         }
     }
 
-    fn send(&mut self, slot: &mut Slot, chunks: &Chunks, n: u32) {
-        let last = n == slot.cursor_left;
+    /// Whether the client is still writing what is at the cursor, and not for too long.
+    fn grows(&self, slot: &Slot, chunks: &Chunks) -> bool {
+        slot.stream & stream_bit::UNPUSHED != 0
+            && self.now_us < slot.seen_us + WRITE_US
+            && held::sends_tail(slot, chunks)
+    }
+
+    fn send(&mut self, slot: &mut Slot, chunks: &Chunks, n: u32, grows: bool) {
+        let last = n == slot.cursor_left && !grows;
         let flags = flag::ACK | if last { flag::PSH } else { 0 };
         let parts = held::at_cursor(slot, chunks, n);
         let seq = slot.snd_nxt;

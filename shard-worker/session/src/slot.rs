@@ -151,6 +151,15 @@ pub(crate) mod is {
     pub(crate) const DUPLEX: u32 = 1 << 31;
 }
 
+/// Bits of [`Slot::stream`].
+pub(crate) mod stream_bit {
+    /// Bytes before the next turn were given up: what it waits for is not known exactly.
+    pub(crate) const AFTER_GAP: u8 = 1;
+    /// The client's last segment had no PSH, so more of the same write follows: the last piece grows, and only whole segments of it
+    /// leave. Where replays are repeatable, and nowhere else.
+    pub(crate) const UNPUSHED: u8 = 2;
+}
+
 /// Bits of [`Slot::tries`].
 pub(crate) mod try_bit {
     /// The connection is not its flow's first, or it has waited: it passes the target's bucket.
@@ -292,8 +301,8 @@ pub(crate) struct Slot {
     pub(crate) absent_reason: u8,
     /// One more than the `Count` index under which the session failed; 0 while it has not.
     pub(crate) failure: u8,
-    /// 1 when bytes before the next turn were given up: what it waits for is not known exactly.
-    pub(crate) after_gap: u8,
+    /// See [`stream_bit`].
+    pub(crate) stream: u8,
 
     pub(crate) client: Endpoint,
     pub(crate) server: Endpoint,

@@ -254,11 +254,11 @@ pub const LIBPCAP: List = &[
 ];
 
 /// The capturer on AF_XDP, whose sockets and memory were made before.
-pub const XDP: List = &[
-    call(libc::SYS_bpf, Is(0, &[3]), "BPF_MAP_DELETE_ELEM: sockets leave the map at the end"),
-    call(libc::SYS_recvfrom, Always, "the kernel is asked to fill the ring"),
-    call(libc::SYS_sendto, Always, "the kernel is asked to go on"),
-];
+pub const XDP: List = &[call(
+    libc::SYS_bpf,
+    Is(0, &[2, 3]),
+    "BPF_MAP_UPDATE_ELEM, BPF_MAP_DELETE_ELEM: sockets in the map, and out of it",
+)];
 
 /// The injector: packets out by sockets that were opened and handed to it.
 pub const INJECT: List = &[

@@ -38,9 +38,11 @@ impl Rolling {
     }
 }
 
-/// Whether a capturer has something in hand that would die with it: a recording, or what the kernel holds for its own device.
+/// Whether a capturer has something in hand that would die with it: a recording, or what was taken out of a buffer and nobody
+/// numbered.
 fn holds_something(plan: &Plan) -> bool {
-    plan.trace.is_none() && (plan.record.is_some() || plan.capture.engine != CaptureEngine::Ring)
+    let numbered = matches!(plan.capture.engine, CaptureEngine::Ring | CaptureEngine::Xdp);
+    plan.trace.is_none() && (plan.record.is_some() || !numbered)
 }
 
 impl Supervisor {

@@ -380,7 +380,10 @@ impl Oracle {
             let asked = track.requests.iter().rev().find(answers);
             let owed = match asked {
                 Some(other) => other + 1 + flow.greeted(),
-                None if known.connections == 1 => request.read_before.min(flow.greeted()),
+                // Of a flow that was joined under way nobody knows whether its server had greeted.
+                None if known.connections == 1 && self.had[flow.id as usize].syn => {
+                    request.read_before.min(flow.greeted())
+                }
                 None => 0,
             };
             if self.waits && track.answered < owed {

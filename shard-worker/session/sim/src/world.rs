@@ -164,7 +164,8 @@ fn config(scenario: &Scenario) -> Config {
         times: scenario.times,
         claim: scenario.keep,
         file_us: None,
-        repeatable: false,
+        // As from a file, in one world of four; beside the dice, so that the worlds of known seeds stay what they were.
+        repeatable: scenario.seed.is_multiple_of(4),
         on_gap: scenario.on_gap,
         pace: Pace::default(),
     }

@@ -49,6 +49,19 @@ fn bytes_from_before_the_place_where_a_flow_was_joined() {
     holds(11_605, Profile::Storm);
 }
 
+/// Without a clock, and without what was remembered of it, a four-tuple that came back had its former number again.
+#[test]
+fn a_four_tuple_that_comes_back_in_a_file() {
+    holds(4996, Profile::Storm);
+    holds(7508, Profile::Reuse);
+}
+
+/// A flow was joined behind its server's greeting, of which nobody knew.
+#[test]
+fn a_flow_that_was_joined_behind_a_greeting() {
+    holds(27_502, Profile::Storm);
+}
+
 /// Equal seeds are equal worlds.
 #[test]
 fn a_seed_is_the_whole_story() {

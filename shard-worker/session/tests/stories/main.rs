@@ -19,6 +19,7 @@ mod policy;
 mod probing;
 mod protocols;
 mod recovery;
+mod repeating;
 mod restart;
 mod shedding;
 mod simulation;

@@ -200,6 +200,12 @@ impl World {
         self.peers.last().expect("the target saw a connection")
     }
 
+    /// Data segments as they are on the wire: first number, length, PSH.
+    pub fn segments_sent(&self) -> Vec<(Seq, u32, bool)> {
+        let cut = self.data_sent().into_iter().flat_map(cut);
+        cut.map(|(head, _)| (head.tcp.seq, head.payload_len, head.tcp.has(flag::PSH))).collect()
+    }
+
     pub fn data_sent(&self) -> Vec<&Sent> {
         self.sent.iter().filter(|sent| !sent.payload.is_empty()).collect()
     }
