@@ -12,6 +12,8 @@ use crate::undo::SESSION_IMAGES;
 const LOOKS: u32 = 512;
 /// Who is deaf says so each 100 ms; after so long it is not any more.
 const SURE_US: u64 = 150_000;
+/// An outage that was over so long before the table's last step is no news, µs.
+const OLD_US: u64 = 1_000_000;
 /// Where the walk stands when there is none.
 const OVER: u32 = u32::MAX;
 
@@ -41,7 +43,9 @@ impl Table {
     /// after it all who have asked in vain ask again.
     pub const fn was_deaf(&mut self, until_us: u64) {
         if self.hearing.deaf_us != until_us {
-            self.hearing = Hearing { deaf_us: until_us, hand: 0 };
+            // A successor finds the word of an outage that may have been over for days.
+            let hand = if until_us + OLD_US < self.header.clock_us { OVER } else { 0 };
+            self.hearing = Hearing { deaf_us: until_us, hand };
         }
     }
 
