@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! cargo build --release -p tcptwin -p bench
-//! target/release/offline [--json] [--nginx] [--times N] [--shards N] [--connections N] [--tcptwin PATH] [ROW...]
+//! target/release/offline [--json] [--nginx] [--times N] [--shards N] [--connections N] [--with OPTIONS] [--tcptwin PATH] [ROW...]
 //! ```
 //!
 //! Each row records real traffic between namespaces with `tcptwin record`, both directions, and replays the file with
 //! `--speed max` against a fresh target, so often; everything shares this machine's cores. Whether all arrived is told by the
 //! target's own book (request ids of the embedded service, or nginx's log), when by the shards' clock: from when the first byte
 //! of the file was read until the last turn was answered. Beside it the whole time of the process, from its start to its end.
+//! `--with` adds options of `tcptwin replay`: `--with "--nice 0"`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -50,6 +51,8 @@ struct Asked {
     times: u32,
     shards: String,
     connections: usize,
+    /// Further options of `tcptwin replay`.
+    with: Vec<String>,
     binary: PathBuf,
     rows: Vec<&'static Row>,
 }
@@ -106,6 +109,7 @@ fn asked() -> Result<Asked> {
         times: 3,
         shards: "1".to_owned(),
         connections: 50,
+        with: Vec::new(),
         binary: std::env::current_exe()?.with_file_name("tcptwin"),
         rows: Vec::new(),
     };
@@ -120,6 +124,7 @@ fn asked() -> Result<Asked> {
             "--connections" => {
                 asked.connections = value()?.parse().context("--connections takes a number")?;
             }
+            "--with" => asked.with = value()?.split_whitespace().map(str::to_owned).collect(),
             "--tcptwin" => asked.binary = value()?.into(),
             name => match ROWS.iter().find(|row| row.name == name) {
                 Some(row) => asked.rows.push(row),
@@ -186,7 +191,8 @@ fn findings(row: &Row, asked: &Asked) -> Result<Vec<Finding>> {
     let map = twin::map(80, at_target);
     let assistant = net.assistant.v4().to_string();
     let intercept = ["-x", &at_target.to_string(), "-i", "eth0"];
-    let args = [file, "-x", &map, "-s", &assistant, "--speed", "max", "--shards", &asked.shards];
+    let mut args = vec![file, "-x", &map, "-s", &assistant, "--speed", "max", "--shards", &asked.shards];
+    args.extend(asked.with.iter().map(String::as_str));
     let mut findings = Vec::new();
     for _ in 0..asked.times {
         // Fresh, so that none is slowed down by what the one before left in the target's tables.

@@ -25,6 +25,7 @@
 //! | `sender` | what leaves |
 //! | `numbering` | our sequence numbers, time stamps, segment sizes |
 //! | `timers`, `wheel` | deadlines |
+//! | `hearing` | the way back, and who asks again when it is whole |
 //! | `ending`, `lingering` | FIN, RST, reconnect, the end; who leaves when a slot is needed |
 //! | `diary` | what happened to each session lately |
 //! | `glance` | one session in words, from a copy of its slot and its diary |
@@ -52,6 +53,7 @@ pub mod endpoints;
 mod file_clock;
 mod foresight;
 pub mod glance;
+mod hearing;
 mod held;
 pub mod histogram;
 pub mod index;

@@ -14,6 +14,7 @@
 //! | `target` | returned side: handshake, acknowledgements, answers |
 //! | `sender` | what leaves: windows, gates, retransmission |
 //! | `timers` | deadlines |
+//! | `hearing` | who asks again once answers can come back |
 //! | `walk` | what a predecessor's slots hold, found out while this goes on |
 //! | `foresight` | memory asked for before it is needed |
 //! | `shedding` | flows ended to make room |
@@ -30,11 +31,11 @@ use crate::answers::Answers;
 use crate::arena::{self, Arena, Header};
 use crate::chunks::Chunks;
 use crate::config::{Clients, Config, TargetConfig};
-use crate::congestion::RTO_MOST_US;
 use crate::diary::Diary;
 use crate::endpoints::Pool;
 use crate::file_clock::FileClock;
 use crate::foresight::Foresight;
+use crate::hearing::Hearing;
 use crate::index::Index;
 use crate::lingering::Lingering;
 use crate::nearest::Nearest;
@@ -119,8 +120,7 @@ pub struct Table {
     pub(crate) pools: [Option<Pool>; 2],
     pub(crate) draining: bool,
     pub(crate) file_clock: FileClock,
-    /// Until then no answer could come back, whatever the targets did.
-    pub(crate) deaf_us: u64,
+    pub(crate) hearing: Hearing,
     /// Sessions before this one were given up.
     abandoned: u32,
     /// Sessions before this one have their last answers.
@@ -206,7 +206,7 @@ impl Table {
             pools,
             draining: false,
             file_clock: FileClock::new(config.file_us),
-            deaf_us: 0,
+            hearing: Hearing::default(),
             abandoned: 0,
             answered: 0,
             hand: 0,
@@ -312,6 +312,7 @@ impl Table {
     /// Runs the timers that are due, as many as the transaction has room for.
     pub fn tick(&mut self, now_us: u64) {
         self.clock(now_us);
+        self.ask_again(now_us);
         self.run_timers(now_us);
     }
 
@@ -323,22 +324,15 @@ impl Table {
 
     /// When [`Table::tick`] should run next.
     pub fn next_deadline_us(&self) -> Option<u64> {
-        if self.due.is_empty() { self.wheel.next_deadline_us() } else { Some(self.header.clock_us) }
-    }
-
-    /// Until this time, 0 for never, the way back was not whole: silence of a target up to then is not held against it.
-    pub const fn was_deaf(&mut self, until_us: u64) {
-        self.deaf_us = until_us;
-    }
-
-    /// Until when the one on a four-tuple may have to wait for the way back, and for its own next retransmission then.
-    pub(crate) const fn hears_again_us(&self) -> u64 {
-        if self.deaf_us == 0 { 0 } else { self.deaf_us + RTO_MOST_US }
+        let timer =
+            if self.due.is_empty() { self.wheel.next_deadline_us() } else { Some(self.header.clock_us) };
+        let resumes = Some(self.hearing.resumes_us()).filter(|&at_us| at_us != NEVER);
+        timer.into_iter().chain(resumes).min()
     }
 
     /// Whether [`Table::tick`] has anything to do.
     pub fn is_due(&self, now_us: u64) -> bool {
-        !self.due.is_empty() || self.wheel.is_due(now_us)
+        !self.due.is_empty() || self.wheel.is_due(now_us) || self.asks_again(now_us)
     }
 
     /// No new sessions from now on.

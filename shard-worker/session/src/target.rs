@@ -17,6 +17,7 @@ use crate::sender::RECORD_BYTES;
 use crate::slot::{NEVER, Phase, Recovery, Slot, Timer, is, try_bit};
 use crate::table::Table;
 use crate::tally::{Count, Health};
+use crate::turns;
 
 /// Held data older than this means that the session lags, and the client's distance is no longer added.
 pub(crate) const LAG_US: u64 = 5_000;
@@ -304,7 +305,10 @@ impl Table {
         let rtt = self.config.rtt;
         let slot = self.slots.get_mut(id);
         let end = tcp.seq + record.payload_len;
-        if record.payload_len == 0 && !tcp.has(flag::FIN) {
+        if record.payload_len == 0
+            && !tcp.has(flag::FIN)
+            && !turns::is_answered_by(slot, &self.chunks, tcp.seq)
+        {
             if tcp.seq.before(slot.rcv_nxt) && !slot.is(is::PEER_FIN) {
                 // A keep-alive probe of the target's: one number back, nothing in it.
                 slot.put(is::OWE_ACK, slot.is(is::OWE_ACK) || tcp.seq + 1 == slot.rcv_nxt);
@@ -328,7 +332,8 @@ impl Table {
         slot.receive(end);
         if fresh > 0 {
             self.diary.note(id, now_us, Step::Answered, fresh as u32);
-            slot.put(is::ANSWER_PSH, tcp.has(flag::PSH));
+            // A bare number is believed only of a whole answer.
+            slot.put(is::ANSWER_PSH, tcp.has(flag::PSH) || record.payload_len == 0);
             slot.answer_parts = slot.answer_parts.saturating_add(1);
             if slot.answer_parts > 1 {
                 slot.pingpong = 0;

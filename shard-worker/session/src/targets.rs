@@ -7,7 +7,7 @@
 //! | state | a SYN leaves | becomes |
 //! |---|---|---|
 //! | well | at once; one that is not a flow's first as the bucket allows | sick when the share of failures among the last 64 outcomes reaches the limit |
-//! | sick | one at a time, `pause` after the last one failed, which doubles with each | well after some in a row have succeeded |
+//! | sick | one at a time, `pause` after the last one failed, which grows by a quarter with each | well after some in a row have succeeded |
 //!
 //! Whoever must wait asks again at a time with jitter, so nothing is queued here, the waiting are bounded by the table, and
 //! a target that is back is not overrun: those that had to wait pass the bucket.
@@ -18,6 +18,9 @@ use crate::config::Pace;
 pub(crate) const SILENT_TRIES: u8 = 2;
 /// A single attempt that has neither succeeded nor failed by then counts as vanished with its session, µs.
 const PROBE_PATIENCE_US: u64 = 5_000_000;
+/// By what part of itself a sick target's pause grows: so it is a quarter of the time for which it was away, and one that was away
+/// for 2 s is found again within the next. Doubled, it would be all of that time.
+const GROWTH: u64 = 4;
 /// Who must wait asks again within so long after the earliest moment, spread evenly, µs.
 const SPREAD_US: u64 = 1_000_000;
 /// Pause before asking again while a single attempt is under way, µs.
@@ -172,7 +175,7 @@ impl Targets {
                 target.judge(now_us, &pace, jitter_us);
             }
             State::Sick { pause_us, next_us, probe, until_us, successes } if *probe == id => {
-                *pause_us = (*pause_us * 2).min(pace.probe_most_us);
+                *pause_us = (*pause_us + *pause_us / GROWTH).min(pace.probe_most_us);
                 *next_us = now_us + *pause_us + jitter_us.min(*pause_us / 4);
                 (*until_us, *successes) = (0, 0);
             }
@@ -306,7 +309,7 @@ mod tests {
         }
         let pauses: Vec<u64> = left.windows(2).map(|two| two[1] - two[0]).collect();
         assert!(pauses.windows(2).all(|two| two[1] + SECOND > two[0]), "{pauses:?}");
-        assert!((8..=16).contains(&left.len()) && pauses.last().is_some_and(|&last| last >= 10 * SECOND));
+        assert!((16..=26).contains(&left.len()) && pauses.last().is_some_and(|&last| last >= 10 * SECOND));
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Table {
     }
 
     fn retransmission_due(&mut self, now_us: u64, id: u32) {
-        let (dead_us, deaf_us) = (self.config.times.dead_us, self.deaf_us);
+        let (dead_us, deaf_us) = (self.config.times.dead_us, self.hearing.deaf_us);
         let v4 = self.config.targets[self.slots.get(id).target as usize].endpoint.addr.is_v4();
         let slot = self.slots.get_mut(id);
         match slot.phase() {
@@ -114,7 +114,7 @@ impl Table {
         if slot.phase() != Phase::Open || slot.unsent() == 0 {
             return;
         }
-        if now_us.saturating_sub(slot.progress_us.max(self.deaf_us)) >= idle_us {
+        if now_us.saturating_sub(slot.progress_us.max(self.hearing.deaf_us)) >= idle_us {
             self.part(now_us, id, Drop::TimedOut, Count::FailedTimedOut);
             return;
         }

@@ -21,7 +21,8 @@
 
 use flow::Seq;
 
-use crate::held::{Piece, piece};
+use crate::chunks::Chunks;
+use crate::held::{self, Piece, piece};
 use crate::slot::{NEVER, Slot, Timer, is};
 use crate::tally::{Count, Tally};
 
@@ -75,6 +76,21 @@ pub(crate) fn gate(slot: &Slot, next: &Piece, now_us: u64, wait: bool) -> Gate {
     }
     let (at_us, row) = after_silence(slot, next, expected, got);
     if now_us >= at_us { Gate::Open(row) } else { Gate::Closed(at_us) }
+}
+
+/// Whether a bare acknowledgement with this number says that the answer is whole which the next turn waits for: its headers were
+/// lost on the way to us, and the target would send it again when its own pause is over. Only what ends exactly where it
+/// should is believed: one number more may be the target's FIN, which nobody may acknowledge who has not seen it.
+pub(crate) fn is_answered_by(slot: &Slot, chunks: &Chunks, seq: Seq) -> bool {
+    if !seq.after(slot.rcv_nxt) || slot.is(is::DUPLEX | is::REANCHOR | is::PEER_FIN) {
+        return false;
+    }
+    held::next_piece(slot, chunks).is_some_and(|next| {
+        let expected = next.gate.beyond(slot.anchor_online);
+        let sent = slot.answered().near(seq).beyond(slot.anchor_target);
+        let off = deviation(sent, expected);
+        expected > 0 && (sent == expected || off != 0 && off == slot.deviation)
+    })
 }
 
 /// What was asked before `next` was given up, and nothing else is due.

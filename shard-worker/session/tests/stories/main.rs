@@ -9,6 +9,7 @@ mod closing;
 mod copies;
 mod endings;
 mod handshake;
+mod hearing;
 mod holes;
 mod hostile;
 mod icmp;
