@@ -30,8 +30,9 @@ pub(crate) struct Book {
     most_ns: u64,
 }
 
-/// Longest that a connection waits for its moment: beyond it a client would have gone.
-const MOST_NS: u64 = 2_000_000_000;
+/// Longest that a connection waits for its moment, and where more is asked for than there is, how long all of them wait: less than
+/// until a client sends its SYN again (RFC 6298, 2.1).
+const MOST_NS: u64 = 1_000_000_000;
 
 impl Book {
     /// For so many connections a second; what comes from a file waits as long as it takes.

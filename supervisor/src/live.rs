@@ -128,7 +128,7 @@ fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
         };
         let why = match used > 0.0 && budget > 0.0 {
             true => format!("CPU {used:.0} % of a core, budget {budget} %"),
-            false => "at the limit of packets, bits or connections".to_owned(),
+            false => "at the limit of packets or bits".to_owned(),
         };
         return ("over budget", format!("{why}: {what}"));
     }
