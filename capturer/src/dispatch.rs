@@ -467,7 +467,7 @@ impl Dispatcher {
             journal.put(Word::Tail(Link::Capture(shard)), lane.ring.staged());
         }
         for (index, n) in counted.iter_mut().enumerate().filter(|(_, n)| **n > 0) {
-            journal.put(Word::Counter(index), counters.get(index) + std::mem::take(n));
+            journal.put(Word::Counter(index), counters.get(index).wrapping_add(std::mem::take(n)));
         }
         positions(&mut |ring, number| {
             let index = POSITIONS + usize::from(ring);
