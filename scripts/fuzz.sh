@@ -4,6 +4,7 @@
 #
 #   scripts/fuzz.sh [MILLIONS] [TARGET...]          so many million generated inputs for each target (1; all targets)
 #   scripts/fuzz.sh --quick                         the same million as ever, with the build of the tests; for check.sh
+#   scripts/fuzz.sh --frames [MILLIONS]             so many million altered frames (10) through a whole return receiver
 #   scripts/fuzz.sh --cargo-fuzz SECONDS [TARGET...]   guided by coverage (cargo-fuzz and a nightly compiler), per target
 #   scripts/fuzz.sh --input TARGET FILE             one input again
 #   scripts/fuzz.sh --seeds                         writes the valid inputs of every kind into the corpus
@@ -13,7 +14,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-usage() { sed -n '5,9s/^# *//p' "$0" >&2; exit 2; }
+usage() { sed -n '5,10s/^# *//p' "$0" >&2; exit 2; }
 
 # Links and tables come and go with every input: their memory is not to be given back to the system each time.
 export MALLOC_TRIM_THRESHOLD_=1073741824 MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TOP_PAD_=16777216
@@ -32,9 +33,13 @@ case "${1:-1}" in
         half=$!
         "$program" run --inputs 1000000 --seed 1 frame options checksum rewrite record ring table trace ||
             { kill "$half"; exit 1; }
-        # Real sockets, which wait for the kernel.
-        "$program" run --inputs 10000 --seed 1 receive || { kill "$half"; exit 1; }
+        # Real sockets, and hundreds of frames in an input.
+        "$program" run --frames 300000 --seed 1 receive || { kill "$half"; exit 1; }
         wait "$half"
+        ;;
+    --frames)
+        [[ $# -le 2 && ${2:-10} =~ ^[0-9]+$ ]] || usage
+        fuzz run --frames "${2:-10}000000" --seed "${SEED:-$(date +%s)}" receive
         ;;
     --seeds) fuzz seeds ;;
     --input)

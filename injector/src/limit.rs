@@ -151,12 +151,12 @@ impl Limit {
 
     /// A message is handed over to leave.
     pub(crate) fn spend(&mut self, now_ns: u64, segments: u16, bytes: u32, syn: bool) {
+        if let Some(rate) = self.connections.as_mut().filter(|_| syn) {
+            rate.spend(now_ns, 1);
+        }
+        // Connections were booked at their pace: that all of it is used tells nothing.
         let mut paid_ps = 0;
-        for (rate, units) in [
-            (&mut self.packets, u64::from(segments)),
-            (&mut self.bytes, u64::from(bytes)),
-            (&mut self.connections, u64::from(syn)),
-        ] {
+        for (rate, units) in [(&mut self.packets, u64::from(segments)), (&mut self.bytes, u64::from(bytes))] {
             if let Some(rate) = rate.as_mut().filter(|_| units > 0) {
                 rate.spend(now_ns, units);
                 paid_ps = paid_ps.max(rate.unit_ps * units);

@@ -17,6 +17,7 @@ use shm::{Leftover, Region, Role};
 use topology::plan::Clients;
 use topology::{Plan, Refusal, wiring};
 
+use crate::stats::total;
 use crate::words;
 
 /// What is to be done with the leftover, once all checks passed.
@@ -89,9 +90,8 @@ pub(crate) fn usable_plan(region: &Region) -> Result<Plan, String> {
 }
 
 fn going_on(region: &Region, plan: &Plan) -> String {
-    let open = (0..plan.shards)
-        .map(|shard| region.read_counter(Role::Shard(shard), offset_gauge(Gauge::Open)))
-        .sum::<u64>();
+    let of_shard = |shard| region.read_counter(Role::Shard(shard), offset_gauge(Gauge::Open));
+    let open = total((0..plan.shards).map(of_shard));
     let paused = if region.control().paused() { "; it is still paused (tcptwin ctl resume)" } else { "" };
     format!(
         "an instance named {} had died; this one takes over what it left, {}{paused}",

@@ -21,7 +21,7 @@ use crate::procfs;
 use crate::stats::{
     Amount, Capture, Control, Datagrams, Guard, Inject, Intercept, Latency, Ledger, Quantiles, Record,
     Recorded, RecoveryTime, Replay, Returned, RoleStats, Sessions, Stats, Target, Turns, Udp, UdpFlows,
-    UdpInject,
+    UdpInject, total,
 };
 
 /// One look at everything.
@@ -170,8 +170,9 @@ impl Collector {
                 payload_bytes: self.over_shards(shard::offset_dropped_bytes(reason)),
             };
             if reason == Drop::RingFull {
-                amount.segments += self.capturer(capturer::Count::RingFullSegments);
-                amount.payload_bytes += self.capturer(capturer::Count::RingFullWantedBytes);
+                let more = |sum: &mut u64, count| *sum = total([*sum, self.capturer(count)]);
+                more(&mut amount.segments, capturer::Count::RingFullSegments);
+                more(&mut amount.payload_bytes, capturer::Count::RingFullWantedBytes);
             }
             amount
         };
@@ -181,7 +182,10 @@ impl Collector {
                 segments: self.capturer(capturer::Count::Segments),
                 payload_bytes: self.capturer(capturer::Count::PayloadBytes),
             },
-            wanted: bytes(self.shards(Count::Wanted) + self.capturer(capturer::Count::RingFullWantedBytes)),
+            wanted: bytes(total([
+                self.shards(Count::Wanted),
+                self.capturer(capturer::Count::RingFullWantedBytes),
+            ])),
             delivered: bytes(self.shards(Count::Delivered)),
             in_flight: bytes(self.over_shards(shard::offset_gauge(Gauge::InFlight))),
             dropped: Drop::ALL.iter().map(|reason| (reason.name().to_owned(), dropped(*reason))).collect(),
@@ -199,8 +203,8 @@ impl Collector {
             payload_bytes: self.capturer(capturer::Count::DatagramsRingFullWantedBytes),
         };
         let plus = |one: Datagrams, other: Datagrams| Datagrams {
-            datagrams: one.datagrams + other.datagrams,
-            payload_bytes: one.payload_bytes + other.payload_bytes,
+            datagrams: total([one.datagrams, other.datagrams]),
+            payload_bytes: total([one.payload_bytes, other.payload_bytes]),
         };
         let dropped = |reason: Drop| {
             let at = shard::offset_datagrams_dropped(reason);
@@ -222,9 +226,11 @@ impl Collector {
                 .map(|reason| (reason.name().to_owned(), dropped(*reason)))
                 .filter(|(_, amount)| *amount != Datagrams::default())
                 .collect(),
-            missed: self.capturer(capturer::Count::DatagramsIncomplete)
-                + self.capturer(capturer::Count::DatagramsCut)
-                + self.capturer(capturer::Count::DatagramsUnsplit),
+            missed: total([
+                self.capturer(capturer::Count::DatagramsIncomplete),
+                self.capturer(capturer::Count::DatagramsCut),
+                self.capturer(capturer::Count::DatagramsUnsplit),
+            ]),
             inject: UdpInject {
                 datagrams: inject(injector::Count::Datagrams),
                 payload_bytes: inject(injector::Count::DatagramBytes),
@@ -252,11 +258,9 @@ impl Collector {
             ("disk", amount(C::RecordDiskPackets, C::RecordDiskBytes)),
             ("capturer_lost", amount(C::RecordLostPackets, C::RecordLostBytes)),
         ];
-        let add =
-            |a: Recorded, b: Recorded| Recorded { packets: a.packets + b.packets, bytes: a.bytes + b.bytes };
-        let done = dropped.iter().fold(written, |sum, (_, one)| add(sum, *one));
-        let wanted =
-            add(amount(C::RecordPackets, C::RecordBytes), amount(C::RecordAgainPackets, C::RecordAgainBytes));
+        let done = dropped.iter().fold(written, |sum, (_, one)| sum.and(one));
+        let again = amount(C::RecordAgainPackets, C::RecordAgainBytes);
+        let wanted = amount(C::RecordPackets, C::RecordBytes).and(&again);
         // A packet may be in a file an instant before the step of its batch counts it.
         let wanted =
             Recorded { packets: wanted.packets.max(done.packets), bytes: wanted.bytes.max(done.bytes) };
@@ -315,7 +319,10 @@ impl Collector {
         Sessions {
             open: self.over_shards(shard::offset_gauge(Gauge::Open)),
             started: self.shards(Count::SessionsStarted),
-            completed: self.shards(Count::SessionsCompleted) + self.shards(Count::SessionsClientReset),
+            completed: total([
+                self.shards(Count::SessionsCompleted),
+                self.shards(Count::SessionsClientReset),
+            ]),
             failed: failed.iter().map(|(name, count)| ((*name).to_owned(), self.shards(*count))).collect(),
         }
     }
@@ -366,7 +373,7 @@ impl Collector {
             let looks = (0..self.plan.shards)
                 .map(|k| shard::health(self.region.read_counter(Role::Shard(k), shard::offset_target(i))));
             let (sick, trips) =
-                looks.fold((false, 0), |(sick, trips), look| (sick | look.sick, trips + look.trips));
+                looks.fold((false, 0), |(sick, trips), look| (sick | look.sick, total([trips, look.trips])));
             let state = if sick { "sick" } else { "ok" }.to_owned();
             Target { addr: format!("{}{}", target.protocol.prefix(), target.addr), state, trips }
         };
@@ -461,7 +468,7 @@ impl Collector {
     }
 
     fn over_shards(&self, index: usize) -> u64 {
-        (0..self.plan.shards).map(|k| self.region.read_counter(Role::Shard(k), index)).sum()
+        total((0..self.plan.shards).map(|k| self.region.read_counter(Role::Shard(k), index)))
     }
 }
 
@@ -469,3 +476,34 @@ impl Collector {
 const ORDER: [&str; 3] = ["capturer", "shard-worker", "injector"];
 /// Values of the receiver that fall as well as rise.
 const RETURN_GAUGES: [ReturnCount; 2] = [ReturnCount::ClaimsLive, ReturnCount::Connected];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use topology::wiring;
+
+    use crate::{live, summary};
+
+    /// Whatever stands in the region, it is told; nobody stops for it.
+    #[test]
+    fn damaged_counters_are_added_up_all_the_same() {
+        let name = format!("collect-{}", std::process::id());
+        let plan =
+            crate::testing::plan(&name, &[(topology::Key::Map, "80-10.0.3.2:8080,udp:53-10.0.3.2:53")]);
+        let spec = wiring::region_spec(&plan, shard_worker::arena_bytes);
+        let region: &'static Region = Region::create(&name, &spec, &plan.to_bytes(), 1).unwrap();
+        Region::remove(&name).unwrap();
+        let roles = [Role::Capturer, Role::Injector, Role::Receiver, Role::Shard(0), Role::Shard(1)];
+        let before = Collector::new(region, plan.clone(), Instant::now()).sample(&[], "running");
+        for role in roles {
+            let counters = region.counters(role);
+            (0..shm::COUNTERS_PER_ROLE).for_each(|index| counters.set(index, u64::MAX - 1));
+        }
+        let after = Collector::new(region, plan, Instant::now()).sample(&[], "running");
+        assert_eq!(after.stats.ledger.delivered.payload_bytes, u64::MAX - 3, "both shards together");
+        assert!(!summary::lines(&after.stats).is_empty());
+        for (one, other) in [(&before, &after), (&after, &before)] {
+            live::line(one, other, Duration::from_secs(1), None, "", 120);
+        }
+    }
+}

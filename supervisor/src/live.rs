@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use crate::collect::Sample;
-use crate::stats::Stats;
+use crate::stats::{Stats, total};
 use crate::words;
 
 /// Drop reasons that are no loss: the bytes were taken before, or were never whole requests here.
@@ -128,7 +128,7 @@ fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
         };
         let why = match used > 0.0 && budget > 0.0 {
             true => format!("CPU {used:.0} % of a core, budget {budget} %"),
-            false => "at the limit of packets, bits or connections".to_owned(),
+            false => "at the limit of packets or bits".to_owned(),
         };
         return ("over budget", format!("{why}: {what}"));
     }
@@ -137,7 +137,7 @@ fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
     let full = grew(reason(now, "ring_full"), reason(before, "ring_full"));
     let kernel = grew(now.capture.kernel_drops, before.capture.kernel_drops);
     if full > 0 || kernel > 0 {
-        let what = words::counted(full + kernel, "segment");
+        let what = words::counted(total([full, kernel]), "segment");
         return (
             "overload",
             format!(
@@ -145,7 +145,7 @@ fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
             ),
         );
     }
-    let errors = |stats: &Stats| stats.inject.errors.values().sum::<u64>();
+    let errors = |stats: &Stats| total(stats.inject.errors.values().copied());
     let failed = grew(errors(now), errors(before));
     if failed > 0 {
         let worst =
@@ -176,7 +176,7 @@ fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
     let refused = |stats: &Stats| stats.sessions.failed.get("refused").copied().unwrap_or(0);
     let (refusals, started) =
         (grew(refused(now), refused(before)), grew(now.sessions.started, before.sessions.started));
-    if refusals > 0 && refusals * 2 >= started {
+    if refusals > 0 && refusals >= started.div_ceil(2) {
         return (
             "refuses",
             format!(
@@ -187,12 +187,12 @@ fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
     }
     let unanswered = grew(now.turns.unanswered, before.turns.unanswered);
     let sent = grew(now.turns.sent, before.turns.sent).max(unanswered);
-    if unanswered * 100 >= sent && unanswered > 0 {
+    if unanswered >= sent.div_ceil(100) && unanswered > 0 {
         return (
             "slow",
             format!(
                 "{} % of turns had no answer in time; `tcptwin doctor` explains",
-                unanswered * 100 / sent.max(1)
+                u128::from(unanswered) * 100 / u128::from(sent.max(1))
             ),
         );
     }
@@ -212,7 +212,7 @@ fn condition(before: &Stats, now: &Stats) -> (&'static str, String) {
 /// Payload bytes given up so far: what a session or a worker loses at once is one entry, but may be much.
 fn lost(stats: &Stats) -> u64 {
     let losses = stats.ledger.dropped.iter().filter(|(reason, _)| !NO_LOSS.contains(&reason.as_str()));
-    losses.map(|(_, amount)| amount.payload_bytes).sum()
+    total(losses.map(|(_, amount)| amount.payload_bytes))
 }
 
 #[cfg(test)]

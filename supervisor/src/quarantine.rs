@@ -129,6 +129,9 @@ pub(crate) fn autopsy(file: &str, inside: bool) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!("{file}: {}", specimen.words());
+    // What a shell or a script had left open is nothing for whoever takes it.
+    let named = confine::named_by(std::iter::once(Path::new(file)));
+    sandbox::keep_from_children(&named).context("looking at what is open failed")?;
     let child = Command::new("/proc/self/exe").args(["autopsy", "--inside", file]).status();
     let status = child.context("starting a process to take it failed")?;
     println!("{}", verdict(status));

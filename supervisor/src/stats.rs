@@ -153,7 +153,7 @@ pub(crate) struct Ledger {
 impl Ledger {
     /// Payload bytes dropped under all reasons.
     pub(crate) fn dropped_bytes(&self) -> u64 {
-        self.dropped.values().map(|amount| amount.payload_bytes).sum()
+        total(self.dropped.values().map(|amount| amount.payload_bytes))
     }
 
     /// What `wanted` exceeds the other side by; 0 when the identity holds.
@@ -224,6 +224,11 @@ pub(crate) struct UdpFlows {
     pub(crate) expired: u64,
 }
 
+/// A sum of counters: any word of the region may be damaged, and nobody is to stop for it who adds up what stands there.
+pub(crate) fn total(parts: impl IntoIterator<Item = u64>) -> u64 {
+    parts.into_iter().fold(0, u64::wrapping_add)
+}
+
 /// Packets, and their bytes from the IP header on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Recorded {
@@ -231,6 +236,13 @@ pub(crate) struct Recorded {
     pub(crate) packets: u64,
     /// Bytes of them that were to be kept.
     pub(crate) bytes: u64,
+}
+
+impl Recorded {
+    /// Both together.
+    pub(crate) fn and(self, other: &Self) -> Self {
+        Self { packets: total([self.packets, other.packets]), bytes: total([self.bytes, other.bytes]) }
+    }
 }
 
 /// A recording: `wanted = written + sum of dropped + waiting`.
@@ -264,10 +276,7 @@ pub(crate) struct Record {
 impl Record {
     /// Dropped under all reasons.
     pub(crate) fn dropped_in_all(&self) -> Recorded {
-        self.dropped.values().fold(Recorded::default(), |sum, one| Recorded {
-            packets: sum.packets + one.packets,
-            bytes: sum.bytes + one.bytes,
-        })
+        self.dropped.values().fold(Recorded::default(), Recorded::and)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::recording;
-use crate::stats::{Ledger, Quantiles, RoleStats, Stats, Udp};
+use crate::stats::{Ledger, Quantiles, RoleStats, Stats, Udp, total};
 use crate::words::{self, bytes, counted, memory, thousands};
 
 /// The whole, a line an element.
@@ -188,7 +188,7 @@ fn ledger(ledger: &Ledger) -> Vec<String> {
         counted(ledger.captured.segments, "segment")
     ));
     for (reason, amount) in
-        ledger.dropped.iter().filter(|(_, amount)| amount.payload_bytes + amount.segments > 0)
+        ledger.dropped.iter().filter(|(_, amount)| amount.payload_bytes > 0 || amount.segments > 0)
     {
         out.push(format!(
             "  dropped {reason:<20} {:>10} in {}",
@@ -204,7 +204,7 @@ fn ledger(ledger: &Ledger) -> Vec<String> {
 
 /// The ledger of datagrams, and what came back.
 fn udp(udp: &Udp) -> Vec<String> {
-    let dropped: u64 = udp.dropped.values().map(|amount| amount.datagrams).sum();
+    let dropped = total(udp.dropped.values().map(|amount| amount.datagrams));
     let mut out = vec![format!(
         "wanted {} = sent {} + dropped {} ({} sent)",
         thousands(udp.wanted.datagrams),

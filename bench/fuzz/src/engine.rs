@@ -1,6 +1,7 @@
 //! Generated inputs by the million. Input number n of a target follows from the run's seed, the target's name, n and the
 //! corpus alone, so a failure is repeated by its number; the bytes themselves are left in a file as well.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,7 +13,7 @@ use anyhow::Context as _;
 use crate::dice::Dice;
 use crate::mutate::mutate;
 use crate::stream::Sum;
-use crate::{TARGETS, Target};
+use crate::{TARGETS, Target, reach};
 
 /// An input that takes longer than this hangs: the slowest takes a millisecond.
 const HANGS: Duration = Duration::from_secs(20);
@@ -60,33 +61,80 @@ pub fn write_seeds() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How much of a target a run is.
+#[derive(Clone, Copy, Debug)]
+pub enum Amount {
+    /// So many inputs.
+    Inputs(u64),
+    /// Inputs until so many parts were counted, of a target that counts any.
+    Parts(u64),
+}
+
 /// What a run did.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Summary {
     /// Inputs run.
     pub inputs: u64,
+    /// What they were made of, where the target counts that.
+    pub parts: BTreeMap<&'static str, u64>,
     /// Time it took.
     pub took: Duration,
+    /// Of that, the input that took longest, and its number.
+    pub longest: (Duration, u64),
+    /// Private memory at the end beyond that after the first tenth, bytes.
+    pub grown: u64,
 }
 
-/// Runs `count` generated inputs from number `first` on. A panic in the target is left to the caller.
-pub fn run(target: &Target, seed: u64, first: u64, count: u64) -> anyhow::Result<Summary> {
+impl Summary {
+    /// The part of the amount that is done.
+    fn done(&self, amount: Amount) -> (u64, u64) {
+        match amount {
+            Amount::Inputs(wanted) => (self.inputs, wanted),
+            Amount::Parts(wanted) => (self.parts.values().sum(), wanted),
+        }
+    }
+}
+
+/// Runs generated inputs from number `first` on. A panic in the target is left to the caller.
+pub fn run(target: &Target, seed: u64, first: u64, amount: Amount) -> anyhow::Result<Summary> {
     let corpus: Vec<Vec<u8>> = corpus(target)?.into_iter().map(|(_, bytes)| bytes).collect();
     anyhow::ensure!(!corpus.is_empty(), "the corpus of {} is empty: fuzz seeds", target.name);
     let mut name = Sum::new(target.name);
     name.number(seed);
     let begun = Instant::now();
     let mut input = Vec::new();
-    for number in first..first + count {
+    let mut summary = Summary::default();
+    let mut memory = None;
+    reach::take_parts();
+    for number in first.. {
+        let (done, wanted) = summary.done(amount);
+        if done >= wanted {
+            break;
+        }
+        if done * 10 >= wanted {
+            memory.get_or_insert_with(private_bytes);
+        }
         let mut dice = Dice::new(name.0 ^ number.wrapping_mul(0x2545_f491_4f6c_dd1d));
         input.clear();
         input.extend_from_slice(dice.pick::<Vec<u8>>(&corpus));
         mutate(&mut dice, &target.shape, &mut input, &corpus);
         under_way(target, number, &input);
+        let begun = Instant::now();
         (target.run)(&input);
+        summary.longest = summary.longest.max((begun.elapsed(), number));
+        summary.inputs += 1;
+        for (name, parts) in reach::take_parts() {
+            *summary.parts.entry(name).or_default() += parts;
+        }
     }
     UNDER_WAY.lock().expect("nobody panics while holding it").name = "";
-    Ok(Summary { inputs: count, took: begun.elapsed() })
+    summary.took = begun.elapsed();
+    summary.grown = private_bytes().saturating_sub(memory.unwrap_or(u64::MAX));
+    Ok(summary)
+}
+
+fn private_bytes() -> u64 {
+    lab::process::private_bytes(std::process::id()).unwrap_or(0)
 }
 
 /// The input that runs now, for whoever reports that it failed.

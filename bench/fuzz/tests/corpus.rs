@@ -1,5 +1,6 @@
 //! Every target over its corpus, and over the first generated inputs (`scripts/fuzz.sh` runs the million).
 
+use fuzzing::engine::Amount;
 use fuzzing::{TARGETS, engine, reach};
 
 #[test]
@@ -19,7 +20,7 @@ fn every_target_survives_its_corpus() {
 #[test]
 fn every_target_survives_generated_inputs() {
     for target in TARGETS {
-        engine::run(target, 7, 0, 5_000).unwrap();
+        engine::run(target, 7, 0, Amount::Inputs(5_000)).unwrap();
     }
 }
 
@@ -47,7 +48,7 @@ fn out_of_reach(target: &str, all: impl Iterator<Item = &'static str>) -> Vec<&'
     let corpus = engine::corpus(target).expect("its corpus");
     let reached = reach::watch(|| {
         corpus.iter().for_each(|(_, bytes)| (target.run)(bytes));
-        engine::run(target, 7, 0, 20_000).expect("it has a corpus");
+        engine::run(target, 7, 0, Amount::Inputs(20_000)).expect("it has a corpus");
     });
     all.filter(|name| !reached.contains(name)).collect()
 }

@@ -9,8 +9,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::socket::{LinkAddr, MsgFlags, MultiHeaders, sendmmsg};
+use nix::unistd::Pid;
 
+use crate::namespace::Namespace;
 use crate::netlink;
 use crate::network::Host;
 use crate::outside::v4;
@@ -27,24 +30,68 @@ pub struct Flood {
 /// Sources: shared address space (RFC 6598), which no host of the lab has a route to, so that nobody answers them.
 const SOURCES: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 0);
 const SOURCE_BITS: u32 = 22;
+/// The same in words of nft.
+pub const FROM_NOBODY: &str = "ip saddr 100.64.0.0/10";
 /// Frames handed to the kernel at once.
 const BATCH: usize = 64;
 /// Ethernet, IPv4 and TCP without options.
 const FRAME: usize = 14 + 20 + 20;
 const PAUSE: Duration = Duration::from_micros(100);
 
+/// A wire of its own to a host: what comes by it comes from nobody's switch, and costs what frames from a network card cost.
+pub struct Hose {
+    ns: Namespace,
+}
+
+/// The device at the host's end of it.
+pub const HOSE: &str = "eth1";
+
+impl Hose {
+    /// Plugs it in.
+    pub fn plug(to: &Host) -> io::Result<Self> {
+        let (ns, peer) = (Namespace::new("hose")?, to.ns.fd().as_raw_fd());
+        ns.enter(move || {
+            netlink::add_veth("eth0", HOSE, peer)?;
+            netlink::set_up("eth0", true)
+        })?;
+        to.ns.enter(|| netlink::set_up(HOSE, true))?;
+        Ok(Self { ns })
+    }
+
+    /// Sends SYNs to a service of that host, from one core, as a network card's interrupts come to one: what the kernel does with a
+    /// frame on its way in is done there, too.
+    pub fn flood(&self, to: &Host, port: u16, rate: u64, time: Duration) -> io::Result<Flood> {
+        let core = first_core()?;
+        Flood::over(&self.ns, to, HOSE, port, rate, time, move || Ok(sched_setaffinity(THIS_THREAD, &core)?))
+    }
+}
+
 impl Flood {
     /// Sends SYNs from one host to a service of another, `rate` a second, for `time` at most.
     pub fn start(from: &Host, to: &Host, port: u16, rate: u64, time: Duration) -> io::Result<Self> {
-        let theirs = to.ns.enter(|| link_address("eth0"))?;
+        Self::over(&from.ns, to, "eth0", port, rate, time, || Ok(()))
+    }
+
+    /// Out of the device `eth0`, into a device of the host.
+    fn over(
+        from: &Namespace,
+        to: &Host,
+        device: &'static str,
+        port: u16,
+        rate: u64,
+        time: Duration,
+        begin: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<Self> {
+        let theirs = to.ns.enter(move || link_address(device))?;
         let service = SocketAddr::new(to.v4(), port);
-        let (socket, ours) = from.ns.enter(|| -> io::Result<_> {
+        let (socket, ours) = from.enter(|| -> io::Result<_> {
             Ok((sending_socket(netlink::index("eth0")?)?, link_address("eth0")?))
         })?;
         let frame = template(theirs, ours, v4(service.ip())?, port);
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (until, count, begun) = (Arc::clone(&stop), Arc::clone(&sent), Instant::now());
         let thread = std::thread::Builder::new().name("flood".to_owned()).spawn(move || {
+            begin()?;
             while !until.load(Relaxed) && begun.elapsed() < time {
                 let due = (begun.elapsed().as_secs_f64() * rate as f64) as u64;
                 match due.saturating_sub(count.load(Relaxed)) {
@@ -90,6 +137,16 @@ fn send(socket: &OwnedFd, template: &[u8; FRAME], first: u64, count: usize) -> i
         Err(errno) => Err(errno.into()),
     }
 }
+
+/// The first of those that this process may use.
+fn first_core() -> io::Result<CpuSet> {
+    let (all, mut first) = (sched_getaffinity(THIS_THREAD)?, CpuSet::new());
+    let number = (0..CpuSet::count()).find(|core| all.is_set(*core) == Ok(true));
+    first.set(number.unwrap_or_default())?;
+    Ok(first)
+}
+
+const THIS_THREAD: Pid = Pid::from_raw(0);
 
 fn link_address(device: &str) -> io::Result<[u8; 6]> {
     let found = getifaddrs()?

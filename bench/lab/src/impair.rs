@@ -54,6 +54,16 @@ pub fn reset<'a>(host: &'a Host, what: &str) -> anyhow::Result<Impairment<'a>> {
     Impairment::set(&host.ns, "inet", "input", &[format!("{what} counter reject with tcp reset")])
 }
 
+/// A host defends itself: packets that arrive at a device are dropped before its stack sees them, behind whoever captures there.
+pub fn shield<'a>(host: &'a Host, device: &str, what: &str) -> anyhow::Result<Impairment<'a>> {
+    Impairment::set(
+        &host.ns,
+        "netdev",
+        &format!("ingress device {device}"),
+        &[format!("{what} counter drop")],
+    )
+}
+
 /// Refuses the sending of frames on a host's device, also to sockets that bypass its stack: the sender's system call fails
 /// with ENOBUFS.
 pub fn refuse_frames<'a>(host: &'a Host, what: &str) -> anyhow::Result<Impairment<'a>> {

@@ -55,7 +55,7 @@ pub mod wire;
 pub mod witness;
 
 pub use departures::Departures;
-pub use flood::Flood;
+pub use flood::{Flood, Hose};
 pub use histogram::Histogram;
 pub use http::{HttpOptions, HttpService};
 pub use load::{Load, LoadReport, Mode};

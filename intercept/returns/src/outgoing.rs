@@ -157,6 +157,17 @@ impl Outgoing {
         })
     }
 
+    /// Queues any bytes as one frame, sealed where the connection is: an end that has the key and does not keep to the rules.
+    #[cfg(feature = "hostile")]
+    pub fn frame(&mut self, body: &[u8]) -> bool {
+        self.flush();
+        if body.len() > MAX_BODY || !self.has_room(body.len()) {
+            return false;
+        }
+        push_frame(&mut self.buffer, &mut self.start, &mut self.end, self.seal.as_mut(), body);
+        true
+    }
+
     /// Bytes to send now. A batch under construction is not among them before [`Outgoing::flush`].
     pub fn pending(&self) -> &[u8] {
         &self.buffer[self.start..self.end]

@@ -36,11 +36,12 @@ impl Histogram {
 
     /// The upper bound of the bucket in which the `q`-quantile (0 to 1) of these counts lies; 0 when there are none.
     pub fn quantile(counts: &[u64], q: f64) -> u64 {
-        let total: u64 = counts.iter().sum();
+        // They may come from memory that was damaged.
+        let total = counts.iter().fold(0, |sum: u64, n| sum.saturating_add(*n));
         let rank = ((total as f64 * q).ceil() as u64).max(1);
-        let mut seen = 0;
+        let mut seen = 0_u64;
         for (i, &n) in counts.iter().enumerate() {
-            seen += n;
+            seen = seen.saturating_add(n);
             if seen >= rank {
                 return Self::bucket_bounds(i).1;
             }
@@ -85,6 +86,7 @@ mod tests {
         }
         assert_eq!(h.max_us(), 10_000);
         assert_eq!(Histogram::quantile(&[0; BUCKETS], 0.5), 0);
+        assert_eq!(Histogram::quantile(&[u64::MAX; BUCKETS], 0.5), 0, "all that is certain of nonsense");
     }
 
     proptest! {

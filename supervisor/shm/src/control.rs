@@ -199,11 +199,6 @@ impl Control {
         Some(before.max(now_ns))
     }
 
-    /// From when on no connection is booked, CLOCK_MONOTONIC nanoseconds.
-    pub fn connections_booked_ns(&self) -> u64 {
-        self.connect_ns.load(Relaxed)
-    }
-
     /// Indices of the network devices on which forged frames may leave, because the kernel's guard stands there; 0 is none.
     /// Fresh memory says: on none.
     pub fn guarded(&self) -> [u32; GUARDED_DEVICES] {
@@ -251,7 +246,7 @@ mod tests {
         let control = Control::default();
         let booked = (0..10).filter_map(|_| control.book_connection(1_000, 100, 250)).collect::<Vec<_>>();
         assert_eq!(booked, [1_000, 1_100, 1_200]);
-        assert_eq!(control.connections_booked_ns(), 1_300);
+        assert_eq!(control.connect_ns.load(Relaxed), 1_300);
         assert_eq!(
             control.book_connection(9_000, 100, 250),
             Some(9_000),

@@ -29,7 +29,6 @@ pub(super) struct Keeping {
 /// What the injector tells of its rates.
 #[derive(Clone, Copy)]
 struct Told {
-    at: Instant,
     held_us: u64,
     paid_us: u64,
 }
@@ -38,15 +37,12 @@ struct Told {
 /// the time, as on a host where nobody gets a core in time.
 const USED_MILLI: u32 = 970;
 const WAITING_MILLI: u64 = 900;
-/// Connections that are booked further ahead count as waiting all the time: half of what they may wait.
-const BOOKED_NS: u64 = 1_000_000_000;
-
 impl Keeping {
     /// From this moment on.
     pub(super) fn new(plan: &Plan) -> Self {
         let wanted = &plan.restraint;
-        // What comes from files waits there.
-        let rates = (wanted.is_paced() || wanted.connections.is_some()) && plan.trace.is_none();
+        // What comes from files waits there. Connections keep to their rate by themselves: one that would wait too long is shed.
+        let rates = wanted.is_paced() && plan.trace.is_none();
         Self {
             governor: wanted.cpu_milli.map(Governor::new),
             rates: rates.then(|| Governor::of_rates(USED_MILLI)),
@@ -61,13 +57,10 @@ impl Keeping {
 impl Keeping {
     /// Takes what was used of the rates since the last look.
     fn note_use(&mut self, control: &Control) {
-        let now = Told { at: Instant::now(), held_us: control.held_us(), paid_us: control.paid_us() };
+        let now = Told { held_us: control.held_us(), paid_us: control.paid_us() };
         let Some(before) = self.told.replace(now) else { return };
-        let passed_us = now.at.duration_since(before.at).as_micros() as u64;
         let (held, paid) = (now.held_us - before.held_us, now.paid_us - before.paid_us);
-        let ahead_ns = control.connections_booked_ns().saturating_sub(shm::monotonic_ns());
-        let booked = if ahead_ns > BOOKED_NS { passed_us } else { 0 };
-        self.used_us += paid.max(held * u64::from(USED_MILLI) / WAITING_MILLI).max(booked);
+        self.used_us += paid.max(held * u64::from(USED_MILLI) / WAITING_MILLI);
     }
 }
 
@@ -141,7 +134,7 @@ impl Supervisor {
             let before = governor.step();
             let other = governor.look(now_ms, self.keeping.used_us, asked_ppm);
             if let Some(text) = words(before, governor.step(), other) {
-                self.event(format!("at the limit of packets, bits or connections: {text}"));
+                self.event(format!("at the limit of packets or bits: {text}"));
             }
             share.admitted_ppm = share.admitted_ppm.min(other.admitted_ppm);
             share.kept_ppm = share.kept_ppm.min(other.kept_ppm);

@@ -25,13 +25,13 @@ pub(crate) const STORIES: &[Story] = &[
 ];
 
 /// A process as /proc shows it.
-struct Shown {
+pub(crate) struct Shown {
     status: String,
-    open: Vec<String>,
+    pub(crate) open: Vec<String>,
 }
 
 impl Shown {
-    fn of(pid: u32) -> Result<Self> {
+    pub(crate) fn of(pid: u32) -> Result<Self> {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the process is gone")?;
         let list = fs::read_dir(format!("/proc/{pid}/fd")).context("its descriptors cannot be seen")?;
         let open = list.map(|entry| Ok(fs::read_link(entry?.path())?.display().to_string()));
@@ -44,7 +44,7 @@ impl Shown {
     }
 
     /// No capability, now or later, and a filter.
-    fn is_bare(&self, who: &str) -> Result<()> {
+    pub(crate) fn is_bare(&self, who: &str) -> Result<()> {
         for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
             ensure!(self.field(set) == ["0000000000000000"], "{who}: {set} {:?}", self.field(set));
         }
@@ -54,7 +54,7 @@ impl Shown {
     }
 
     /// Another user than root, its group, and no other.
-    fn is(&self, who: &str, uid: u32) -> Result<()> {
+    pub(crate) fn is(&self, who: &str, uid: u32) -> Result<()> {
         let uid = uid.to_string();
         ensure!(self.field("Uid").iter().all(|one| *one == uid), "{who}: {:?}", self.field("Uid"));
         ensure!(!self.field("Gid").contains(&"0"), "{who}: {:?}", self.field("Gid"));
@@ -64,7 +64,7 @@ impl Shown {
 }
 
 /// Whom roles become on this host.
-fn nobody() -> Result<u32> {
+pub(crate) fn nobody() -> Result<u32> {
     if !Uid::effective().is_root() || !fs::read_to_string("/proc/self/uid_map")?.contains("4294967295") {
         return Err(Skipped::NotHere("changing the user needs real root".to_owned()).into());
     }

@@ -1,17 +1,22 @@
 //! A program with a defect: one kind of answer kills whoever takes it. The defect is real, a trap put into the file of a
-//! copy of the program where that answer is dealt with; what runs has nothing in it for the sake of this story.
+//! copy of the program where that answer is dealt with; what runs has nothing in it for the sake of this story. Other copies do
+//! there what a payload would do that had taken the process over, and hold the autopsy to what it may.
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use lab::story::{Story, step};
-use lab::{Fidelity, HttpOptions, HttpService, Load, wait};
+use lab::{Fidelity, HttpOptions, HttpService, Load, process, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
+use crate::confined::{Shown, nobody};
 use crate::faults::more;
 use crate::stage::{ONLINE_PORT, SETTLE, TARGET_PORT, answered, end};
 use crate::surviving::{name, stage_with_copy};
@@ -25,14 +30,19 @@ pub(crate) const STORIES: &[Story] = &[(
 /// What deals with a target's refusal, as the linker knows it.
 const REFUSED: [&str; 2] = ["session..table..Table", "7refused17h"];
 /// `int3` of x86-64: the process dies of SIGTRAP.
-const TRAP: u8 = 0xcc;
+const TRAP: &[u8] = &[0xcc];
+/// `mov eax, 41; syscall; int3`: socket(2), of whatever stands in the registers, which no worker makes.
+const CALL: &[u8] = &[0xb8, 41, 0, 0, 0, 0x0f, 0x05, 0xcc];
+/// `jmp .`: the process stays where it is.
+const HANG: &[u8] = &[0xeb, 0xfe];
 const SIGTRAP: i32 = 5;
 /// A request to the service whose twin does not run, and the others.
 const POISON: u64 = 150_000;
 
 fn an_answer_that_kills_twice_costs_its_session_alone() -> Result<()> {
     let (stage, _place, program) = stage_with_copy()?;
-    put_trap(&program)?;
+    let innocent = fs::read(&program)?;
+    put(&program, &innocent, TRAP)?;
     let second = SocketAddr::new(stage.net.online.v4(), ONLINE_PORT + 1);
     let witness = Arc::clone(&stage.online);
     let _second = HttpService::start(&stage.net.online.ns, second, HttpOptions::default(), witness)?;
@@ -82,6 +92,14 @@ fn an_answer_that_kills_twice_costs_its_session_alone() -> Result<()> {
         let (well, said) = autopsy(Path::new(env!("CARGO_BIN_EXE_tcptwin")), &file)?;
         ensure!(well && said.contains("survives it"), "it said: {said}");
     }
+    step("whoever takes it again may do nothing else");
+    let file = stage.twin.runtime().join(format!("tcptwin/{name}.quarantine/1.json"));
+    let other = program.with_extension("other");
+    put(&other, &innocent, CALL)?;
+    let (well, said) = autopsy(&other, &file)?;
+    ensure!(!well && said.contains("makes a system call at it that it must not make"), "it said: {said}");
+    put(&other, &innocent, HANG)?;
+    is_confined(&other, &file)?;
     let report = answered(load.stop()?)?;
     stage.wait_for(0..report.sent)?;
     let stats = end(run)?;
@@ -106,16 +124,44 @@ fn autopsy(program: &Path, file: &Path) -> Result<(bool, String)> {
     Ok((done.status.success(), String::from_utf8_lossy(&done.stdout).into_owned()))
 }
 
-/// Puts a trap at the begin of what deals with a refusal.
-fn put_trap(program: &Path) -> Result<()> {
-    let mut bytes = fs::read(program)?;
+/// An autopsy that hangs at it, as the kernel shows its process.
+fn is_confined(program: &Path, file: &Path) -> Result<()> {
+    let uid = nobody().ok();
+    let mut autopsy = Command::new(program).arg("autopsy").arg(file).stdout(Stdio::piped()).spawn()?;
+    let inside = || process::tree(autopsy.id()).into_iter().find(|one| one.pid != autopsy.id());
+    let hangs = || inside().is_some_and(|one| one.cpu_s > HANGS_S);
+    let found = wait::until("somebody hangs at it", SETTLE, hangs).and_then(|()| {
+        let pid = inside().context("it was there")?.pid;
+        let shown = Shown::of(pid)?;
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL)?;
+        Ok(shown)
+    });
+    if found.is_err() {
+        autopsy.kill()?;
+    }
+    let ended = autopsy.wait_with_output()?;
+    let shown = found?;
+    shown.is_bare("the autopsy")?;
+    uid.map_or(Ok(()), |uid| shown.is("the autopsy", uid))?;
+    ensure!(shown.open.len() <= 3, "the autopsy has {:?}", shown.open);
+    let said = String::from_utf8_lossy(&ended.stdout);
+    ensure!(said.contains("dies of it (signal 9)"), "it said: {said}");
+    Ok(())
+}
+
+/// CPU time that only a loop takes.
+const HANGS_S: f64 = 0.2;
+
+/// Makes a program of these bytes that has `code` at the begin of what deals with a refusal.
+fn put(program: &Path, innocent: &[u8], code: &[u8]) -> Result<()> {
+    let mut bytes = innocent.to_vec();
     let at = place_of(&bytes, |name| REFUSED.iter().all(|part| name.contains(part))).context(
         "the program has no such function any more, or it is inlined: choose another for this story",
     )?;
-    bytes[at] = TRAP;
-    let new = program.with_extension("trapped");
+    bytes[at..at + code.len()].copy_from_slice(code);
+    let new = program.with_extension("new");
     fs::write(&new, bytes)?;
-    fs::set_permissions(&new, fs::metadata(program)?.permissions())?;
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755))?;
     Ok(fs::rename(new, program)?)
 }
 

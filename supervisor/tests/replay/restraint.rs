@@ -264,5 +264,5 @@ fn no_100_ms_hold_more_connections_than_allowed() -> Result<()> {
     let stage = Stage::new()?;
     let _intercept = stage.intercept()?;
     let load = Load { mode: Mode::ClientCloses, rate: Some(500.0), ..stage.load(100_000) };
-    limited(["--max-cps", "200"], load, &stage, 20, 0.6, |one| u64::from(one.syn))
+    limited(["--max-cps", "200"], load, &stage, 20, 0.9, |one| u64::from(one.syn))
 }

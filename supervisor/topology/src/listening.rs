@@ -70,6 +70,7 @@ pub fn listening_from(options: &Options, key: Option<[u8; 32]>) -> Result<Listen
             )?]
         }
     };
+    let (guard, sandbox) = (guard(options)?, planner::sandbox(options)?);
     let plain = options.has(Key::Plain);
     let loopback = !listen.is_empty() && listen.iter().all(|addr| addr.ip().is_loopback());
     if key.is_none() && !plain && !loopback {
@@ -79,8 +80,7 @@ pub fn listening_from(options: &Options, key: Option<[u8; 32]>) -> Result<Listen
              or, in a network that you trust, give --plain here and to `tcptwin run`",
         ));
     }
-    let guard = guard(options)?;
-    let (key, sandbox) = (key.filter(|_| !plain), planner::sandbox(options)?);
+    let key = key.filter(|_| !plain);
     Ok(Listening { name, services, interfaces, tun, listen, key, plain, guard, sandbox })
 }
 

@@ -434,7 +434,7 @@ impl Key {
                 One("N"),
                 RESTRAINT,
                 Some(
-                    "Connections begun a second at most, all targets together; those beyond wait up to two seconds [default: no limit]",
+                    "Connections begun a second at most, all targets together; those beyond wait up to a second [default: no limit]",
                 ),
                 None,
             ),

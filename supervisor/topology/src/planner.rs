@@ -65,7 +65,6 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
     let (mappings, targets) = seal(&parsed)?;
     let intercepts = intercepts(options)?;
     let clients = clients(options, &parsed, facts.host_id, &name)?;
-    let key = key(options, &intercepts, facts)?;
     let shards = match options.one(Key::Shards) {
         Some(given) => {
             read(given, |text| value::whole(text, "the number of shards", 1, MAX_SHARDS.into()))? as u16
@@ -91,7 +90,7 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
         targets,
         clients,
         intercepts,
-        key,
+        key: None,
         capture: capture(options)?,
         trace,
         record,
@@ -108,7 +107,8 @@ pub fn plan_from(options: &Options, facts: &Facts) -> Result<Plan, Refusal> {
         restraint: restraint(options)?,
     };
     recording::fits(options, &plan)?;
-    Ok(plan)
+    // What was given is right; what is missing comes last.
+    Ok(Plan { key: key(options, &plan.intercepts, facts)?, ..plan })
 }
 
 /// `-n` in thousandths; also what `ctl copies` takes.
@@ -246,16 +246,16 @@ fn intercepts(options: &Options) -> Result<Vec<SocketAddr>, Refusal> {
             )));
         }
     }
-    if found.is_empty() {
-        return Err(Refusal::usage(
-            "who brings the answers back? There is no -s. Give the host where `tcptwin intercept` runs, for example -s 10.0.4.2",
-        ));
-    }
     Ok(found)
 }
 
 /// The channel is plain only between loopback ends or when `--plain` says so.
 fn key(options: &Options, intercepts: &[SocketAddr], facts: &Facts) -> Result<Option<[u8; 32]>, Refusal> {
+    if intercepts.is_empty() {
+        return Err(Refusal::usage(
+            "who brings the answers back? There is no -s. Give the host where `tcptwin intercept` runs, for example -s 10.0.4.2",
+        ));
+    }
     if options.has(Key::Plain) {
         return Ok(None);
     }

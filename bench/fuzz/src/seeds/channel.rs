@@ -304,6 +304,11 @@ pub fn intercepts() -> Vec<Seed> {
         [packed(&["data", "ack", "syn_ack"]), packed(&["data_v6", "stamps"]), packed(&["everything"])]
             .concat();
     let altered = op(6, &[3, 40, 0x10]);
+    let burst = |seed: u8| op(8, &[seed]);
+    let bursts = |mode: u8, seed: u8| {
+        let ops = (0..8).flat_map(|n| burst(seed + n));
+        std::iter::once(mode).chain(ops).collect::<Vec<_>>()
+    };
     named([
         ("plain_headers", [vec![0], shapes.clone(), few.clone(), gap.clone(), few.clone()].concat()),
         ("plain_ping", [vec![0], op(2, &[7, 1, 2, 3, 4, 5, 6, 7, 8]), few.clone()].concat()),
@@ -313,7 +318,15 @@ pub fn intercepts() -> Vec<Seed> {
         ("keyed_honest", [vec![1], few.clone(), gap, few.clone()].concat()),
         ("keyed_altered", [vec![1], few.clone(), altered, few.clone()].concat()),
         ("keyed_again", [vec![1], few.clone(), again.clone(), few.clone()].concat()),
-        ("keyed_invented", [vec![1], op(2, &[0x55; 60]), few.clone()].concat()),
+        ("keyed_headers", [vec![1], shapes, few.clone()].concat()),
+        ("keyed_unknown", [vec![1], op(2, &[0x55; 60]), few.clone()].concat()),
+        ("keyed_invented", [vec![1], op(3, &[0x55; 60]), few.clone()].concat()),
         ("keyed_cut", [vec![1], few.clone(), op(3, &[200, 0, 1, 2, 3]), few].concat()),
+        ("plain_bursts_1", bursts(0, 0)),
+        ("plain_bursts_2", bursts(0, 100)),
+        ("plain_bursts_3", bursts(0, 200)),
+        ("keyed_bursts_1", bursts(1, 0)),
+        ("keyed_bursts_2", bursts(1, 100)),
+        ("keyed_bursts_3", bursts(1, 200)),
     ])
 }

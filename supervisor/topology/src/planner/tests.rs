@@ -142,6 +142,17 @@ fn the_return_channel_is_plain_only_where_that_was_said() {
     assert_eq!(plan_from(&options(&line("10.0.4.2")), &facts(2)).unwrap().key, Some([7; 32]));
 }
 
+#[test]
+fn what_is_wrong_is_told_before_what_is_missing() {
+    let mut no_key = facts(2);
+    no_key.key = None;
+    for (key, text) in [(Key::Memory, "256megs"), (Key::MaxCps, "9"), (Key::Shards, "many")] {
+        let bare = options(&[(Key::Map, "80-10.0.3.2:8080"), (key, text)]);
+        let refusal = plan_from(&bare, &no_key).unwrap_err();
+        assert!(refusal.sentence.contains(text), "{refusal}");
+    }
+}
+
 /// An option, a wrong value, a part of the sentence.
 const SLIPS: &[(Key, &str, &str)] = &[
     (Key::Intercept, "10.0.4.2:0", "port 0"),
