@@ -14,7 +14,7 @@ use flow::hash::{endpoint_hash, shard_of};
 use flow::record::flag;
 use flow::sample::copies;
 use flow::{Captured, Datagram, Malformed, Segment, TcpFields, segment};
-use shm::{Control, Counters, Doorbell, Journal, Link, Producer, Region, Role, Word};
+use shm::{Control, Counters, Doorbell, Journal, Link, Producer, Region, Role, Waiting, Word};
 use topology::Plan;
 use topology::plan::Protocol;
 use zerocopy::IntoBytes as _;
@@ -37,42 +37,18 @@ struct Lane {
     unheard: u32,
     /// One of them should be looked at now.
     urgent: bool,
-    /// None where the source can wait.
-    openings: Option<Openings>,
-}
-
-/// How many SYNs wait in a ring: not more than a 32nd of it holds. A flood of them would else fill it, and whoever is connected
-/// would lose requests and wait behind all of them.
-#[derive(Clone, Copy, Debug)]
-struct Openings {
-    /// Half of those that may wait.
-    most: u32,
-    /// SYNs put in behind `older_end`, before which as many more lie at most.
-    newer: u32,
-    older_end: u64,
+    /// SYNs; none where the source can wait.
+    openings: Option<Waiting>,
 }
 
 /// Fewest that may wait, however small the ring is.
 const LEAST_OPENINGS: usize = 2_048;
 
-impl Openings {
-    fn new(ring: &Producer) -> Self {
-        // The largest record is half of the ring.
-        let most = (ring.max_record() / 16 / Producer::record_bytes(HEAD)).max(LEAST_OPENINGS) / 2;
-        Self { most: most as u32, newer: 0, older_end: 0 }
-    }
-
-    /// Whether one more may wait.
-    fn admit(&mut self, ring: &mut Producer) -> bool {
-        if self.newer >= self.most {
-            if ring.released() < self.older_end {
-                return false;
-            }
-            (self.older_end, self.newer) = (ring.staged(), 0);
-        }
-        self.newer += 1;
-        true
-    }
+/// How many SYNs wait in a ring: not more than a 32nd of it holds. A flood of them would else fill it, and whoever is connected
+/// would lose requests and wait behind all of them.
+fn most_openings(ring: &Producer) -> u32 {
+    // The largest record is half of the ring.
+    (ring.max_record() / 16 / Producer::record_bytes(HEAD)).max(LEAST_OPENINGS) as u32
 }
 
 /// Bare acknowledgements that a shard is let sleep through.
@@ -145,7 +121,7 @@ impl Dispatcher {
             .map(|shard| {
                 let ring = region.producer(Link::Capture(shard));
                 Lane {
-                    openings: plan.trace.is_none().then(|| Openings::new(&ring)),
+                    openings: plan.trace.is_none().then(|| Waiting::at_most(most_openings(&ring))),
                     ring,
                     bell: region.doorbell(Role::Shard(shard)),
                     touched: false,
@@ -428,8 +404,11 @@ impl Dispatcher {
         let lane = &mut self.lanes[usize::from(shard)];
         let len = HEAD + payload.len();
         let opens = head.tcp.flags & (flag::SYN | flag::ACK) == flag::SYN;
-        if opens && lane.openings.as_mut().is_some_and(|openings| !openings.admit(&mut lane.ring)) {
-            return false;
+        if opens && let Some(openings) = &mut lane.openings {
+            if !openings.has_room(&mut lane.ring) {
+                return false;
+            }
+            openings.put();
         }
         let Some(record) = lane.ring.reserve(len) else { return false };
         record[..HEAD].copy_from_slice(head.as_bytes());

@@ -3,7 +3,7 @@
 
 use flow::Inject;
 use session::{BURST, BURST_BYTES, Sink};
-use shm::{Control, Producer};
+use shm::{Control, Producer, Waiting};
 use topology::restraint::connection_ns;
 use zerocopy::IntoBytes;
 
@@ -13,9 +13,15 @@ pub(crate) const BURST_ROOM: usize = BURST_BYTES + BURST * (Producer::record_byt
 /// The smallest inject ring: a burst fits into whichever half of it is free, and a burst of one record into one record.
 pub(crate) const MIN_RING: usize = 2 * BURST_ROOM;
 
+/// Records that wait for the injector at most. What waits behind more of them is only late: a ring full of SYNs is a second's work
+/// for an injector, and whoever is connected would wait through it with each request. A core that comes late by some milliseconds
+/// still finds work for as long as the shard sleeps.
+const MOST_WAITING: u32 = 4_096;
+
 /// The writing end of the inject ring.
 pub(crate) struct Outbox {
     ring: Producer,
+    waiting: Waiting,
     /// Records that found no room although it had been made, or whose parts are not as long as their head says: bugs.
     refused: u64,
     /// The rate of connections, where there is one.
@@ -44,12 +50,12 @@ impl Book {
 
 impl Outbox {
     pub(crate) fn new(ring: Producer, book: Option<Book>) -> Self {
-        Self { ring, refused: 0, book }
+        Self { ring, waiting: Waiting::at_most(MOST_WAITING), refused: 0, book }
     }
 
-    /// Whether a full burst fits now.
+    /// Whether a full burst fits now, and will not be late.
     pub(crate) fn has_room(&mut self) -> bool {
-        self.ring.credits() >= BURST_ROOM
+        self.waiting.has_room(&mut self.ring) && self.ring.credits() >= BURST_ROOM
     }
 
     /// Whether anything was emitted that is not visible yet.
@@ -92,6 +98,7 @@ impl Sink for Outbox {
         }
         if room.is_empty() {
             self.ring.commit(len);
+            self.waiting.put();
         } else {
             self.refused += 1;
         }
@@ -137,6 +144,31 @@ mod tests {
         }
         assert_eq!(outbox.refused(), 0);
         assert!(seen > 100);
+    }
+
+    #[test]
+    fn no_more_waits_than_leaves_soon() {
+        let (ring, mut injector) = shm::ring::heap(1 << 24);
+        let mut outbox = Outbox::new(ring, None);
+        let mut fill = |injector: &mut shm::Consumer| {
+            let mut emitted = 0;
+            while outbox.has_room() {
+                (0..BURST).for_each(|_| outbox.emit(&head(0), std::iter::empty()));
+                emitted += BURST;
+            }
+            outbox.publish();
+            assert!(!injector.is_empty());
+            emitted
+        };
+        let most = MOST_WAITING as usize;
+        assert_eq!(fill(&mut injector), most);
+        for _ in 0..10 {
+            for _ in 0..most / 2 {
+                assert!(injector.next().is_some());
+            }
+            injector.release();
+            assert_eq!(fill(&mut injector), most / 2, "when the older half has left");
+        }
     }
 
     #[test]

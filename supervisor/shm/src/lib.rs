@@ -57,7 +57,7 @@ mod region;
 mod sys;
 
 pub use doorbell::Doorbell;
-pub use ring::{Batch, Consumer, Producer};
+pub use ring::{Batch, Consumer, Producer, Waiting};
 
 #[cfg(all(feature = "scribble", not(loom)))]
 pub use layout::Part;

@@ -25,6 +25,7 @@ mod consumer;
 mod producer;
 #[cfg(all(feature = "scribble", not(loom)))]
 mod scribbled;
+mod waiting;
 
 use crossbeam_utils::CachePadded;
 
@@ -32,6 +33,7 @@ pub use consumer::{Batch, Consumer, Records};
 pub use producer::Producer;
 #[cfg(all(feature = "scribble", not(loom)))]
 pub use scribbled::Scribbled;
+pub use waiting::Waiting;
 
 use crate::memory::Memory;
 use crate::sync::AtomicU64;
