@@ -113,10 +113,11 @@ impl Machine {
     /// Time goes by, and what it brings about follows.
     pub fn passes(&mut self, us: u64) {
         self.now_us += us;
-        if self.table.is_due(self.now_us) {
-            self.table.tick(self.now_us);
-        }
         self.settle();
+        while self.table.is_due(self.now_us) {
+            self.table.tick(self.now_us);
+            self.settle();
+        }
     }
 
     /// Records emitted so far.
@@ -159,9 +160,12 @@ pub fn place(config: &Config) -> &'static mut [u8] {
     zeroed(Table::arena_bytes(config.limits.sessions, config.limits.chunks))
 }
 
+/// Memory that begins where a page does, as a region's does.
 fn zeroed(bytes: u64) -> &'static mut [u8] {
-    let words: &'static mut [u64] = vec![0u64; bytes.div_ceil(8) as usize].leak();
-    zerocopy::IntoBytes::as_mut_bytes(words)
+    const PAGE: usize = 4_096;
+    let memory = vec![0u8; bytes as usize + PAGE].leak();
+    let begin = memory.as_ptr().align_offset(PAGE);
+    &mut memory[begin..]
 }
 
 /// Answers every record at once.
