@@ -82,18 +82,18 @@ impl Machine {
             if !self.lasting {
                 self.table.settle();
             }
-            if self.target.answers.is_empty() {
+            if !self.target.answers.is_empty() {
+                self.now_us += 20;
+                let answers = std::mem::take(&mut self.target.answers);
+                self.table.foresee(std::iter::empty(), answers.iter().copied());
+                for answer in answers {
+                    self.table.returned(self.now_us, &answer);
+                }
+            } else if self.table.is_due(self.now_us) {
+                self.table.tick(self.now_us);
+            } else {
                 break;
             }
-            self.now_us += 20;
-            let answers = std::mem::take(&mut self.target.answers);
-            self.table.foresee(std::iter::empty(), answers.iter().copied());
-            for answer in answers {
-                self.table.returned(self.now_us, &answer);
-            }
-        }
-        if self.table.is_due(self.now_us) {
-            self.table.tick(self.now_us);
         }
     }
 
@@ -114,10 +114,6 @@ impl Machine {
     pub fn passes(&mut self, us: u64) {
         self.now_us += us;
         self.settle();
-        while self.table.is_due(self.now_us) {
-            self.table.tick(self.now_us);
-            self.settle();
-        }
     }
 
     /// Records emitted so far.

@@ -1,7 +1,7 @@
 //! What does the replay machine cost: a turn, a short connection, a byte of a long upload, a transaction?
 //!
 //! ```text
-//! cargo run --release -p bench --bin session [-- --scale] [--json]
+//! cargo run --release -p bench --bin session [-- --scale [32,1000000]] [--json]
 //! ```
 //!
 //! One table, virtual time, and a target that answers at once with everything it was asked for; only the table's calls are
@@ -14,7 +14,7 @@
 //! do with where their sessions lie: in the order in which they were opened, neighbours share lines and pages, and the
 //! processor fetches the next one by itself. `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` puts everything into large pages.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use bench::machine::{Machine, place};
 use bench::{Client, cpu_ns};
 use flow::hash::endpoint_hash;
@@ -32,13 +32,17 @@ const TOGETHER: u32 = 16;
 
 fn main() -> Result<()> {
     let (json, args) = bench::arguments();
-    let scale = args == ["--scale"];
-    ensure!(scale || args.is_empty(), "{}: there are --scale and --json", args.join(" "));
+    let words: Vec<_> = args.iter().map(String::as_str).collect();
+    let sessions = match words[..] {
+        ["--scale", list] => list.split(',').map(str::parse).collect::<Result<_, _>>().context("sessions")?,
+        [] | ["--scale"] => vec![32, 1_000, 10_000, 100_000, 1_000_000],
+        _ => bail!("{}: there are --scale and --json", words.join(" ")),
+    };
     let mut figures = Figures { json, found: Map::new() };
-    if !scale {
+    if words.is_empty() {
         turns_and_bytes(&mut figures)?;
     }
-    among_many(&mut figures);
+    among_many(&sessions, &mut figures);
     if json {
         println!("{}", Value::Object(figures.found));
     }
@@ -143,14 +147,14 @@ fn turns_and_bytes(figures: &mut Figures) -> Result<()> {
 }
 
 /// A turn of one of ever more sessions.
-fn among_many(figures: &mut Figures) {
+fn among_many(sessions: &[u32], figures: &mut Figures) {
     if !figures.json {
         println!(
             "\n{:<44} {:>9} {:>10} {:>9}",
             "a client asks every 4 s; all in batches alike", "ns", "records", "ns/record"
         );
     }
-    for sessions in [32, 1_000, 10_000, 100_000, 1_000_000] {
+    for &sessions in sessions {
         let (mut rig, mut clients) = opened(sessions + sessions / 8, sessions);
         clients.sort_by_cached_key(|client| endpoint_hash(0, &client.at));
         let batches = sessions.div_ceil(BATCH as u32);
