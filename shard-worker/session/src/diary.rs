@@ -11,6 +11,7 @@ use flow::named_enum;
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
 
 use crate::slot::Slot;
+use crate::sys::prefetch;
 use crate::tally::Count;
 
 named_enum! {
@@ -240,6 +241,13 @@ impl Diary {
         if let Some(page) = page_mut(self.pages, id) {
             *page = Page { owner: id + 1, ..Page::new_zeroed() };
             page.add(now_us, step, 1);
+        }
+    }
+
+    /// Asks for its page, of which most that happens needs the begin.
+    pub(crate) fn ask_for(&self, id: u32) {
+        if let Some(page) = self.pages.get(id as usize & self.pages.len().wrapping_sub(1)) {
+            prefetch(&page.owner);
         }
     }
 

@@ -281,6 +281,7 @@ impl Table {
         copies_milli: u32,
     ) {
         self.clock(now_us);
+        self.foresee_next();
         if segment.is_answer() {
             self.take_online_answer(now_us, segment);
         } else {
@@ -306,6 +307,7 @@ impl Table {
     /// Takes one returned header.
     pub fn returned(&mut self, now_us: u64, record: &Returned) {
         self.clock(now_us);
+        self.foresee_next();
         self.take_returned(now_us, record);
     }
 
