@@ -9,7 +9,7 @@ use crate::chunks::{Chunks, ROOM};
 use crate::config::{Join, OnGap, Rtt};
 use crate::diary::Step;
 use crate::held::{self, NoChunk, Piece, piece};
-use crate::slot::{NONE, Phase, Slot, Timer, is};
+use crate::slot::{NONE, Phase, Slot, Timer, is, try_bit};
 use crate::stash;
 use crate::table::Table;
 use crate::tally::Count;
@@ -402,7 +402,7 @@ impl Table {
         slot.data_us = time_us.max(slot.data_us);
         slot.last_gate = gate;
         if slot.is(is::SKIPPING) {
-            if !begins || slot.given_up > 0 {
+            if !begins || slot.tries & try_bit::GIVEN_UP != 0 {
                 return Ok(Admit::Drop(Drop::ALL[slot.skip_reason as usize % Drop::COUNT]));
             }
             slot.unset(is::SKIPPING);
@@ -411,9 +411,10 @@ impl Table {
             let mut flags = if overlapped { piece::OVERLAPPED } else { 0 };
             if begins {
                 flags |= piece::NEW_TURN;
-                if std::mem::take(&mut slot.after_gap) > 0 {
+                if slot.tries & try_bit::AFTER_GAP != 0 {
                     flags |= piece::AFTER_GAP;
                 }
+                slot.tries &= !try_bit::AFTER_GAP;
             }
             let gap_us = gap_us.min(u64::from(u32::MAX)) as u32;
             held::begin(slot, &mut self.chunks, &Piece { time_us, len: 0, gate, gap_us, flags }, len)?;
@@ -533,7 +534,7 @@ impl Table {
         let slot = self.slots.get_mut(id);
         let risen = after.unwrap_or(slot.end_gate) > slot.last_gate;
         slot.online_next = to;
-        slot.after_gap = 1;
+        slot.tries |= try_bit::AFTER_GAP;
         if risen {
             if let Some(gate) = after
                 && splits_a_request(slot, missed)
@@ -556,7 +557,7 @@ impl Table {
         let had_data = slot.is(is::HAD_DATA);
         slot.set(is::SKIPPING | is::HAD_DATA);
         slot.skip_reason = Drop::Gap as u8;
-        slot.after_gap = 1;
+        slot.tries |= try_bit::AFTER_GAP;
         if had_data {
             let Ok((dropped, partly_sent)) = held::drop_unsent_tail(slot, &mut self.chunks) else {
                 let to = slot.online_next;
@@ -623,7 +624,7 @@ impl Table {
         }
         let gate = if slot.is(is::ANCHORED) { slot.end_gate.max(slot.last_gate) } else { slot.end_gate };
         let mut flags = if slot.is(is::END_RST) { piece::RST } else { piece::FIN };
-        if slot.after_gap > 0 {
+        if slot.tries & try_bit::AFTER_GAP != 0 {
             flags |= piece::AFTER_GAP;
         }
         let gap_us = time_us.saturating_sub(slot.data_us).min(u64::from(u32::MAX)) as u32;

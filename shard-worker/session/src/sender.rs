@@ -211,7 +211,7 @@ impl Table {
                 let (slot, mut emit, _) = self.emitting(now_us, id, out, room);
                 if slot.is(is::OWE_RST) {
                     slot.unset(is::OWE_RST);
-                    let tcp = TcpFields { seq: slot.reply_seq, flags: flag::RST, ..TcpFields::default() };
+                    let tcp = TcpFields { seq: slot.wl2, flags: flag::RST, ..TcpFields::default() };
                     emit.record(slot, tcp, 0, 0, std::iter::empty());
                     emit.tally.one(Count::Resets);
                 }

@@ -394,7 +394,9 @@ impl Table {
         let [(hole, flows), (other_hole, replayed)] = [self.by_flow.image(), self.by_replayed.image()];
         let marks = [hole, other_hole, self.chunks.mark_word()];
         let indices = [flows, replayed].concat();
-        let before = [self.header.as_bytes(), marks.as_bytes(), &self.slots.log_bytes(), indices.as_bytes()];
+        let log = self.slots.log_bytes();
+        let gap = vec![0; arena::gap(self.slots.len())];
+        let before = [self.header.as_bytes(), marks.as_bytes(), &log, indices.as_bytes(), &gap];
         [&before.concat(), self.slots.as_bytes(), self.chunks.as_bytes()].concat()
     }
 

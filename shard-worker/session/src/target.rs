@@ -79,7 +79,7 @@ impl Table {
             self.tally.one(Count::ReturnedRefused);
             if slot.outstanding() == 1 && slot.probes < STALE_ANSWERS {
                 slot.probes += 1;
-                slot.reply_seq = tcp.ack;
+                slot.wl2 = tcp.ack;
                 slot.set(is::OWE_RST | is::OWE_SYN);
                 self.touch(id);
             }
