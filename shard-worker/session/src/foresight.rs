@@ -11,17 +11,18 @@
 //! Not all slots of a batch at once: a core waits for some sixteen lines at a time, and one that has asked for hundreds does nothing
 //! else meanwhile.
 //!
-//! What was foreseen is never relied on: packets look for their sessions as if nothing had been. Plain loads instead of
-//! prefetches made it worse than nothing (the processor cannot retire past them).
+//! What was foreseen is never relied on: packets look for their sessions as if nothing had been, and take a hash that was made for
+//! it only where it was made of the same ends. Plain loads instead of prefetches made it worse than nothing (the processor
+//! cannot retire past them).
 
-use flow::{Captured, Returned};
+use flow::{Captured, Endpoint, Returned};
 
 use crate::sys::prefetch;
 use crate::table::Table;
 
-/// With fewer sessions their slots are in a common last-level cache, and looking ahead costs as much as it saves (measured: even
-/// at 50,000 sessions, 40 % less at a million).
-const WORTH_IT: u64 = 65_536;
+/// With fewer sessions most of their slots are in a core's own cache, and there is little to save (measured: even at 10,000 sessions,
+/// 40 % less at 50,000).
+const WORTH_IT: u64 = 16_384;
 /// Packets of each kind foreseen at once.
 pub(crate) const FORESEEN: usize = 64;
 /// Packets between the one whose slot is asked for and the one that is worked on: the time of a miss and of what it waits for.
@@ -42,9 +43,14 @@ pub(crate) struct Foresight {
 #[derive(Clone, Copy, Default)]
 struct Packet {
     hash: u64,
+    /// What the hash is of.
+    key: Key,
     /// Its session, probably.
     id: Option<u32>,
 }
+
+/// Two ends, and the lap of captured packets.
+type Key = (Endpoint, Endpoint, u8);
 
 impl Default for Foresight {
     fn default() -> Self {
@@ -66,28 +72,46 @@ impl Table {
         for header in returned.take(FORESEEN) {
             let hash = self.replayed_hash(&header.client, &header.target);
             self.by_replayed.ask_for(hash);
-            self.foresight.add(hash);
+            self.foresight.add(hash, (header.client, header.target, 0));
         }
         self.foresight.returned = self.foresight.count;
         for segment in captured.take(FORESEEN) {
             let hash = self.hash_of(&segment);
             self.by_flow.ask_for(hash);
-            self.foresight.add(hash);
+            self.foresight.add(hash, key_of(&segment));
         }
         (0..AHEAD).for_each(|at| self.foresee_packet(at));
     }
 
-    /// Before each packet.
-    pub(crate) fn foresee_next(&mut self) {
-        let next = self.foresight.next;
-        if next < self.foresight.count {
-            self.foresight.next = next + 1;
-            self.foresee_packet(next + AHEAD);
-            let packets = &self.foresight.packets[..self.foresight.count];
-            if let Some(Packet { id: Some(id), .. }) = packets.get(next + AHEAD_OF_PLACE) {
-                self.wheel.ask_for_place(*id);
-            }
+    /// The hash of a captured segment, which is worked on now.
+    pub(crate) fn hash_of_captured(&mut self, segment: &Captured) -> u64 {
+        let foreseen =
+            if self.foresight.is_over() { None } else { self.foresee_next(false, &key_of(segment)) };
+        foreseen.unwrap_or_else(|| self.hash_of(segment))
+    }
+
+    /// The hash of a returned header, which is worked on now.
+    pub(crate) fn hash_of_returned(&mut self, header: &Returned) -> u64 {
+        let foreseen = match self.foresight.is_over() {
+            true => None,
+            false => self.foresee_next(true, &(header.client, header.target, 0)),
+        };
+        foreseen.unwrap_or_else(|| self.replayed_hash(&header.client, &header.target))
+    }
+
+    /// Asks for what packets behind this one need; its own hash, if it was foreseen.
+    #[inline(never)]
+    fn foresee_next(&mut self, is_returned: bool, key: &Key) -> Option<u64> {
+        let Foresight { next, count, returned, .. } = self.foresight;
+        self.foresight.next = next + 1;
+        self.foresee_packet(next + AHEAD);
+        let packets = &self.foresight.packets[..count];
+        if let Some(Packet { id: Some(id), .. }) = packets.get(next + AHEAD_OF_PLACE) {
+            self.wheel.ask_for_place(*id);
         }
+        // Each index has hashes of its own.
+        let foreseen = (next < returned) == is_returned && packets[next].key == *key;
+        foreseen.then_some(packets[next].hash)
     }
 
     fn foresee_packet(&mut self, at: usize) {
@@ -114,9 +138,18 @@ impl Table {
     }
 }
 
+fn key_of(segment: &Captured) -> Key {
+    (segment.client, segment.server, segment.lap)
+}
+
 impl Foresight {
-    fn add(&mut self, hash: u64) {
-        self.packets[self.count] = Packet { hash, id: None };
+    /// Whether all packets were worked on, or none was foreseen.
+    fn is_over(&self) -> bool {
+        self.next >= self.count
+    }
+
+    fn add(&mut self, hash: u64, key: Key) {
+        self.packets[self.count] = Packet { hash, key, id: None };
         self.count += 1;
     }
 }

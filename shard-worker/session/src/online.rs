@@ -47,7 +47,7 @@ impl Table {
         self.tally.one(Count::TakenSegments);
         self.tally.add(Count::TakenBytes, payload.len() as u64);
         self.file_clock.read(now_us, segment.time_ns / 1000);
-        let hash = self.hash_of(segment);
+        let hash = self.hash_of_captured(segment);
         let opens = segment.tcp.has(flag::SYN) && !segment.tcp.has(flag::ACK);
         let mut first = self.find_flow(hash, segment);
         if let Some(id) = first
@@ -103,7 +103,7 @@ impl Table {
     pub(crate) fn take_online_answer(&mut self, now_us: u64, segment: &Captured) {
         self.tally.one(Count::OnlineAnswers);
         self.file_clock.read(now_us, segment.time_ns / 1000);
-        let hash = self.hash_of(segment);
+        let hash = self.hash_of_captured(segment);
         let Some(first) = self.find_flow(hash, segment) else {
             if segment.cut_len > 0 {
                 // A flow older than the file: what acknowledges more than this comes behind an answer.

@@ -53,7 +53,9 @@ pub const BURST: usize = 16;
 /// Payload bytes one [`Table::pump`] emits at most.
 pub const BURST_BYTES: usize = 128 * 1024;
 /// Timers that one [`Table::tick`] runs at most.
-pub(crate) const DUE: usize = 1024;
+///
+/// Few enough that what they bring about is emitted while their slots and images are in a core's own cache: half a kilobyte each.
+pub(crate) const DUE: usize = 256;
 
 /// Where [`Table::pump`] puts what it emits. Must take [`BURST`] records with [`BURST_BYTES`] of payload together.
 pub trait Sink {
@@ -281,7 +283,6 @@ impl Table {
         copies_milli: u32,
     ) {
         self.clock(now_us);
-        self.foresee_next();
         if segment.is_answer() {
             self.take_online_answer(now_us, segment);
         } else {
@@ -307,7 +308,6 @@ impl Table {
     /// Takes one returned header.
     pub fn returned(&mut self, now_us: u64, record: &Returned) {
         self.clock(now_us);
-        self.foresee_next();
         self.take_returned(now_us, record);
     }
 
@@ -446,8 +446,13 @@ impl Table {
 
     /// The session of a replayed client at a target.
     pub(crate) fn find_replayed(&mut self, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
+        self.find_hashed(self.replayed_hash(replayed, target), replayed, target)
+    }
+
+    /// The same by their hash.
+    pub(crate) fn find_hashed(&mut self, hash: u64, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
         loop {
-            let id = self.peek_replayed(replayed, target)?;
+            let id = self.peek_hashed(hash, replayed, target)?;
             if self.is_known(id) {
                 return Some(id);
             }
@@ -456,7 +461,10 @@ impl Table {
 
     /// The same as far as slots say that nobody has looked at: for who only asks whether there is one.
     pub(crate) fn peek_replayed(&self, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
-        let hash = self.replayed_hash(replayed, target);
+        self.peek_hashed(self.replayed_hash(replayed, target), replayed, target)
+    }
+
+    fn peek_hashed(&self, hash: u64, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
         self.by_replayed.find(hash, |id| self.has_endpoint(id, replayed, target))
     }
 
