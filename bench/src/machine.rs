@@ -82,18 +82,18 @@ impl Machine {
             if !self.lasting {
                 self.table.settle();
             }
-            if self.target.answers.is_empty() {
+            if !self.target.answers.is_empty() {
+                self.now_us += 20;
+                let answers = std::mem::take(&mut self.target.answers);
+                self.table.foresee(std::iter::empty(), answers.iter().copied());
+                for answer in answers {
+                    self.table.returned(self.now_us, &answer);
+                }
+            } else if self.table.is_due(self.now_us) {
+                self.table.tick(self.now_us);
+            } else {
                 break;
             }
-            self.now_us += 20;
-            let answers = std::mem::take(&mut self.target.answers);
-            self.table.foresee(std::iter::empty(), answers.iter().copied());
-            for answer in answers {
-                self.table.returned(self.now_us, &answer);
-            }
-        }
-        if self.table.is_due(self.now_us) {
-            self.table.tick(self.now_us);
         }
     }
 
@@ -113,9 +113,6 @@ impl Machine {
     /// Time goes by, and what it brings about follows.
     pub fn passes(&mut self, us: u64) {
         self.now_us += us;
-        if self.table.is_due(self.now_us) {
-            self.table.tick(self.now_us);
-        }
         self.settle();
     }
 
@@ -159,9 +156,12 @@ pub fn place(config: &Config) -> &'static mut [u8] {
     zeroed(Table::arena_bytes(config.limits.sessions, config.limits.chunks))
 }
 
+/// Memory that begins where a page does, as a region's does.
 fn zeroed(bytes: u64) -> &'static mut [u8] {
-    let words: &'static mut [u64] = vec![0u64; bytes.div_ceil(8) as usize].leak();
-    zerocopy::IntoBytes::as_mut_bytes(words)
+    const PAGE: usize = 4_096;
+    let memory = vec![0u8; bytes as usize + PAGE].leak();
+    let begin = memory.as_ptr().align_offset(PAGE);
+    &mut memory[begin..]
 }
 
 /// Answers every record at once.

@@ -2,7 +2,7 @@
 //! published: outputs first, inputs last. A worker that dies in between finds the same inputs again.
 
 use flow::{Captured, Returned, record};
-use session::Table;
+use session::{Datagrams, Table};
 use shm::{Batch, Consumer, Item, Journal, Link, Word};
 
 /// Records of each ring in one step (DESIGN 6).
@@ -73,15 +73,18 @@ impl Taken<'_> {
         self.captured.is_empty() && self.returned.is_empty()
     }
 
-    /// Lets the machine ask for the memory that this batch will need.
-    pub(crate) fn foresee(&self, table: &mut Table) {
+    /// Lets the machine ask for the memory that this batch will need, but for datagrams, which are not its own.
+    pub(crate) fn foresee(&self, table: &mut Table, is_datagram: impl Fn(&Captured) -> bool) {
         if self.captured.len() + self.returned.len() < FEW {
             return;
         }
         let captured = self.captured.iter().filter_map(|bytes| Captured::split(bytes).map(|(head, _)| head));
         let returned =
             self.returned.iter().filter_map(|bytes| record::split::<Returned>(bytes).map(|(head, _)| head));
-        table.foresee(captured, returned);
+        table.foresee(
+            captured.filter(|head| !is_datagram(head)),
+            returned.filter(|head| !Datagrams::is_answer(head)),
+        );
     }
 
     /// The next returned header, and its name; `None` inside for a record of another length.

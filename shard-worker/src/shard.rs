@@ -169,7 +169,10 @@ impl Shard {
 
     /// Gives a batch to the machine: answers first, so that the turns they open go out with what was captured meanwhile.
     pub(crate) fn feed(&mut self, now_us: u64, taken: &mut Taken<'_>, control: &Control) {
-        taken.foresee(&mut self.table);
+        let datagrams = self.datagrams.as_ref();
+        taken.foresee(&mut self.table, |head| {
+            datagrams.is_some_and(|datagrams| datagrams.concerns(head.mapping))
+        });
         while let Some((name, header)) = taken.next_returned() {
             self.journal.at(name);
             match header {

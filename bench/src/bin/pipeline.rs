@@ -32,6 +32,7 @@ use anyhow::{Context as _, Result, ensure};
 use bench::{Client, REQUEST, cpu_ns};
 use capturer::dispatch::Dispatcher;
 use capturer::source::Frame;
+use flow::hash::endpoint_hash;
 use flow::{Endpoint, Inject};
 use lab::Histogram;
 use shard_worker::WorkerError;
@@ -130,18 +131,28 @@ impl Load {
     /// Who asks in one round, in order.
     fn round(self, sessions: u32) -> Vec<u32> {
         match self {
-            Load::Even | Load::Elephant => (0..sessions).collect(),
+            Load::Even | Load::Elephant => mixed(0..sessions),
             Load::Upload => Vec::new(),
             Load::Skewed => {
                 let busy = self.busy(sessions);
-                let others: Vec<u32> = (busy..sessions).collect();
+                let (some_busy, others) = (mixed(0..busy), mixed(busy..sessions));
                 let some = others.len().div_ceil(BUSY_TIMES).max(1);
                 let mut some_others = others.chunks(some);
-                let pass = |_| (0..busy).chain(some_others.next().unwrap_or_default().iter().copied());
-                (0..BUSY_TIMES).flat_map(pass).collect()
+                let mut round = Vec::new();
+                for _ in 0..BUSY_TIMES {
+                    round.extend(some_busy.iter().chain(some_others.next().unwrap_or_default()));
+                }
+                round
             }
         }
     }
+}
+
+/// These clients in an order that has nothing to do with where their sessions lie.
+fn mixed(clients: std::ops::Range<u32>) -> Vec<u32> {
+    let mut order: Vec<u32> = clients.collect();
+    order.sort_by_cached_key(|&n| endpoint_hash(0, &Client::new(n).at));
+    order
 }
 
 impl std::str::FromStr for Load {

@@ -1,7 +1,7 @@
 //! What does the replay machine cost: a turn, a short connection, a byte of a long upload, a transaction?
 //!
 //! ```text
-//! cargo run --release -p bench --bin session [-- --json]
+//! cargo run --release -p bench --bin session [-- --scale [32,1000000]] [--json]
 //! ```
 //!
 //! One table, virtual time, and a target that answers at once with everything it was asked for; only the table's calls are
@@ -9,10 +9,15 @@
 //! the others measure the neighbours. A turn is one captured request, its record out, one returned answer and whatever
 //! acknowledgement that draws. With 50,000 sessions each turn finds its slot cold. A transaction's share of a packet is what turns
 //! cost more when each of their two batches is a transaction than when sixteen turns are one: image, checksum, commit.
+//!
+//! With `--scale` only what a turn costs among many sessions, all of whose turns are the same work. Who asks after whom has nothing to
+//! do with where their sessions lie: in the order in which they were opened, neighbours share lines and pages, and the
+//! processor fetches the next one by itself. `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` puts everything into large pages.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use bench::machine::{Machine, place};
 use bench::{Client, cpu_ns};
+use flow::hash::endpoint_hash;
 use flow::record::flag;
 use serde_json::{Map, Value};
 use session::{Config, Count, Table};
@@ -27,9 +32,25 @@ const TOGETHER: u32 = 16;
 
 fn main() -> Result<()> {
     let (json, args) = bench::arguments();
-    ensure!(args.is_empty(), "{}: there is --json", args.join(" "));
+    let words: Vec<_> = args.iter().map(String::as_str).collect();
+    let sessions = match words[..] {
+        ["--scale", list] => list.split(',').map(str::parse).collect::<Result<_, _>>().context("sessions")?,
+        [] | ["--scale"] => vec![32, 1_000, 10_000, 100_000, 1_000_000],
+        _ => bail!("{}: there are --scale and --json", words.join(" ")),
+    };
     let mut figures = Figures { json, found: Map::new() };
-    if !json {
+    if words.is_empty() {
+        turns_and_bytes(&mut figures)?;
+    }
+    among_many(&sessions, &mut figures);
+    if json {
+        println!("{}", Value::Object(figures.found));
+    }
+    Ok(())
+}
+
+fn turns_and_bytes(figures: &mut Figures) -> Result<()> {
+    if !figures.json {
         println!("{:<54} {:>9}", "", "ns each");
     }
     for sessions in [1, 1_000, 50_000] {
@@ -53,38 +74,6 @@ fn main() -> Result<()> {
         };
         let best = best_of(&mut apart);
         figures.add(format!("turn, {sessions} sessions, {BATCH} a batch"), best);
-    }
-    if !json {
-        println!(
-            "\n{:<44} {:>9} {:>10} {:>9}",
-            "a client asks every 4 s; all in batches alike", "ns", "records", "ns/record"
-        );
-    }
-    for sessions in [32, 1_000, 10_000, 100_000, 1_000_000] {
-        let (mut rig, mut clients) = opened(sessions + sessions / 8, sessions);
-        let batches = sessions.div_ceil(BATCH as u32);
-        let step_us = EVERY_US / u64::from(batches);
-        let turns = u64::from((200_000 / sessions).max(1) * sessions);
-        let mut records = 0;
-        let mut round = || {
-            let before = rig.records();
-            let timed = timed(turns as u32, || {
-                for _ in 0..turns / u64::from(sessions) {
-                    for some in clients.chunks_mut(BATCH) {
-                        rig.turns(some);
-                        rig.passes(step_us);
-                    }
-                }
-            });
-            records = rig.records() - before;
-            timed
-        };
-        // The first rounds settle what connections begin with.
-        for _ in 0..2 {
-            let _ = round();
-        }
-        let best = best_of(&mut round);
-        figures.spread(sessions, best, records as f64 / turns as f64);
     }
     // Alternately, so that both meet the same neighbours.
     let (mut rig, mut clients) = opened(2 * BATCH as u32, BATCH as u32);
@@ -154,10 +143,44 @@ fn main() -> Result<()> {
         figures.add(format!("{name}: longest slice"), best.slice as f64);
         figures.add(format!("{name}: all looked at"), best.all as f64);
     }
-    if json {
-        println!("{}", Value::Object(figures.found));
-    }
     Ok(())
+}
+
+/// A turn of one of ever more sessions.
+fn among_many(sessions: &[u32], figures: &mut Figures) {
+    if !figures.json {
+        println!(
+            "\n{:<44} {:>9} {:>10} {:>9}",
+            "a client asks every 4 s; all in batches alike", "ns", "records", "ns/record"
+        );
+    }
+    for &sessions in sessions {
+        let (mut rig, mut clients) = opened(sessions + sessions / 8, sessions);
+        clients.sort_by_cached_key(|client| endpoint_hash(0, &client.at));
+        let batches = sessions.div_ceil(BATCH as u32);
+        let step_us = EVERY_US / u64::from(batches);
+        let turns = u64::from((200_000 / sessions).max(1) * sessions);
+        let mut records = 0;
+        let mut round = || {
+            let before = rig.records();
+            let timed = timed(turns as u32, || {
+                for _ in 0..turns / u64::from(sessions) {
+                    for some in clients.chunks_mut(BATCH) {
+                        rig.turns(some);
+                        rig.passes(step_us);
+                    }
+                }
+            });
+            records = rig.records() - before;
+            timed
+        };
+        // The first rounds settle what connections begin with.
+        for _ in 0..2 {
+            let _ = round();
+        }
+        let best = best_of(&mut round);
+        figures.spread(sessions, best, records as f64 / turns as f64);
+    }
 }
 
 /// What a successor takes, nanoseconds.

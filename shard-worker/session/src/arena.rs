@@ -11,6 +11,7 @@ use crate::endpoints::PoolState;
 use crate::index::{self, Index};
 use crate::numbering::LastNumbers;
 use crate::slot::Slot;
+use crate::sys::LINE;
 use crate::undo::{self, Image, Slots};
 
 /// What stands once in an arena.
@@ -74,9 +75,18 @@ pub(crate) const fn bytes(sessions: u32, chunks: u32) -> u64 {
     (slots_at(sessions) + sessions as usize * size_of::<Slot>() + chunks as usize * CHUNK) as u64
 }
 
-/// Where the slots begin. The chunks stand behind them.
+/// Where the slots begin: with a cache line, as an arena does. The chunks stand behind them.
 pub(crate) const fn slots_at(sessions: u32) -> usize {
+    indices_end(sessions).next_multiple_of(LINE)
+}
+
+const fn indices_end(sessions: u32) -> usize {
     MARKS.end + undo::bytes(sessions) + 2 * index::words(sessions) * size_of::<AtomicU64>()
+}
+
+/// Bytes before the slots that mean nothing.
+pub(crate) const fn gap(sessions: u32) -> usize {
+    slots_at(sessions) - indices_end(sessions)
 }
 
 impl Arena {
@@ -106,6 +116,7 @@ impl Arena {
             <[AtomicU64]>::mut_from_prefix_with_elems(rest, words).expect("the size was checked");
         let (replayed, rest) =
             <[AtomicU64]>::mut_from_prefix_with_elems(rest, words).expect("the size was checked");
+        let (_, rest) = rest.split_at_mut(gap(sessions));
         let (slots, rest) =
             <[Slot]>::mut_from_prefix_with_elems(rest, sessions as usize).expect("the size was checked");
         let (chunks, _) =

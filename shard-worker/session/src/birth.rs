@@ -336,7 +336,7 @@ impl Table {
         (slot.backoff, slot.probes, slot.dupacks, slot.turns_waiting) = (0, 0, 0, 0);
         (slot.deviation, slot.ts_recent, slot.wscale) = (0, 0, 0);
         (slot.pingpong, slot.answer_parts) = (1, 0);
-        slot.tries = 0;
+        slot.tries &= try_bit::OF_FLOW;
         slot.set_recovery(Recovery::None);
         slot.unset(
             is::SYNCHRONISED

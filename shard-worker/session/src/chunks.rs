@@ -37,20 +37,19 @@ impl Chunk {
     }
 }
 
-/// A position in a list: a chunk and an offset in its payload.
+/// A position in a list: a chunk and an offset in its payload. Six bytes, since a slot has four of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
+#[repr(C, packed(2))]
 pub(crate) struct Place {
-    pub(crate) chunk: u32,
-    pub(crate) offset: u16,
-    reserved: u16,
+    chunk: u32,
+    offset: u16,
 }
 
 impl Place {
-    pub(crate) const NOWHERE: Place = Place { chunk: NONE, offset: 0, reserved: 0 };
+    pub(crate) const NOWHERE: Place = Place { chunk: NONE, offset: 0 };
 
     fn at(chunk: u32, offset: usize) -> Self {
-        Self { chunk, offset: offset as u16, reserved: 0 }
+        Self { chunk, offset: offset as u16 }
     }
 
     pub(crate) fn is_nowhere(&self) -> bool {
@@ -463,7 +462,7 @@ mod tests {
         let (mut at, mut nowhere, mut end) = (list.start(), Place::NOWHERE, later);
         assert!(list.cut(&mut chunks, later, [&mut at, &mut nowhere, &mut end]));
         assert_eq!((list.count, list.tail_len, chunks.available(), chunks.unused()), (1, 484, 5, 7));
-        assert_eq!((at, end.chunk, nowhere), (list.start(), list.head, Place::NOWHERE));
+        assert_eq!((at, { end.chunk }, nowhere), (list.start(), list.head, Place::NOWHERE));
         list.push(&mut chunks, &[7; 600]);
         let whole: Vec<u8> = before.slices(&chunks, before.start(), 3000).flatten().copied().collect();
         assert_eq!(whole, &text[1016..], "what was there before is untouched");

@@ -11,6 +11,7 @@ use flow::named_enum;
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
 
 use crate::slot::Slot;
+use crate::sys::prefetch;
 use crate::tally::Count;
 
 named_enum! {
@@ -157,9 +158,8 @@ impl Told {
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 struct Page {
-    /// One more than the number of the session.
-    owner: u32,
     last: u32,
+    reserved: u32,
     entries: [Entry; STEPS],
 }
 
@@ -205,19 +205,22 @@ struct Head {
 }
 
 /// Names the layout; changes with it, and with a slot's.
-const FORMAT: u64 = 0x7477_696e_6469_0001 ^ (size_of::<Slot>() as u64) << 32;
+const FORMAT: u64 = 0x7477_696e_6469_0002 ^ (size_of::<Slot>() as u64) << 32;
 
 /// The diaries of a table's sessions; of one without memory for them, nothing is kept.
 #[derive(Default)]
 pub struct Diary {
     head: Option<&'static mut Head>,
+    /// Of each page: one more than the number of its session. All together, where a core's own cache has them: of many sessions most
+    /// have none, and to learn that on the page itself would cost each packet a miss.
+    owners: &'static mut [u32],
     pages: &'static mut [Page],
 }
 
 impl Diary {
     /// Bytes for a table of so many sessions.
     pub const fn bytes(sessions: u32) -> u64 {
-        (size_of::<Head>() + pages(sessions) as usize * size_of::<Page>()) as u64
+        (size_of::<Head>() + pages(sessions) as usize * (size_of::<u32>() + size_of::<Page>())) as u64
     }
 
     /// Over memory that is empty, or has what a predecessor wrote. What somebody else wrote there is forgotten.
@@ -231,26 +234,41 @@ impl Diary {
         }
         let (head, rest) = Head::mut_from_prefix(memory).expect("the size was checked");
         head.magic = magic;
+        let (owners, rest) = <[u32]>::mut_from_prefix_with_elems(rest, pages(sessions) as usize)
+            .expect("the size was checked");
         let pages = <[Page]>::mut_from_bytes(rest).expect("the size was checked");
-        Self { head: Some(head), pages }
+        Self { head: Some(head), owners, pages }
     }
 
     /// A session is born.
     pub(crate) fn begin(&mut self, id: u32, now_us: u64, step: Step) {
-        if let Some(page) = page_mut(self.pages, id) {
-            *page = Page { owner: id + 1, ..Page::new_zeroed() };
+        let at = self.page_of(id);
+        if let (Some(owner), Some(page)) = (self.owners.get_mut(at), self.pages.get_mut(at)) {
+            *owner = id + 1;
+            *page = Page::new_zeroed();
             page.add(now_us, step, 1);
         }
+    }
+
+    /// Asks for its page, if it has one.
+    pub(crate) fn ask_for(&self, id: u32) {
+        let at = self.page_of(id);
+        if self.owners.get(at) == Some(&(id + 1)) {
+            prefetch(&self.pages[at]);
+        }
+    }
+
+    fn page_of(&self, id: u32) -> usize {
+        id as usize & self.owners.len().wrapping_sub(1)
     }
 
     /// Something happens to it. Never inline: where it is called registers are scarce, and what was kept in them costs more than a
     /// call (106 instructions a turn, of 5,400).
     #[inline(never)]
     pub(crate) fn note(&mut self, id: u32, now_us: u64, step: Step, number: u32) {
-        if let Some(page) = page_mut(self.pages, id)
-            && page.owner == id + 1
-        {
-            page.add(now_us, step, number);
+        let at = self.page_of(id);
+        if self.owners.get(at) == Some(&(id + 1)) {
+            self.pages[at].add(now_us, step, number);
         }
     }
 
@@ -266,28 +284,25 @@ impl Diary {
         past.at_us = now_us;
         past.slot = *slot;
         past.slot.seal();
-        past.page = match page_mut(self.pages, id) {
-            Some(page) if page.owner == id + 1 => *page,
-            _ => Page::new_zeroed(),
+        let at = id as usize & self.owners.len().wrapping_sub(1);
+        past.page = match self.owners.get(at) == Some(&(id + 1)) {
+            true => self.pages[at],
+            false => Page::new_zeroed(),
         };
         head.failed += 1;
     }
 }
 
 const fn pages(sessions: u32) -> u32 {
-    let all = sessions.next_power_of_two();
+    // Two at least: pages are aligned to eight bytes behind their owners.
+    let all = if sessions < 2 { 2 } else { sessions.next_power_of_two() };
     if all < PAGES { all } else { PAGES }
-}
-
-#[inline]
-fn page_mut(pages: &mut [Page], id: u32) -> Option<&mut Page> {
-    let mask = pages.len().wrapping_sub(1);
-    pages.get_mut(id as usize & mask)
 }
 
 /// A copy of the diaries of a table that somebody else works on: believes nothing.
 pub struct Diaries {
     head: Box<Head>,
+    owners: Vec<u32>,
     pages: Vec<Page>,
 }
 
@@ -295,15 +310,20 @@ impl Diaries {
     /// From their bytes; none where no worker of this program has used them.
     pub fn of(bytes: &[u8], sessions: u32) -> Option<Self> {
         let (head, rest) = Head::read_from_prefix(bytes).ok()?;
-        let whole = rest.chunks_exact(size_of::<Page>()).take(pages(sessions) as usize);
+        let count = pages(sessions) as usize;
+        let (owners, rest) = rest.split_at_checked(count * size_of::<u32>())?;
+        let owners =
+            owners.chunks_exact(size_of::<u32>()).filter_map(|owner| u32::read_from_bytes(owner).ok());
+        let whole = rest.chunks_exact(size_of::<Page>()).take(count);
         let pages: Vec<Page> = whole.filter_map(|page| Page::read_from_bytes(page).ok()).collect();
-        (head.magic == FORMAT ^ pages.len() as u64).then_some(Self { head: Box::new(head), pages })
+        let is_whole = head.magic == FORMAT ^ count as u64 && pages.len() == count;
+        is_whole.then(|| Self { head: Box::new(head), owners: owners.collect(), pages })
     }
 
     /// The last steps of the session in a slot, oldest first; none where its page is a younger one's.
     pub(crate) fn of_slot(&self, id: u32, now_us: u64) -> Vec<Told> {
-        let page = self.pages.get(id as usize & (self.pages.len() - 1));
-        page.filter(|page| page.owner == id + 1).map_or_else(Vec::new, |page| page.told(now_us))
+        let at = id as usize & (self.pages.len() - 1);
+        if self.owners[at] == id + 1 { self.pages[at].told(now_us) } else { Vec::new() }
     }
 
     /// Those that failed last, the latest first: the slot, how long ago it ended, its last steps.
@@ -326,7 +346,7 @@ mod tests {
 
     fn seen(diary: &Diary, sessions: u32) -> Diaries {
         let head = diary.head.as_ref().unwrap().as_bytes();
-        Diaries::of(&[head, diary.pages.as_bytes()].concat(), sessions).unwrap()
+        Diaries::of(&[head, diary.owners.as_bytes(), diary.pages.as_bytes()].concat(), sessions).unwrap()
     }
 
     fn steps(diary: &Diary, id: u32, now_us: u64) -> Vec<(Step, u32, u64)> {
@@ -388,7 +408,8 @@ mod tests {
         assert_eq!(of(&diary).len(), PAST);
         assert!(of(&diary).iter().all(|one| one.0 == 1 + Count::FailedTimedOut as u8));
         // What a successor finds is its predecessor's, or nobody's.
-        again.copy_from_slice(&[diary.head.unwrap().as_bytes(), diary.pages.as_bytes()].concat());
+        let head = diary.head.unwrap();
+        again.copy_from_slice(&[head.as_bytes(), diary.owners.as_bytes(), diary.pages.as_bytes()].concat());
         let after = Diary::over(again, 8);
         assert_eq!(of(&after).len(), PAST);
         let strange = memory(8);

@@ -13,7 +13,7 @@ use flow::{Drop, Seq};
 
 use crate::diary::Step;
 use crate::held;
-use crate::slot::{After, NONE, Phase, Slot, Timer, is};
+use crate::slot::{After, NONE, Phase, Slot, Timer, is, try_bit};
 use crate::stash;
 use crate::table::Table;
 use crate::tally::Count;
@@ -94,7 +94,9 @@ impl Table {
     pub(crate) fn abort(&mut self, now_us: u64, id: u32, to: Seq) {
         let slot = self.slots.get_mut(id);
         slot.online_next = slot.online_next.max(to);
-        if std::mem::replace(&mut slot.given_up, 1) == 0 {
+        let tries = slot.tries;
+        slot.tries |= try_bit::GIVEN_UP;
+        if tries & try_bit::GIVEN_UP == 0 {
             self.part(now_us, id, Drop::Gap, Count::FailedGap);
         }
     }

@@ -9,7 +9,7 @@ use zerocopy::FromBytes as _;
 use crate::arena::{self, FORMAT, Header};
 use crate::config::Limits;
 use crate::diary::{Diaries, Told};
-use crate::slot::{NEVER, Phase, Slot, Timer, is};
+use crate::slot::{NEVER, Phase, Slot, Timer, is, try_bit};
 use crate::tally::Count;
 
 /// Where the slots of an arena stand in it.
@@ -200,7 +200,7 @@ fn facts(slot: &Slot, now_us: u64, dated: bool) -> Vec<String> {
         },
     );
     add(slot.is(is::PEER_FIN), "the target has closed".to_owned());
-    add(slot.given_up != 0, "nothing more of the flow is replayed".to_owned());
+    add(slot.tries & try_bit::GIVEN_UP != 0, "nothing more of the flow is replayed".to_owned());
     for (timer, what) in TIMERS {
         let due_us = slot.deadline(timer);
         add(due_us != NEVER, format!("next: {what} in {:.3} s", due_us.saturating_sub(now_us) as f64 / 1e6));

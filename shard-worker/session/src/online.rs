@@ -9,7 +9,7 @@ use crate::chunks::{Chunks, ROOM};
 use crate::config::{Join, OnGap, Rtt};
 use crate::diary::Step;
 use crate::held::{self, NoChunk, Piece, piece};
-use crate::slot::{NONE, Phase, Slot, Timer, is, stream_bit};
+use crate::slot::{NONE, Phase, Slot, Timer, is, try_bit};
 use crate::stash;
 use crate::table::Table;
 use crate::tally::Count;
@@ -47,7 +47,7 @@ impl Table {
         self.tally.one(Count::TakenSegments);
         self.tally.add(Count::TakenBytes, payload.len() as u64);
         self.file_clock.read(now_us, segment.time_ns / 1000);
-        let hash = self.hash_of(segment);
+        let hash = self.hash_of_captured(segment);
         let opens = segment.tcp.has(flag::SYN) && !segment.tcp.has(flag::ACK);
         let mut first = self.find_flow(hash, segment);
         if let Some(id) = first
@@ -103,7 +103,7 @@ impl Table {
     pub(crate) fn take_online_answer(&mut self, now_us: u64, segment: &Captured) {
         self.tally.one(Count::OnlineAnswers);
         self.file_clock.read(now_us, segment.time_ns / 1000);
-        let hash = self.hash_of(segment);
+        let hash = self.hash_of_captured(segment);
         let Some(first) = self.find_flow(hash, segment) else {
             if segment.cut_len > 0 {
                 // A flow older than the file: what acknowledges more than this comes behind an answer.
@@ -221,8 +221,8 @@ impl Table {
             self.tally.drop_bytes(Drop::Duplicate, payload.len() as u32);
         } else if payload.is_empty() {
             // The client does something else than to go on with what it wrote.
-            if slot.stream & stream_bit::UNPUSHED != 0 {
-                slot.stream &= !stream_bit::UNPUSHED;
+            if slot.tries & try_bit::UNPUSHED != 0 {
+                slot.tries &= !try_bit::UNPUSHED;
                 self.touch(id);
             }
             self.drain_stash(now_us, id);
@@ -382,9 +382,9 @@ impl Table {
                 let slot = self.slots.get_mut(id);
                 held::grow(slot, &mut self.chunks, bytes)?;
                 if self.config.repeatable && !pushed {
-                    slot.stream |= stream_bit::UNPUSHED;
+                    slot.tries |= try_bit::UNPUSHED;
                 } else {
-                    slot.stream &= !stream_bit::UNPUSHED;
+                    slot.tries &= !try_bit::UNPUSHED;
                 }
                 self.tally.hold(slot, bytes.len() as u32);
                 self.diary.note(id, now_us, Step::Captured, bytes.len() as u32);
@@ -415,20 +415,20 @@ impl Table {
         slot.data_us = time_us.max(slot.data_us);
         slot.last_gate = gate;
         if slot.is(is::SKIPPING) {
-            if !begins || slot.given_up > 0 {
+            if !begins || slot.tries & try_bit::GIVEN_UP != 0 {
                 return Ok(Admit::Drop(Drop::ALL[slot.skip_reason as usize % Drop::COUNT]));
             }
             slot.unset(is::SKIPPING);
         }
-        let another_write = self.config.repeatable && slot.stream & stream_bit::UNPUSHED == 0;
+        let another_write = self.config.repeatable && slot.tries & try_bit::UNPUSHED == 0;
         if begins || another_write || !held::can_grow(slot) {
             let mut flags = if overlapped { piece::OVERLAPPED } else { 0 };
             if begins {
                 flags |= piece::NEW_TURN;
-                if slot.stream & stream_bit::AFTER_GAP != 0 {
-                    slot.stream &= !stream_bit::AFTER_GAP;
+                if slot.tries & try_bit::AFTER_GAP != 0 {
                     flags |= piece::AFTER_GAP;
                 }
+                slot.tries &= !try_bit::AFTER_GAP;
             }
             let gap_us = gap_us.min(u64::from(u32::MAX)) as u32;
             held::begin(slot, &mut self.chunks, &Piece { time_us, len: 0, gate, gap_us, flags }, len)?;
@@ -552,7 +552,7 @@ impl Table {
         let slot = self.slots.get_mut(id);
         let risen = after.unwrap_or(slot.end_gate) > slot.last_gate;
         slot.online_next = to;
-        slot.stream |= stream_bit::AFTER_GAP;
+        slot.tries |= try_bit::AFTER_GAP;
         if risen {
             if let Some(gate) = after
                 && splits_a_request(slot, missed)
@@ -575,7 +575,7 @@ impl Table {
         let had_data = slot.is(is::HAD_DATA);
         slot.set(is::SKIPPING | is::HAD_DATA);
         slot.skip_reason = Drop::Gap as u8;
-        slot.stream |= stream_bit::AFTER_GAP;
+        slot.tries |= try_bit::AFTER_GAP;
         if had_data {
             let Ok((dropped, partly_sent)) = held::drop_unsent_tail(slot, &mut self.chunks) else {
                 let to = slot.online_next;
@@ -642,7 +642,7 @@ impl Table {
         }
         let gate = if slot.is(is::ANCHORED) { slot.end_gate.max(slot.last_gate) } else { slot.end_gate };
         let mut flags = if slot.is(is::END_RST) { piece::RST } else { piece::FIN };
-        if slot.stream & stream_bit::AFTER_GAP != 0 {
+        if slot.tries & try_bit::AFTER_GAP != 0 {
             flags |= piece::AFTER_GAP;
         }
         let gap_us = time_us.saturating_sub(slot.data_us).min(u64::from(u32::MAX)) as u32;

@@ -1,64 +1,57 @@
-//! The sessions that may have something to emit: a queue through an array of links, each session in it at most once.
-
-use crate::slot::NONE;
-use crate::sys::prefetch;
-
-/// Not in the queue: memory that nobody has touched yet.
-const OUT: u32 = 0;
-/// The queue's last.
-const LAST: u32 = 1;
+//! The sessions that may have something to emit: a queue, each session in it at most once.
+//!
+//! A ring of slot numbers and a bit for each slot, all of which a core's own cache holds: links through an array would be one
+//! more line of memory for each session in it.
 
 /// First in, first out, so that one busy session does not starve the others.
 pub(crate) struct Ready {
-    /// Two more than the next session, [`LAST`] or [`OUT`].
-    next: Box<[u32]>,
-    head: u32,
-    tail: u32,
+    /// Room for every slot.
+    ring: Box<[u32]>,
+    /// Which slots are in it.
+    queued: Box<[u64]>,
+    first: u32,
+    len: u32,
 }
 
 impl Ready {
     pub(crate) fn new(slots: u32) -> Self {
-        Self { next: vec![OUT; slots as usize].into_boxed_slice(), head: NONE, tail: NONE }
+        let (ring, queued) = (vec![0; slots as usize], vec![0; (slots as usize).div_ceil(64)]);
+        Self { ring: ring.into_boxed_slice(), queued: queued.into_boxed_slice(), first: 0, len: 0 }
     }
 
     /// Memory that it takes.
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
-        size_of_val(&*self.next)
+        size_of_val(&*self.ring) + size_of_val(&*self.queued)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.head == NONE
-    }
-
-    /// Asks for the link of a session.
-    pub(crate) fn ask_for(&self, id: u32) {
-        prefetch(&self.next[id as usize]);
+        self.len == 0
     }
 
     pub(crate) fn push(&mut self, id: u32) {
-        if self.next[id as usize] != OUT {
+        let (word, bit) = (&mut self.queued[id as usize / 64], 1 << (id % 64));
+        if *word & bit != 0 {
             return;
         }
-        self.next[id as usize] = LAST;
-        if self.tail == NONE {
-            self.head = id;
-        } else {
-            self.next[self.tail as usize] = id + 2;
-        }
-        self.tail = id;
+        *word |= bit;
+        let at = self.after(self.first, self.len);
+        self.ring[at as usize] = id;
+        self.len += 1;
     }
 
     pub(crate) fn pop(&mut self) -> Option<u32> {
-        let id = self.head;
-        if id == NONE {
-            return None;
-        }
-        (self.head, self.tail) = match std::mem::replace(&mut self.next[id as usize], OUT) {
-            LAST => (NONE, NONE),
-            next => (next - 2, self.tail),
-        };
+        self.len = self.len.checked_sub(1)?;
+        let id = self.ring[self.first as usize];
+        self.first = self.after(self.first, 1);
+        self.queued[id as usize / 64] &= !(1 << (id % 64));
         Some(id)
+    }
+
+    /// The place so many steps on.
+    fn after(&self, at: u32, steps: u32) -> u32 {
+        let (at, places) = (u64::from(at) + u64::from(steps), self.ring.len() as u64);
+        (if at < places { at } else { at - places }) as u32
     }
 }
 
@@ -76,5 +69,16 @@ mod tests {
         ready.push(2);
         assert_eq!([ready.pop(), ready.pop(), ready.pop()], [Some(3), Some(2), None]);
         assert!(ready.is_empty());
+    }
+
+    #[test]
+    fn there_is_room_for_all_wherever_the_first_stands() {
+        let mut ready = Ready::new(3);
+        for round in 0..5 {
+            (0..3).for_each(|n| ready.push((n + round) % 3));
+            assert_eq!([(); 3].map(|()| ready.pop()), [0, 1, 2].map(|n| Some((n + round) % 3)));
+            ready.push(0);
+            assert_eq!((ready.pop(), ready.pop()), (Some(0), None));
+        }
     }
 }

@@ -25,7 +25,7 @@ use crate::congestion;
 use crate::diary::{Diary, Step};
 use crate::held::{self, Piece, piece};
 use crate::numbering::{WINDOW, WINDOW_SCALE, path_mss, ts_val};
-use crate::slot::{After, NEVER, Phase, Recovery, Slot, Timer, is, stream_bit, try_bit};
+use crate::slot::{After, NEVER, Phase, Recovery, Slot, Timer, is, try_bit};
 use crate::table::{BURST, BURST_BYTES, Sink, Table};
 use crate::tally::{Count, Tally};
 use crate::target::{LAG_US, lags};
@@ -213,7 +213,7 @@ impl Table {
                 let (slot, mut emit, _) = self.emitting(now_us, id, out, room);
                 if slot.is(is::OWE_RST) {
                     slot.unset(is::OWE_RST);
-                    let tcp = TcpFields { seq: slot.reply_seq, flags: flag::RST, ..TcpFields::default() };
+                    let tcp = TcpFields { seq: slot.wl2, flags: flag::RST, ..TcpFields::default() };
                     emit.record(slot, tcp, 0, 0, std::iter::empty());
                     emit.tally.one(Count::Resets);
                 }
@@ -560,7 +560,7 @@ impl<S: Sink> Emit<'_, S> {
 
     /// Whether the client is still writing what is at the cursor, and not for too long.
     fn grows(&self, slot: &Slot, chunks: &Chunks) -> bool {
-        slot.stream & stream_bit::UNPUSHED != 0
+        slot.tries & try_bit::UNPUSHED != 0
             && self.now_us < slot.seen_us + WRITE_US
             && held::sends_tail(slot, chunks)
     }

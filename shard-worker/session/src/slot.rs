@@ -135,7 +135,7 @@ pub(crate) mod is {
     pub(crate) const OWE_SYN: u32 = 1 << 23;
     /// A probe must leave.
     pub(crate) const OWE_PROBE: u32 = 1 << 24;
-    /// An RST with number `reply_seq` must leave before the SYN.
+    /// An RST with the number in `wl2` must leave before the SYN.
     pub(crate) const OWE_RST: u32 = 1 << 25;
     /// The first unacknowledged segment must be sent again.
     pub(crate) const OWE_HEAD: u32 = 1 << 26;
@@ -151,15 +151,6 @@ pub(crate) mod is {
     pub(crate) const DUPLEX: u32 = 1 << 31;
 }
 
-/// Bits of [`Slot::stream`].
-pub(crate) mod stream_bit {
-    /// Bytes before the next turn were given up: what it waits for is not known exactly.
-    pub(crate) const AFTER_GAP: u8 = 1;
-    /// The client's last segment had no PSH, so more of the same write follows: the last piece grows, and only whole segments of it
-    /// leave. Where replays are repeatable, and nowhere else.
-    pub(crate) const UNPUSHED: u8 = 2;
-}
-
 /// Bits of [`Slot::tries`].
 pub(crate) mod try_bit {
     /// The connection is not its flow's first, or it has waited: it passes the target's bucket.
@@ -170,13 +161,32 @@ pub(crate) mod try_bit {
     pub(crate) const FRUITFUL: u8 = 4;
     /// The moment of the SYN is booked, see [`crate::table::Sink::book`].
     pub(crate) const BOOKED: u8 = 8;
+    /// Bytes before the next turn were given up: what it waits for is not known exactly.
+    pub(crate) const AFTER_GAP: u8 = 16;
+    /// Nothing more of the flow is replayed (`OnGap::Abort`).
+    pub(crate) const GIVEN_UP: u8 = 32;
+    /// The client's last segment had no PSH, so more of the same write follows: the last piece grows, and only whole segments of it
+    /// leave. Where replays are repeatable, and nowhere else.
+    pub(crate) const UNPUSHED: u8 = 64;
+    /// Those that say something of the flow, whatever connection it has.
+    pub(crate) const OF_FLOW: u8 = AFTER_GAP | GIVEN_UP | UNPUSHED;
+}
+
+/// Which bits of [`Slot::state`] are whose.
+mod state {
+    pub(super) const PHASE: u8 = 0b111;
+    pub(super) const AFTER: u8 = 0b11 << AFTER_SHIFT;
+    pub(super) const AFTER_SHIFT: u32 = 3;
+    pub(super) const RECOVERY: u8 = 0b11 << RECOVERY_SHIFT;
+    pub(super) const RECOVERY_SHIFT: u32 = 5;
 }
 
 /// The bit of [`Slot::check`] that says that the open transaction has touched the slot. A slot with it in a log's image or
 /// outside of any transaction is no transaction's work.
 const UNSEALED: u32 = 1;
 
-/// One session.
+/// One session, in whole cache lines (`arena` puts the first where one begins): each line that a packet touches is one that no
+/// cache holds when there are many.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct Slot {
@@ -211,7 +221,6 @@ pub(crate) struct Slot {
 
     /// Captured segments behind a hole.
     pub(crate) stash: List,
-    pub(crate) stash_last: Place,
     pub(crate) stash_last_len: u32,
     /// Bytes in the stash that have not been moved on.
     pub(crate) stash_bytes: u32,
@@ -219,14 +228,9 @@ pub(crate) struct Slot {
     /// The stream from the first unacknowledged byte on.
     pub(crate) held: List,
     pub(crate) held_len: u32,
-    /// First unacknowledged byte, and what is left of its piece.
-    pub(crate) head: Place,
+    /// What is left of the pieces that `head` and `cursor` are in, and the length of the last (its header's own is not valid yet).
     pub(crate) head_left: u32,
-    /// Header of the last piece, and its length (the header's own is not valid yet).
-    pub(crate) tail_piece: Place,
     pub(crate) tail_piece_len: u32,
-    /// Next byte to send for the first time, and what is left of its piece.
-    pub(crate) cursor: Place,
     pub(crate) cursor_left: u32,
 
     // Target numbering, ours.
@@ -239,6 +243,7 @@ pub(crate) struct Slot {
     pub(crate) snd_wnd: u32,
     pub(crate) max_wnd: u32,
     pub(crate) wl1: Seq,
+    /// Before the target's numbers are known: the number of the RST owed.
     pub(crate) wl2: Seq,
     pub(crate) cwnd: u32,
     pub(crate) ssthresh: u32,
@@ -248,8 +253,6 @@ pub(crate) struct Slot {
     /// Low half of the time at which the timed segment left.
     pub(crate) rtt_start: u32,
     pub(crate) sack: [SackBlock; SACK_BLOCKS],
-    /// Number of the RST owed.
-    pub(crate) reply_seq: Seq,
     /// Offset of our time stamps.
     pub(crate) ts_offset: u32,
     /// Bytes from the head on that an earlier connection sent already: not counted again.
@@ -268,6 +271,14 @@ pub(crate) struct Slot {
     /// How much longer the target's last whole answer was than the online one's.
     pub(crate) deviation: i32,
 
+    /// First unacknowledged byte.
+    pub(crate) head: Place,
+    /// Header of the last piece.
+    pub(crate) tail_piece: Place,
+    /// Next byte to send for the first time.
+    pub(crate) cursor: Place,
+    pub(crate) stash_last: Place,
+
     pub(crate) turns_waiting: u16,
     /// Index of the mapping: there are 256 at most.
     pub(crate) mapping: u8,
@@ -283,9 +294,8 @@ pub(crate) struct Slot {
     pub(crate) copy: u16,
     pub(crate) stash_count: u16,
 
-    phase: u8,
-    after: u8,
-    recovery: u8,
+    /// [`Phase`], [`After`] and [`Recovery`], see [`state`].
+    state: u8,
     pub(crate) sack_count: u8,
     pub(crate) wscale: u8,
     pub(crate) dupacks: u8,
@@ -301,20 +311,17 @@ pub(crate) struct Slot {
     pub(crate) absent_reason: u8,
     /// One more than the `Count` index under which the session failed; 0 while it has not.
     pub(crate) failure: u8,
-    /// See [`stream_bit`].
-    pub(crate) stream: u8,
 
-    pub(crate) client: Endpoint,
-    pub(crate) server: Endpoint,
-    pub(crate) replayed: Endpoint,
     /// One more than the answers in a row that came whole in one segment; 0 once one did not.
     pub(crate) pingpong: u8,
     /// Segments with new bytes since the last turn left.
     pub(crate) answer_parts: u8,
-    /// 1 when nothing more of the flow is replayed (`OnGap::Abort`).
-    pub(crate) given_up: u8,
     /// See [`try_bit`].
     pub(crate) tries: u8,
+
+    pub(crate) client: Endpoint,
+    pub(crate) server: Endpoint,
+    pub(crate) replayed: Endpoint,
     /// When the last challenge left, tenths of a second; 0 is never.
     pub(crate) challenged: u16,
     /// When `ts_recent` was last heard, minutes.
@@ -403,7 +410,7 @@ impl Slot {
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        match self.phase {
+        match self.state & state::PHASE {
             1 => Phase::Queued,
             2 => Phase::Opening,
             3 => Phase::Open,
@@ -415,11 +422,11 @@ impl Slot {
     }
 
     pub(crate) fn enter(&mut self, phase: Phase) {
-        self.phase = phase as u8;
+        self.state = self.state & !state::PHASE | phase as u8;
     }
 
     pub(crate) fn after(&self) -> After {
-        match self.after {
+        match (self.state & state::AFTER) >> state::AFTER_SHIFT {
             1 => After::Part,
             2 => After::Reopen,
             _ => After::Free,
@@ -427,11 +434,11 @@ impl Slot {
     }
 
     pub(crate) fn set_after(&mut self, after: After) {
-        self.after = after as u8;
+        self.state = self.state & !state::AFTER | (after as u8) << state::AFTER_SHIFT;
     }
 
     pub(crate) fn recovery(&self) -> Recovery {
-        match self.recovery {
+        match (self.state & state::RECOVERY) >> state::RECOVERY_SHIFT {
             1 => Recovery::Fast,
             2 => Recovery::Loss,
             _ => Recovery::None,
@@ -439,7 +446,7 @@ impl Slot {
     }
 
     pub(crate) fn set_recovery(&mut self, recovery: Recovery) {
-        self.recovery = recovery as u8;
+        self.state = self.state & !state::RECOVERY | (recovery as u8) << state::RECOVERY_SHIFT;
     }
 
     /// Whether the client has said nothing but its SYN.
@@ -550,6 +557,7 @@ mod tests {
     use crate::index::Index;
     use crate::ready::Ready;
     use crate::strangers::Strangers;
+    use crate::sys::LINE;
     use crate::wheel::Wheel;
 
     /// Each word counts, and where it stands; the checksum's own does not.
@@ -590,6 +598,6 @@ mod tests {
             let bytes = size_of::<Slot>() * sessions as usize + private;
             assert!(bytes <= 512 * sessions as usize + (1 << 18), "{sessions}: {bytes}");
         }
-        assert!(size_of::<Slot>() <= 464 && size_of::<Slot>().is_multiple_of(8), "{}", size_of::<Slot>());
+        assert!(size_of::<Slot>() <= 448 && size_of::<Slot>().is_multiple_of(LINE), "{}", size_of::<Slot>());
     }
 }

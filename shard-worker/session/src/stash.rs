@@ -26,9 +26,9 @@ pub(crate) struct Entry {
     pub(crate) len: u32,
     /// Acknowledgement number it came with.
     pub(crate) gate: Seq,
-    reserved: u32,
     /// Where the next entry stands; meaningless in the last.
     next: Place,
+    reserved: [u16; 3],
 }
 
 const HEADER: usize = size_of::<Entry>();
@@ -51,7 +51,7 @@ pub(crate) fn keep(
         return Err(NoChunk);
     }
     if !grows {
-        let entry = Entry { time_us, seq, len: 0, gate, reserved: 0, next: Place::NOWHERE };
+        let entry = Entry { time_us, seq, len: 0, gate, next: Place::NOWHERE, reserved: [0; 3] };
         let place = slot.stash.push_header(chunks, entry.as_bytes());
         if last.is_some() {
             slot.stash.patch(chunks, slot.stash_last, LEN_OFFSET, &slot.stash_last_len.to_ne_bytes());

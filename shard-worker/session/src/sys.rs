@@ -5,7 +5,7 @@
 pub(crate) const LANES: usize = 4;
 
 /// Bytes of a cache line.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// Asks for all lines of a value, if the processor has such an instruction. It changes nothing and waits for nothing.
 #[inline]

@@ -54,7 +54,9 @@ pub const BURST: usize = 16;
 /// Payload bytes one [`Table::pump`] emits at most.
 pub const BURST_BYTES: usize = 128 * 1024;
 /// Timers that one [`Table::tick`] runs at most.
-pub(crate) const DUE: usize = 1024;
+///
+/// Few enough that what they bring about is emitted while their slots and images are in a core's own cache: half a kilobyte each.
+pub(crate) const DUE: usize = 256;
 
 /// Where [`Table::pump`] puts what it emits. Must take [`BURST`] records with [`BURST_BYTES`] of payload together.
 pub trait Sink {
@@ -386,7 +388,9 @@ impl Table {
         let [(hole, flows), (other_hole, replayed)] = [self.by_flow.image(), self.by_replayed.image()];
         let marks = [hole, other_hole, self.chunks.mark_word()];
         let indices = [flows, replayed].concat();
-        let before = [self.header.as_bytes(), marks.as_bytes(), &self.slots.log_bytes(), indices.as_bytes()];
+        let log = self.slots.log_bytes();
+        let gap = vec![0; arena::gap(self.slots.len())];
+        let before = [self.header.as_bytes(), marks.as_bytes(), &log, indices.as_bytes(), &gap];
         [&before.concat(), self.slots.as_bytes(), self.chunks.as_bytes()].concat()
     }
 
@@ -436,8 +440,13 @@ impl Table {
 
     /// The session of a replayed client at a target.
     pub(crate) fn find_replayed(&mut self, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
+        self.find_hashed(self.replayed_hash(replayed, target), replayed, target)
+    }
+
+    /// The same by their hash.
+    pub(crate) fn find_hashed(&mut self, hash: u64, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
         loop {
-            let id = self.peek_replayed(replayed, target)?;
+            let id = self.peek_hashed(hash, replayed, target)?;
             if self.is_known(id) {
                 return Some(id);
             }
@@ -446,7 +455,10 @@ impl Table {
 
     /// The same as far as slots say that nobody has looked at: for who only asks whether there is one.
     pub(crate) fn peek_replayed(&self, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
-        let hash = self.replayed_hash(replayed, target);
+        self.peek_hashed(self.replayed_hash(replayed, target), replayed, target)
+    }
+
+    fn peek_hashed(&self, hash: u64, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
         self.by_replayed.find(hash, |id| self.has_endpoint(id, replayed, target))
     }
 

@@ -43,7 +43,8 @@ const WINDOW_SCALE_MAX: u8 = 14;
 impl Table {
     pub(crate) fn take_returned(&mut self, now_us: u64, record: &Returned) {
         self.tally.one(Count::ReturnedHeaders);
-        let Some(id) = self.find_replayed(&record.client, &record.target) else {
+        let hash = self.hash_of_returned(record);
+        let Some(id) = self.find_hashed(hash, &record.client, &record.target) else {
             self.tally.one(Count::ReturnedUnknown);
             return;
         };
@@ -80,7 +81,7 @@ impl Table {
             self.tally.one(Count::ReturnedRefused);
             if slot.outstanding() == 1 && slot.probes < STALE_ANSWERS {
                 slot.probes += 1;
-                slot.reply_seq = tcp.ack;
+                slot.wl2 = tcp.ack;
                 slot.set(is::OWE_RST | is::OWE_SYN);
                 self.touch(id);
             }

@@ -21,6 +21,7 @@ impl Table {
         if due.is_empty() {
             self.wheel.expire(now_us, DUE, &mut due);
         }
+        due.iter().take(AHEAD).for_each(|&id| self.foresee_slot(id));
         let mut done = 0;
         while done < due.len() && self.slots.has_room(SESSION_IMAGES) {
             let id = due[done];

@@ -8,6 +8,7 @@ mod answers;
 mod closing;
 mod copies;
 mod endings;
+mod foresight;
 mod handshake;
 mod hearing;
 mod holes;
