@@ -59,7 +59,7 @@ fn a_lost_fin_is_not_acknowledged_by_its_number() {
     assert_eq!((world.peer().snd_una, world.count(Count::ReturnHoles)), (world.peer().iss + 1, 0));
     // The second request goes out on a connection of its own once the first is seen to have ended.
     world.run(20 * SECOND);
-    assert_eq!(world.peers.iter().map(|peer| peer.text()).collect::<Vec<_>>(), ["one 300\n", "two 300\n"]);
+    assert_eq!(world.peers.iter().map(Peer::text).collect::<Vec<_>>(), ["one 300\n", "two 300\n"]);
 }
 
 /// A longer answer than online, as long as the last ones were: exactly that is believed too.
