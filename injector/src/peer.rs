@@ -252,14 +252,10 @@ impl Peer {
             if !up.readable {
                 break;
             }
-            let room = up.link.receive_buffer();
-            let most = room.len();
-            match up.stream.read(room) {
+            match up.stream.read(up.link.receive_buffer()) {
                 Ok(0) => return Err(Lost::new(Trouble::Closed, "it closed the connection")),
                 Ok(n) => {
                     up.link.received(n);
-                    // What did not fill the buffer was all there is; epoll tells of more.
-                    up.readable = n == most;
                     up.heard_us = now_us;
                     shared.counters.add(ReturnCount::Bytes.index(), n as u64);
                     self.take_and_publish(now_us, shared)?;
