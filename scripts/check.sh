@@ -79,6 +79,8 @@ fi
 
 step "what is built in: licences, sources, crates that are not wanted"
 scripts/tool.sh cargo-deny 0.20.2
+# It looks at what is for other systems as well, which no build here has fetched.
+cargo fetch --locked --quiet
 PATH="$PWD/target/tools/bin:$PATH" cargo deny --offline --log-level error check bans licenses sources
 
 step "unit and property tests"
