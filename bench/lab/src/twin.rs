@@ -76,6 +76,8 @@ pub struct Ended {
 static NEXT: AtomicU32 = AtomicU32::new(1);
 /// Time for a start on a machine that is busy with other things.
 const START: Duration = Duration::from_secs(20);
+/// Time for a line to be in the log.
+const SAID: Duration = Duration::from_secs(15);
 /// The port that intercept listens on unless told otherwise.
 pub const RETURN_PORT: u16 = 36_524;
 
@@ -143,10 +145,7 @@ impl Twin {
         args: &[&str],
         stderr: PipeWriter,
     ) -> anyhow::Result<Instance> {
-        self.begin_with(kind, host, args, |mut command| {
-            command.stderr(stderr);
-            command
-        })
+        self.launch(kind, host, args, |command| command, Some(stderr))
     }
 
     /// The same with the command changed by `dress`; its output is the lab's.
@@ -156,6 +155,17 @@ impl Twin {
         host: &Host,
         args: &[&str],
         dress: impl FnOnce(Command) -> Command,
+    ) -> anyhow::Result<Instance> {
+        self.launch(kind, host, args, dress, None)
+    }
+
+    fn launch(
+        &self,
+        kind: Kind,
+        host: &Host,
+        args: &[&str],
+        dress: impl FnOnce(Command) -> Command,
+        stderr: Option<PipeWriter>,
     ) -> anyhow::Result<Instance> {
         let name = match args.iter().position(|a| *a == "--name").and_then(|at| args.get(at + 1)) {
             Some(given) => (*given).to_owned(),
@@ -185,8 +195,12 @@ impl Twin {
         let mut command = Command::new(&self.binary);
         command.args(&words).env("XDG_RUNTIME_DIR", self.runtime.path()).env("NO_COLOR", "1");
         command.stdin(Stdio::null());
-        command.stdout(File::create(files.file("out"))?).stderr(File::create(files.file("err"))?);
-        let command = dress(command);
+        let mut command = dress(command);
+        command.stdout(File::create(files.file("out"))?);
+        match stderr {
+            Some(pipe) => command.stderr(pipe),
+            None => command.stderr(File::create(files.file("err"))?),
+        };
         let child = host.ns.spawn(command).with_context(|| format!("starting {}", self.binary.display()))?;
         Ok(Instance {
             name,
@@ -364,6 +378,12 @@ impl Instance {
         let status = self.child.take().context("it ended before")?.wait()?;
         let read = |name: &str| fs::read_to_string(self.files.file(name)).unwrap_or_default();
         Ok(Ended { status, stdout: read("out"), stderr: read("err") })
+    }
+
+    /// Waits until its log has this; lines come by a thread of their own.
+    pub fn wait_said(&self, text: &str) -> anyhow::Result<()> {
+        wait::until(&format!("the log has `{text}`"), SAID, || self.stderr().contains(text))
+            .with_context(|| self.stderr())
     }
 
     /// What it wrote to standard error so far.

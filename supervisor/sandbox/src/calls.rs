@@ -309,6 +309,9 @@ pub const RETURNS: List = &[
 /// intercept: a door, a control socket and a page of figures, all of which listen already.
 pub const SERVE: List = &[
     call(libc::SYS_sendmsg, Always, "signs of life to the service manager"),
+    #[cfg(target_arch = "x86_64")]
+    call(libc::SYS_dup2, Always, "at the end stderr is the given one again"),
+    call(libc::SYS_dup3, Always, "at the end stderr is the given one again"),
     call(libc::SYS_accept4, Always, "connections of instances; the control socket; who reads the figures"),
     call(libc::SYS_getpeername, Always, "who it is"),
     call(libc::SYS_getsockname, Always, "where it arrived"),

@@ -141,11 +141,7 @@ fn the_hop_that_is_broken_is_named() -> Result<()> {
     target(&stage, "drop")?;
     let run = stage.run(&["--inject", "raw"])?;
     wait_for(&run, "unseen", SETTLE)?;
-    ensure!(
-        run.stderr().contains("nothing is sent to 10.88.0.4:8080 until a probe passes"),
-        "{}",
-        run.stderr()
-    );
+    run.wait_said("nothing is sent to 10.88.0.4:8080 until a probe passes")?;
     step("it refuses by ICMP");
     open(&stage)?;
     target(&stage, "reject with icmpx type admin-prohibited")?;
@@ -156,7 +152,7 @@ fn the_hop_that_is_broken_is_named() -> Result<()> {
         "table inet wall { chain out { type filter hook output priority 0; tcp dport 8080 drop; }; }",
     )?;
     wait_for(&run, "not_sent", SETTLE)?;
-    ensure!(run.stderr().contains("did not leave this host (EPERM)"), "{}", run.stderr());
+    run.wait_said("did not leave this host (EPERM)")?;
     nft(&stage.net.online, "delete table inet wall")?;
     step("nobody listens");
     open(&stage)?;

@@ -93,6 +93,8 @@ fn roles_have_nothing_that_they_do_not_need() -> Result<()> {
         shown.is(who, uid)?;
         ensure!(shown.field("CapBnd") == ["0000000000000000"], "{who}: {:?}", shown.field("CapBnd"));
         // Standard streams, the lock, the region; sockets for the two at the edges alone.
+        let pipes = shown.open.iter().filter(|of| of.starts_with("pipe:")).count();
+        ensure!(pipes == 1, "{who} has more than the log's pipe: {:?}", shown.open);
         let sockets = shown.open.iter().filter(|of| of.starts_with("socket:")).count();
         let edge = !who.starts_with("shard-worker");
         ensure!(edge == (sockets > 0), "{who} has {:?}", shown.open);
@@ -100,7 +102,7 @@ fn roles_have_nothing_that_they_do_not_need() -> Result<()> {
             of.starts_with("/dev/null")
                 || of.starts_with("/dev/shm/tcptwin-")
                 || of.ends_with(".lock")
-                || of.ends_with("/err")
+                || of.starts_with("pipe:")
                 || edge && (of.starts_with("socket:") || of.starts_with("anon_inode:"))
         };
         let strange: Vec<_> = shown.open.iter().filter(|of| !known(of)).collect();
@@ -140,7 +142,7 @@ fn without_a_sandbox_only_when_asked_for() -> Result<()> {
     for (who, shown) in roles(&run)? {
         ensure!(shown.field("Seccomp") == ["0"] && shown.field("Uid")[0] == "0", "{who}: {}", shown.status);
     }
-    ensure!(run.stderr().contains("the sandbox is off"), "{}", run.stderr());
+    run.wait_said("the sandbox is off")?;
     stage.all_replayed(run, &sent, 1)?;
     Ok(())
 }

@@ -427,7 +427,7 @@ fn the_guard_stops_what_is_not_for_a_target() -> Result<()> {
         run.stats().and_then(|stats| stats.number("/guard/dropped")).is_ok_and(|count| count == 6)
     })?;
     println!("    counted after {:?}", begin.elapsed());
-    ensure!(run.stderr().contains("the nftables guard dropped"), "nothing was said: {}", run.stderr());
+    run.wait_said("the nftables guard dropped")?;
     stage.all_replayed(run, &report, 1)?;
     ensure!(outside.look()? == 0, "on the wire: {:?}", outside.examples());
     step("without the run nobody stops it");
@@ -483,7 +483,7 @@ fn the_guard_of_a_dead_instance_is_removed_by_another() -> Result<()> {
     let run = stage.run(&["--name", &names[1]])?;
     shm::Region::remove(&names[0])?;
     ensure!(!tables()?.contains("tcptwin_first"), "{}", tables()?);
-    ensure!(run.stderr().contains("a dead instance named first"), "{}", run.stderr());
+    run.wait_said("a dead instance named first")?;
     step("a living one's stays");
     let other = lab::twin::map(81, stage.at_target());
     let third = stage

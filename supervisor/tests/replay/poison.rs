@@ -85,7 +85,7 @@ fn an_answer_that_kills_twice_costs_its_session_alone() -> Result<()> {
             &fs::metadata(&file).with_context(|| file.display().to_string())?,
         );
         ensure!(mode & 0o777 == 0o600, "{} has mode {mode:o}", file.display());
-        ensure!(run.stderr().contains(&format!("tcptwin autopsy {}", file.display())), "{}", run.stderr());
+        run.wait_said(&format!("tcptwin autopsy {}", file.display()))?;
         let (well, said) = autopsy(&program, &file)?;
         ensure!(!well && said.contains(&format!("dies of it (signal {SIGTRAP})")), "it said: {said}");
         ensure!(said.contains(&format!("a returned header {nobody} -> ")), "it said: {said}");

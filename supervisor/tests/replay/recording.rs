@@ -628,7 +628,7 @@ fn without_mirror_frames_of_others_stay_out() -> Result<()> {
     let map = format!("{}-{target}", stage.at_online());
     let run = stage.twin.run(&net.online2, &["-x", &map, "-s", &assistant, "-i", "any"])?;
     stage.send(Load { rate: Some(1_000.0), ..stage.load(500) })?;
-    ensure!(run.stderr().contains("add --mirror"), "{}", run.stderr());
+    run.wait_said("add --mirror")?;
     let stats = end(run)?;
     ensure!(stats.number("/capture/frames")? == 0, "{} frames were taken", stats.number("/capture/frames")?);
     ensure!(stage.target.answered() == 0, "{} requests at the target", stage.target.answered());

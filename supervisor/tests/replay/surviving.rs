@@ -425,8 +425,10 @@ fn hung_roles_are_replaced(
             more(&load, 100)?;
         }
     }
-    let said = run.stderr().matches(why).count();
-    ensure!(said == times.len(), "of {} that hung {said} {why}: {}", times.len(), run.stderr());
+    wait::until(&format!("the log says {} times `{why}`", times.len()), SETTLE, || {
+        run.stderr().matches(why).count() == times.len()
+    })
+    .with_context(|| run.stderr())?;
     let report = answered(load.stop()?)?;
     let recovered = report.sent;
     println!("    hung to running again, ms: {times:?}");
