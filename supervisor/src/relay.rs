@@ -1,10 +1,9 @@
 //! The way of log lines to stderr, which the loops never wait at: a pipe that takes a line at once or not at all, and a
 //! thread that carries the lines on to where the person wants them.
 //!
-//! A terminal that is stopped (Ctrl-S) and a pipe that nobody reads hold up whoever writes there; so does a file, while
-//! others delete large ones on the same disk: supervisors were seen to wait ten seconds for the journal of ext4 before
-//! they started the successor of a dead role. Stderr of the supervisor and of intercept is this pipe, and roles inherit
-//! it. Lines that it has no room for are counted, and the next one says how many.
+//! A terminal that is stopped (Ctrl-S) and a pipe that nobody reads hold up whoever writes there; so does a file, for as
+//! long as the journal of its file system waits for the disk. Stderr of the supervisor and of intercept is this pipe, and
+//! roles inherit it. Lines that it has no room for are counted, and the next one says how many.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _, Write};
