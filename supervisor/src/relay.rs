@@ -25,9 +25,9 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 
 struct Relay {
     /// Where the lines come out.
-    lines: OwnedFd,
+    lines: File,
     /// The stderr that this process was started with.
-    given: OwnedFd,
+    given: File,
     carrier: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -44,8 +44,13 @@ pub(crate) fn lay() -> io::Result<()> {
     // Of this open file description, which is ours and our roles' alone; that of the given stderr is its owner's.
     fcntl(&room, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     dup2_stderr(room)?;
-    let _ = RELAY.set(Relay { lines, given, carrier: Mutex::new(None) });
+    set(lines, given);
     Ok(())
+}
+
+fn set(lines: OwnedFd, given: OwnedFd) {
+    // The first one stays, as stderr does.
+    let _ = RELAY.set(Relay { lines: lines.into(), given: given.into(), carrier: Mutex::new(None) });
 }
 
 /// Goes on with the pipe that the image before this one had laid: the numbers that it had in [`numbers`].
@@ -53,8 +58,7 @@ pub(crate) fn lay() -> io::Result<()> {
 /// # Errors
 /// They are no open descriptors.
 pub(crate) fn inherit((lines, given): (RawFd, RawFd)) -> io::Result<()> {
-    let (lines, given) = (shm::inherit(lines)?, shm::inherit(given)?);
-    let _ = RELAY.set(Relay { lines, given, carrier: Mutex::new(None) });
+    set(shm::inherit(lines)?, shm::inherit(given)?);
     Ok(())
 }
 
@@ -64,7 +68,7 @@ pub(crate) fn inherit((lines, given): (RawFd, RawFd)) -> io::Result<()> {
 /// No thread can be had.
 pub(crate) fn carry() -> io::Result<()> {
     let Some(relay) = RELAY.get() else { return Ok(()) };
-    let (mut from, mut to) = (File::from(relay.lines.try_clone()?), File::from(relay.given.try_clone()?));
+    let (mut from, mut to) = (&relay.lines, &relay.given);
     let work = move || {
         // A reader that is gone (`2>&1 | head`) ends the log, not the run: the lines are read all the same, or they would
         // be counted as lost.
@@ -96,10 +100,8 @@ pub(crate) fn end() {
 fn pour(relay: &Relay) {
     let _ = fcntl(&relay.lines, FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
     let mut text = Vec::new();
-    if let Ok(mut lines) = relay.lines.try_clone().map(File::from) {
-        // What was read before an error is in the text.
-        let _ = lines.read_to_end(&mut text);
-    }
+    // What was read before an error is in the text.
+    let _ = (&relay.lines).read_to_end(&mut text);
     let _ = io::stderr().write_all(&text);
 }
 

@@ -77,12 +77,21 @@ fn what_is_never_pushed_leaves_when_the_client_does_something_else_or_nothing_mo
     }
 }
 
-/// A request in two writes, of whose second the capture missed a part.
-fn with_a_hole(world: &mut World, client: &mut Client) {
-    client.sends(world, b"head ");
-    client.sends(world, b"bo");
+/// Three requests; the one in the middle is two writes, of whose second the capture missed a part.
+fn around_a_hole(options: TargetOptions) -> World {
+    let mut world = World::with(repeatable(), options);
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    client.asks(&mut world, "r0", 100);
+    client.sends(&mut world, b"head ");
+    client.sends(&mut world, b"bo");
     client.sends_unseen(b"d");
-    client.sends(world, b"y 100\n");
+    client.sends(&mut world, b"y 100\n");
+    client.reads(100);
+    client.asks(&mut world, "r2", 100);
+    client.closes(&mut world);
+    world.run(3 * SECOND);
+    world
 }
 
 #[test]
@@ -91,15 +100,7 @@ fn a_request_of_several_writes_with_a_hole_is_dropped_whole_before_it_is_sent() 
         app: App::Lines { writes: 1, delay_us: 300 * MS, close_after: 0 },
         ..TargetOptions::default()
     };
-    let mut world = World::with(repeatable(), slow);
-    let mut client = Client::new(1);
-    client.opens(&mut world);
-    client.asks(&mut world, "r0", 100);
-    with_a_hole(&mut world, &mut client);
-    client.reads(100);
-    client.asks(&mut world, "r2", 100);
-    client.closes(&mut world);
-    world.run(3 * SECOND);
+    let world = around_a_hole(slow);
     assert_eq!(world.peer().text(), "r0 100\nr2 100\n");
     assert_eq!((world.count(Count::Missed), world.count(Count::GapReconnects)), (1, 0));
     world.assert_delivered_but(flow::Drop::Gap, 13);
@@ -107,15 +108,7 @@ fn a_request_of_several_writes_with_a_hole_is_dropped_whole_before_it_is_sent() 
 
 #[test]
 fn one_that_was_sent_in_part_is_broken_off() {
-    let mut world = World::with(repeatable(), TargetOptions::default());
-    let mut client = Client::new(1);
-    client.opens(&mut world);
-    client.asks(&mut world, "r0", 100);
-    with_a_hole(&mut world, &mut client);
-    client.reads(100);
-    client.asks(&mut world, "r2", 100);
-    client.closes(&mut world);
-    world.run(3 * SECOND);
+    let world = around_a_hole(TargetOptions::default());
     assert_eq!(world.peer().text(), "r2 100\n", "on a connection of its own");
     assert_eq!((world.count(Count::Missed), world.count(Count::GapReconnects)), (1, 1));
 }
