@@ -336,6 +336,14 @@ fn a_run_records_by(engine: &str) -> Result<()> {
     Found::of(scratch.path(), &[stage.at_online()])?.is_whole(2_000)
 }
 
+/// What comes to the mirror port, in files there.
+fn recording_by_xdp(stage: &Stage, scratch: &Scratch) -> Result<Instance> {
+    let service = stage.at_online().to_string();
+    let directory = as_text(scratch.path())?;
+    let args = ["-x", &service, "-i", "mirror0", "--mirror", "--capture", "xdp", "-o", directory];
+    stage.twin.record(&stage.net.online2, &args)
+}
+
 fn a_mirror_port_by_xdp() -> Result<()> {
     if !cfg!(feature = "xdp") {
         return Err(Skipped::NotHere("built without the feature xdp".to_owned()).into());
@@ -343,10 +351,7 @@ fn a_mirror_port_by_xdp() -> Result<()> {
     let stage = Stage::new()?;
     let _mirror = mirror_port(&stage.net, &stage.net.online2)?;
     let scratch = Scratch::new("recording")?;
-    let service = stage.at_online().to_string();
-    let directory = as_text(scratch.path())?;
-    let args = ["-x", &service, "-i", "mirror0", "--mirror", "--capture", "xdp", "-o", directory];
-    let record = stage.twin.record(&stage.net.online2, &args)?;
+    let record = recording_by_xdp(&stage, &scratch)?;
     stage.send(Load { rate: Some(1_000.0), ..stage.load(2_000) })?;
     finished(record)?;
     Found::of(scratch.path(), &[stage.at_online()])?.is_whole(2_000)
@@ -371,10 +376,7 @@ fn an_upgrade_of_a_mirror_port() -> Result<()> {
     let (stage, _place, _program) = stage_with_copy()?;
     let _mirror = mirror_port(&stage.net, &stage.net.online2)?;
     let scratch = Scratch::new("recording")?;
-    let service = stage.at_online().to_string();
-    let directory = as_text(scratch.path())?;
-    let args = ["-x", &service, "-i", "mirror0", "--mirror", "--capture", "xdp", "-o", directory];
-    let record = stage.twin.record(&stage.net.online2, &args)?;
+    let record = recording_by_xdp(&stage, &scratch)?;
     upgraded(&stage, record, &scratch, "xdp", Kind::Record)
 }
 
