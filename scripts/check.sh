@@ -22,12 +22,13 @@ leave() {
 trap leave EXIT
 
 # What the last steps run, optimised; each apart, so that what a harness needs of the library does not get into the program. It is
-# built beside the tests on real traffic, which mostly wait, by cores that nobody else wants.
+# built beside the tests on real traffic, which mostly wait, at a lower priority; not at the lowest there is, SCHED_IDLE: who is kept
+# from a core within the kernel, by a lock that others need, would be kept for seconds.
 build_the_rest() {
     local of
     for of in "-p tcptwin" "-p chaos" "-p sim" "-p bench --bin instructions"; do
         # shellcheck disable=SC2086
-        chrt --idle 0 cargo build --locked --release --quiet $of
+        nice -n 10 cargo build --locked --release --quiet $of
     done
 }
 

@@ -13,6 +13,9 @@
 //! | runnable (R), hardly any CPU time | starved: given up to 5 s |
 //! | anything for 5 s | hung |
 //!
+//! One that is being taken apart by the kernel is not judged: giving its memory back may take seconds where the host is busy, and
+//! who waits for that did not hang by itself.
+//!
 //! One that is starting takes over what its predecessor left, in one go, and may compute for as long as a starved one.
 
 use std::time::{Duration, Instant};
@@ -128,7 +131,7 @@ impl Watchdog {
             self.suspicion = None;
             return None;
         }
-        // Gone from /proc: it is dead, which is seen elsewhere.
+        // Dead or on the way out, which is seen elsewhere.
         let (state, cpu) = look()?;
         if matches!(state, 'T' | 't') {
             return Some(Hung::Stopped);

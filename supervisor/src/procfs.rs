@@ -9,11 +9,16 @@ use std::time::Duration;
 pub(crate) struct Look {
     /// Scheduler state: R running or waiting for a core, S asleep, D in an uninterruptible call, T stopped, Z dead.
     pub(crate) state: char,
+    /// It is being taken apart: no instruction of it is executed any more.
+    pub(crate) exiting: bool,
     /// CPU time so far, user and system.
     pub(crate) cpu: Duration,
     /// Resident memory, bytes. Pages of the shared region count with every process that touched them.
     pub(crate) rss_bytes: u64,
 }
+
+/// `PF_EXITING` of linux/sched.h, in the flags of the stat line.
+const EXITING: u64 = 4;
 
 /// Looks at a process, or at this one's whole (`pid` 0). `None` when it is gone.
 pub(crate) fn look(pid: u32) -> Option<Look> {
@@ -30,6 +35,7 @@ fn parse(line: &str) -> Option<Look> {
     let ticks = number(14)? + number(15)?;
     Some(Look {
         state: fields.first()?.chars().next()?,
+        exiting: number(9)? & EXITING != 0,
         cpu: Duration::from_nanos(ticks.saturating_mul(1_000_000_000 / ticks_per_second())),
         rss_bytes: number(24)?.saturating_mul(page_bytes()),
     })
@@ -108,7 +114,8 @@ mod tests {
     fn a_name_with_parentheses_does_not_shift_the_fields() {
         let line = "42 (a) b (c)) S 1 42 42 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 1 0 7 1000 300 18446744073709551615 0 0";
         let look = parse(line).unwrap();
-        assert_eq!((look.state, look.cpu), ('S', Duration::from_secs(3)));
+        assert_eq!((look.state, look.exiting, look.cpu), ('S', false, Duration::from_secs(3)));
+        assert!(parse(&line.replace("4194560", "4194564")).unwrap().exiting);
         assert_eq!(look.rss_bytes, 300 * page_bytes());
         assert_eq!(parse("42 (a"), None);
         assert_eq!(parse("42 (a) S 1"), None);

@@ -92,7 +92,7 @@ fn run(args: &Args) -> Result<Verdict> {
             if let Err(error) = run.stop() {
                 verdict.broken(format!("the end: {error:#}"));
             }
-            drop(intercept);
+            end_of(intercept, &mut verdict);
             // A byte that was flipped in a record may well kill two workers: that record is kept, and skipped.
             verdict.specimens(&stage.specimens()?);
         }
@@ -147,6 +147,7 @@ fn faults(
     drop(watch);
     verdict.fidelity(stage, &blind);
     judge_end(verdict, run, args.faults.contains(&Kind::Supervisor));
+    end_of(intercept, verdict);
     verdict.memory(&before, &after, args.keep_clients);
     Ok(())
 }
@@ -164,6 +165,14 @@ fn settle(stage: &Stage) {
             (last, since) = (now, Instant::now());
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn end_of(intercept: Instance, verdict: &mut Verdict) {
+    match intercept.stop() {
+        Ok(ended) if ended.status.success() => {}
+        Ok(ended) => verdict.broken(format!("intercept ended with {}: {}", ended.status, ended.stderr)),
+        Err(error) => verdict.broken(format!("the end of intercept: {error:#}")),
     }
 }
 

@@ -93,6 +93,8 @@ struct Down {
     supervisor: Delays,
     /// The longest time between two of our own looks.
     blink_us: u64,
+    /// When it is told what all that could be waited for is doing, should there be no successor by then.
+    puzzled_us: u64,
 }
 
 /// A successor, when its start was seen.
@@ -106,7 +108,8 @@ struct Reborn {
 impl Down {
     fn new(at_us: u64, kind: Kind, supervisor: u32) -> Self {
         let supervisor = Delays::of(supervisor);
-        Self { at_us, kind, dead_us: None, reborn: None, supervisor, blink_us: 0 }
+        let puzzled_us = at_us + PUZZLING_US;
+        Self { at_us, kind, dead_us: None, reborn: None, supervisor, blink_us: 0, puzzled_us }
     }
 }
 
@@ -125,6 +128,8 @@ const SECOND_FAULT: Duration = Duration::from_secs(1);
 /// role has to be noticed first.
 const SLOW_US: u64 = 50_000;
 const SLOW_TO_NOTICE_US: u64 = 350_000;
+/// Who has no successor after this time, and again after as long, makes us look at everybody's stack.
+const PUZZLING_US: u64 = 1_000_000;
 /// Between looks while all is well, and while somebody is down.
 const CALM: Duration = Duration::from_millis(1);
 const TENSE: Duration = Duration::from_micros(200);
@@ -356,6 +361,10 @@ impl Book {
             if down.reborn.is_none() && place.pid.is_none_or(|pid| !is_alive(pid)) {
                 down.dead_us.get_or_insert(now_us);
             }
+            if down.reborn.is_none() && now_us > down.puzzled_us {
+                down.puzzled_us = now_us + PUZZLING_US;
+                tell_who_waits(place.process, self.supervisor, place.pid);
+            }
         }
         if let Some(down @ Down { at_us, kind, reborn: Some(reborn), .. }) = place.down
             && handled(region, place.process) != reborn.handled
@@ -406,6 +415,29 @@ impl Book {
             {
                 place.pid = Some(pid);
             }
+        }
+    }
+}
+
+/// Where the supervisor, the role that has no successor, and all who wait within the kernel stand; and threads of the kernel that
+/// want a core, which may have the lock that is waited for. One was seen: `kdamond`, which looks at the host's memory page
+/// by page, held the list of a program's mappings for 5 to 13 s on a busy host, and no process of that program could exit or begin.
+fn tell_who_waits(role: Process, supervisor: u32, pid: Option<u32>) {
+    println!("           {role} has no successor yet");
+    let is_suspect = |p: &process::Process| p.state == 'D' || p.state == 'R' && p.is_the_kernels();
+    let stuck = process::all().into_iter().filter(is_suspect).map(|p| p.pid);
+    let mut told = Vec::new();
+    for (what, pid) in [("supervisor", Some(supervisor)), ("the role", pid)]
+        .into_iter()
+        .filter_map(|(what, pid)| Some((what, pid?)))
+        .chain(stuck.map(|pid| ("waits", pid)))
+    {
+        if told.contains(&pid) || told.len() > 20 {
+            continue;
+        }
+        told.push(pid);
+        for place in process::places_in_the_kernel(pid) {
+            println!("             {what} {pid}: {place}");
         }
     }
 }

@@ -60,6 +60,11 @@ impl Process {
         self.is_zombie() || self.flags & EXITING != 0
     }
 
+    /// Whether it is the kernel's own thread.
+    pub fn is_the_kernels(&self) -> bool {
+        self.flags & KERNEL_THREAD != 0
+    }
+
     /// Whether it has ended and only waits to be reaped.
     pub fn is_zombie(&self) -> bool {
         self.state == 'Z'
@@ -68,6 +73,8 @@ impl Process {
 
 /// `PF_EXITING`.
 const EXITING: u64 = 4;
+/// `PF_KTHREAD`.
+const KERNEL_THREAD: u64 = 0x0020_0000;
 
 /// Run time of all living threads of a process in nanosecond resolution (/proc/PID/task/TID/schedstat).
 fn run_time_s(pid: u32) -> Option<f64> {
@@ -100,6 +107,22 @@ impl Delays {
             pages: number(after_name.and_then(|rest| rest.split(' ').nth(9))),
         }
     }
+}
+
+/// Where in the kernel each thread of a process is: name, run state and functions, innermost first (/proc/PID/task/TID/stack,
+/// proc_pid_stack(5); root's to read). A thread that runs has none.
+pub fn places_in_the_kernel(pid: u32) -> Vec<String> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let place = |task: fs::DirEntry| {
+        let read = |file: &str| fs::read_to_string(task.path().join(file)).ok();
+        let stat = read("stat")?;
+        let (head, rest) = stat.rsplit_once(") ")?;
+        let (name, state) = (head.split_once('(')?.1, rest.chars().next()?);
+        let stack = read("stack").unwrap_or_default();
+        let functions = stack.lines().filter_map(|line| line.split_whitespace().nth(1)?.split('+').next());
+        Some(format!("{name} {state} {}", functions.collect::<Vec<_>>().join(" < ")))
+    };
+    tasks.filter_map(|task| place(task.ok()?)).collect()
 }
 
 /// Every process that can be seen.

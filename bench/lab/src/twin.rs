@@ -414,7 +414,7 @@ impl Drop for Instance {
             // In order, so that it removes what it made outside its process; then by force.
             let _ = kill(Pid::from_raw(self.pid.cast_signed()), Signal::SIGINT);
             let _ = kill(Pid::from_raw(self.pid.cast_signed()), Signal::SIGINT);
-            if !crate::real::tool::wait_for(&mut child, Duration::from_secs(5)).unwrap_or(false) {
+            if !crate::real::tool::wait_for(&mut child, Duration::from_secs(20)).unwrap_or(false) {
                 let _ = child.kill();
             }
             let _ = child.wait();

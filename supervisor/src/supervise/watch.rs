@@ -175,7 +175,10 @@ impl Supervisor {
             let pending = heartbeat.pending() || inputs.iter().any(|link| region.link_depth(*link) > 0);
             let starting = heartbeat.state() == RoleState::Starting;
             let sample = hang::Sample { pending, starting, beat_ms: heartbeat.last_ms(), now_ms };
-            let look = || Some((procfs::look(pid)?.state, procfs::cpu_exact(pid)?));
+            let look = || {
+                let look = procfs::look(pid).filter(|look| !look.exiting)?;
+                Some((look.state, procfs::cpu_exact(pid)?))
+            };
             if let Some(hung) = member.watchdog.judge(now, sample, look) {
                 tracing::warn!("{} {}: killed, to be started again", member.process, hung.words());
                 self.events.push(format!("{} {}: killed", member.process, hung.words()));
