@@ -96,7 +96,9 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
     let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     bind_to(&fd, address)?;
-    listen(&fd, Backlog::new(8_192).unwrap_or(Backlog::MAXCONN))?;
+    // As many as the host allows (`net.core.somaxconn`, 16,384 on ours): a replay as fast as possible opens all connections of its
+    // file at once, and what finds the queue full comes again a second later. A number above libc's SOMAXCONN is refused by nix.
+    listen(&fd, Backlog::MAXALLOWABLE)?;
     Ok(TcpListener::from(fd))
 }
 

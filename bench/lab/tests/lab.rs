@@ -1,6 +1,6 @@
 //! The lab itself: hosts reach each other, the service answers the load, real servers start, and nothing is left behind.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ const STORIES: &[Story] = &[
     ("the_schedule_is_kept", 60, the_schedule_is_kept),
     ("bodies_and_large_answers_arrive_whole_over_ipv6", 60, bodies_and_large_answers_arrive_whole_over_ipv6),
     ("a_service_that_comes_back_is_found_again", 60, a_service_that_comes_back_is_found_again),
+    ("connections_wait_for_a_busy_service", 60, connections_wait_for_a_busy_service),
     ("answers_to_replayed_clients_go_to_the_assistant", 60, answers_to_replayed_clients_go_to_the_assistant),
     ("what_is_astray_is_seen_and_a_replay_is_not", 60, what_is_astray_is_seen_and_a_replay_is_not),
     ("children_die_with_the_namespace", 60, children_die_with_the_namespace),
@@ -120,6 +121,24 @@ fn a_service_that_comes_back_is_found_again() -> Result<()> {
     let report = load.stop()?;
     ensure!(report.answered == report.sent - report.failed, "{} of {}", report.answered, report.sent);
     ensure!(report.answered <= witness.answered(), "{} and {}", report.answered, witness.answered());
+    Ok(())
+}
+
+/// As many as a replay of the benchmarks opens at once, while the service accepts none.
+fn connections_wait_for_a_busy_service() -> Result<()> {
+    const AT_ONCE: usize = 10_000;
+    // A full queue stays full, so the patience is for a slow machine alone.
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let net = Network::standard()?;
+    let witness = Arc::new(Witness::new(1));
+    let to = SocketAddr::new(net.online.v4(), 80);
+    let options = HttpOptions { connections: 0, ..HttpOptions::default() };
+    let _service = HttpService::start(&net.online.ns, to, options, witness)?;
+    let established = net.client.ns.enter(move || {
+        let connect = |_| TcpStream::connect_timeout(&to, PATIENCE);
+        (0..AT_ONCE).map(connect).collect::<std::io::Result<Vec<_>>>()
+    })?;
+    ensure!(established.len() == AT_ONCE, "{} connections", established.len());
     Ok(())
 }
 

@@ -175,7 +175,7 @@ http {{
   keepalive_requests 100000000; keepalive_timeout 300s; reset_timedout_connection off;
   sendfile on; tcp_nopush on; tcp_nodelay on; default_type text/plain;
   server {{
-    listen {v4} backlog=8192; listen {v6} backlog=8192;
+    listen {v4} backlog=16384; listen {v6} backlog=16384;
     location /id/ {{ return 200 'answered by nginx, for a replay to be compared with\\n'; }}
     location /big/ {{ root {dir}; rewrite ^ /big.bin break; }}
     location /upload/ {{ proxy_pass http://unix:{dir}/sink.sock:; proxy_http_version 1.1; }}
