@@ -6,7 +6,6 @@
 //! |---|---|
 //! | where a hash begins in its index | for the whole batch, before the first packet |
 //! | the slot that probably has it, and what stands elsewhere under its number | [`AHEAD`] packets ahead |
-//! | where the wheel has it | [`AHEAD_OF_PLACE`] packets ahead |
 //!
 //! Not all slots of a batch at once: a core waits for some sixteen lines at a time, and one that has asked for hundreds does nothing
 //! else meanwhile.
@@ -27,8 +26,6 @@ const WORTH_IT: u64 = 16_384;
 pub(crate) const FORESEEN: usize = 64;
 /// Packets between the one whose slot is asked for and the one that is worked on: the time of a miss and of what it waits for.
 const AHEAD: usize = 6;
-/// The same of the place in the wheel.
-const AHEAD_OF_PLACE: usize = 3;
 
 /// A batch, returned headers first, as it is worked on.
 pub(crate) struct Foresight {
@@ -45,8 +42,6 @@ struct Packet {
     hash: u64,
     /// What the hash is of.
     key: Key,
-    /// Its session, probably.
-    id: Option<u32>,
 }
 
 /// Two ends, and the lap of captured packets.
@@ -106,9 +101,6 @@ impl Table {
         self.foresight.next = next + 1;
         self.foresee_packet(next + AHEAD);
         let packets = &self.foresight.packets[..count];
-        if let Some(Packet { id: Some(id), .. }) = packets.get(next + AHEAD_OF_PLACE) {
-            self.wheel.ask_for_place(*id);
-        }
         // Each index has hashes of its own.
         let foreseen = (next < returned) == is_returned && packets[next].key == *key;
         foreseen.then_some(packets[next].hash)
@@ -118,7 +110,6 @@ impl Table {
         if at < self.foresight.count {
             let index = if at < self.foresight.returned { &self.by_replayed } else { &self.by_flow };
             let id = index.guess(self.foresight.packets[at].hash).filter(|id| *id < self.slots.len());
-            self.foresight.packets[at].id = id;
             id.inspect(|id| self.ask_for(*id));
         }
     }
@@ -149,7 +140,7 @@ impl Foresight {
     }
 
     fn add(&mut self, hash: u64, key: Key) {
-        self.packets[self.count] = Packet { hash, key, id: None };
+        self.packets[self.count] = Packet { hash, key };
         self.count += 1;
     }
 }

@@ -1,5 +1,5 @@
-//! What happens when a deadline comes. Each slot has one entry in the wheel, for the earliest of its deadlines; an entry
-//! that fires early (most do: deadlines move away with every packet) is put back.
+//! What happens when a deadline comes. The wheel has the earliest of each slot's deadlines, or one before it: what fires early (most
+//! do, since deadlines move away with every packet) is put back.
 
 use flow::Drop;
 
