@@ -222,6 +222,8 @@ pub const WRITE_FILES: List = &[
     call(libc::SYS_unlink, Always, "the oldest recordings go"),
     call(libc::SYS_unlinkat, Always, "the oldest recordings go"),
     call(libc::SYS_getppid, Always, "whose cores the recorder may use: the supervisor's"),
+    call(libc::SYS_getpriority, Always, "which CPU priority the capturer has"),
+    call(libc::SYS_setpriority, Is(1, &[0]), "the recorder's own, which is lower"),
     call(libc::SYS_sched_setaffinity, Always, "the recorder leaves the capturer's core"),
     call(libc::SYS_sched_getaffinity, Always, "which cores there are"),
 ];
