@@ -9,8 +9,8 @@ use std::io;
 
 use recorder::{Amount, Figure, Intake, Options, Owner, Recorder, Tally};
 use shm::Counters;
-use topology::Plan;
 use topology::plan::RecordPlan;
+use topology::{Plan, Process};
 
 use crate::count::{Count, FIGURES};
 use crate::source::Frame;
@@ -29,7 +29,13 @@ impl Recording {
     pub(crate) fn start(plan: &Plan, counters: &Counters) -> io::Result<Option<Self>> {
         let Some(record) = &plan.record else { return Ok(None) };
         let tally = Tally::new(counters.part(FIGURES, Figure::COUNT));
-        let (intake, recorder) = Recorder::start(&options(plan, record), tally, owed(counters))?;
+        let nice = plan.restraint.nice - plan.nice(Process::Capturer);
+        let give_way = move || {
+            if let Err(error) = shm::give_way(nice) {
+                tracing::warn!("the recorder's thread has the capturer's CPU priority ({error})");
+            }
+        };
+        let (intake, recorder) = Recorder::start(&options(plan, record), tally, owed(counters), give_way)?;
         Ok(Some(Self { intake, recorder }))
     }
 

@@ -145,7 +145,14 @@ pub(crate) fn of_role(plan: &Plan, process: Process, ids: Option<Ids>) -> Option
 }
 
 fn injector(plan: &Plan, keep: &mut Keep) {
-    keep.calls.extend([calls::THREADS, calls::FINE_TIMERS, calls::WAIT, calls::INJECT, calls::RETURNS]);
+    keep.calls.extend([
+        calls::THREADS,
+        calls::FINE_TIMERS,
+        calls::WAIT,
+        calls::EPOLL,
+        calls::INJECT,
+        calls::RETURNS,
+    ]);
     keep.ports = plan.intercepts.iter().map(std::net::SocketAddr::port).collect();
     let sessions = u64::from(plan.limits.sessions_per_shard) * u64::from(plan.shards);
     keep.data_bytes += sessions * CLAIM_BYTES;
@@ -168,14 +175,14 @@ fn capturer(plan: &Plan, keep: &mut Keep) {
                 files.extend(trace.files.iter().map(|file| open(file, Access::Read)));
             });
         }
-        (None, CaptureEngine::Ring | CaptureEngine::Simple) => {
-            keep.calls.extend([calls::CAPTURE, calls::DEVICES]);
+        (None, engine) => {
+            keep.calls.extend([calls::EPOLL, calls::CAPTURE, calls::DEVICES]);
+            match engine {
+                CaptureEngine::Ring | CaptureEngine::Simple => {}
+                CaptureEngine::Pcap => with_libpcap(keep),
+                CaptureEngine::Xdp => keep.calls.push(calls::XDP),
+            }
         }
-        (None, CaptureEngine::Pcap) => {
-            keep.calls.extend([calls::CAPTURE, calls::DEVICES]);
-            with_libpcap(keep);
-        }
-        (None, CaptureEngine::Xdp) => keep.calls.extend([calls::CAPTURE, calls::DEVICES, calls::XDP]),
     }
     let Some(record) = &plan.record else { return };
     keep.calls.extend([calls::THREADS, calls::READ_FILES, calls::WRITE_FILES]);

@@ -21,7 +21,7 @@ static RELAY: OnceLock<Relay> = OnceLock::new();
 /// Lines that found no room since the last one that did.
 static LOST: AtomicU64 = AtomicU64::new(0);
 /// Time that the last lines are given at the end.
-const LAST_WORDS: Duration = Duration::from_secs(3);
+pub(crate) const LAST_WORDS: Duration = Duration::from_secs(3);
 
 struct Relay {
     /// Where the lines come out.
@@ -90,8 +90,12 @@ pub(crate) fn end() {
     let Some(carrier) = relay.carrier.lock().expect("no holder panics").take() else {
         return pour(relay);
     };
-    let until = Instant::now() + LAST_WORDS;
-    while !carrier.is_finished() && Instant::now() < until {
+    wait_for(&carrier, Instant::now() + LAST_WORDS);
+}
+
+/// Waits for a thread that may never end.
+pub(crate) fn wait_for(thread: &JoinHandle<()>, until: Instant) {
+    while !thread.is_finished() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -127,11 +127,9 @@ fn live(args: &RoleArgs) -> anyhow::Result<()> {
     let plan = Plan::from_bytes(&region.plan_bytes())
         .context("the plan in the region is not readable by this program")?;
     // Before any thread is started: each has a priority of its own, and begins with that of who started it.
-    if let Err(error) = shm::give_way(plan.restraint.nice) {
-        tracing::warn!(
-            "CPU priority {} could not be had ({error}); running with the usual one",
-            plan.restraint.nice
-        );
+    let nice = plan.nice(args.process);
+    if let Err(error) = shm::give_way(nice) {
+        tracing::warn!("CPU priority {nice} could not be had ({error}); running with the usual one");
     }
     let keep = confine::of_role(&plan, args.process, args.ids);
     if keep.is_some() {

@@ -12,11 +12,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::logging;
+use crate::relay::{self, LAST_WORDS};
 
 /// Lines waiting at most.
 const QUEUE: usize = 256;
-/// Time that the last lines are given at the end.
-const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// The writing end.
 pub(crate) struct Terminal {
@@ -86,9 +85,7 @@ impl Terminal {
             }
         }
         if let Some(writer) = self.writer.take() {
-            while !writer.is_finished() && Instant::now() < until {
-                std::thread::sleep(Duration::from_millis(2));
-            }
+            relay::wait_for(&writer, until);
         }
     }
 }

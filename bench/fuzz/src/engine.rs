@@ -79,10 +79,21 @@ pub struct Summary {
     pub parts: BTreeMap<&'static str, u64>,
     /// Time it took.
     pub took: Duration,
-    /// Of that, the input that took longest, and its number.
-    pub longest: (Duration, u64),
+    /// Of that, the input that took longest.
+    pub longest: Longest,
     /// Private memory at the end beyond that after the first tenth, bytes.
     pub grown: u64,
+}
+
+/// The input that took longest.
+#[derive(Debug, Default)]
+pub struct Longest {
+    /// Its number.
+    pub number: u64,
+    /// Time it took.
+    pub took: Duration,
+    /// Of that, time at work: the rest it slept, or waited for a core or a disk of a busy machine.
+    pub cpu: Duration,
 }
 
 impl Summary {
@@ -119,9 +130,12 @@ pub fn run(target: &Target, seed: u64, first: u64, amount: Amount) -> anyhow::Re
         input.extend_from_slice(dice.pick::<Vec<u8>>(&corpus));
         mutate(&mut dice, &target.shape, &mut input, &corpus);
         under_way(target, number, &input);
-        let begun = Instant::now();
+        let (begun, worked) = (Instant::now(), cpu_time());
         (target.run)(&input);
-        summary.longest = summary.longest.max((begun.elapsed(), number));
+        let took = begun.elapsed();
+        if took > summary.longest.took {
+            summary.longest = Longest { number, took, cpu: cpu_time().saturating_sub(worked) };
+        }
         summary.inputs += 1;
         for (name, parts) in reach::take_parts() {
             *summary.parts.entry(name).or_default() += parts;
@@ -131,6 +145,12 @@ pub fn run(target: &Target, seed: u64, first: u64, amount: Amount) -> anyhow::Re
     summary.took = begun.elapsed();
     summary.grown = private_bytes().saturating_sub(memory.unwrap_or(u64::MAX));
     Ok(summary)
+}
+
+/// Of this thread.
+fn cpu_time() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .map_or(Duration::ZERO, Duration::from)
 }
 
 fn private_bytes() -> u64 {

@@ -82,16 +82,25 @@ pub struct Recorder {
 
 impl Recorder {
     /// Starts the writer. It begins with what a dead recorder of the same owner left, whose figures `tally` has: `owed` is what
-    /// that one had taken and not dropped, and what of it is in no file is lost.
+    /// that one had taken and not dropped, and what of it is in no file is lost. `before` is what its thread does first: it has
+    /// core and CPU priority of the one that captures, and should have neither.
     ///
     /// # Errors
     /// The system has no thread to give.
-    pub fn start(options: &Options, tally: Tally, owed: Amount) -> std::io::Result<(Intake, Self)> {
+    pub fn start(
+        options: &Options,
+        tally: Tally,
+        owed: Amount,
+        before: impl FnOnce() + Send + 'static,
+    ) -> std::io::Result<(Intake, Self)> {
         let (producer, consumer) = rtrb::RingBuffer::new(options.ring_bytes);
         let stop = Arc::new(AtomicBool::new(false));
         let writer = Writer::new(options, consumer, tally);
         let asked = Arc::clone(&stop);
-        let begin = move || writer.run(owed, &asked);
+        let begin = move || {
+            before();
+            writer.run(owed, &asked);
+        };
         let thread = std::thread::Builder::new().name("recorder".to_owned()).spawn(begin)?;
         Ok((Intake::new(producer, options.snap, tally), Self { thread, stop, tally }))
     }

@@ -74,7 +74,7 @@ fn options(disk: &Disk) -> Options {
 
 fn start(options: &Options) -> Result<(Intake, Recorder)> {
     let tally = Tally::new(Vec::leak((0..Figure::COUNT).map(|_| AtomicU64::new(0)).collect()));
-    Ok(Recorder::start(options, tally, Amount::default())?)
+    Ok(Recorder::start(options, tally, Amount::default(), || ())?)
 }
 
 /// Packets that do not compress; their first bytes behind the header tell their number.

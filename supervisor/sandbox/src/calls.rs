@@ -120,6 +120,7 @@ pub const THREADS: List = &[
     call(libc::SYS_sched_getaffinity, Always, "the C library asks where a thread's stack ends"),
     call(libc::SYS_prctl, Is(0, &[libc::PR_SET_NAME as u64]), "a thread's name"),
     call(libc::SYS_prlimit64, Is(2, &[0]), "the C library asks how long a stack may be"),
+    call(libc::SYS_eventfd2, Always, "one thread wakes another that waits for sockets"),
 ];
 
 /// Naps that end when they should.
@@ -128,16 +129,19 @@ pub const FINE_TIMERS: List =
 
 /// Waiting for descriptors.
 pub const WAIT: List = &[
+    #[cfg(target_arch = "x86_64")]
+    call(libc::SYS_poll, Always, "waiting for a socket or a pipe"),
+    call(libc::SYS_ppoll, Always, "waiting for a socket or a pipe"),
+    call(libc::SYS_read, Always, "the counter that a thread is woken by; streams and files that are open"),
+];
+
+/// Waiting for many sockets, live capturer and injector.
+pub const EPOLL: List = &[
     call(libc::SYS_epoll_create1, Always, "waiting for sockets"),
     call(libc::SYS_epoll_ctl, Always, "waiting for sockets"),
     #[cfg(target_arch = "x86_64")]
     call(libc::SYS_epoll_wait, Always, "waiting for sockets"),
     call(libc::SYS_epoll_pwait, Always, "waiting for sockets"),
-    #[cfg(target_arch = "x86_64")]
-    call(libc::SYS_poll, Always, "waiting for a socket"),
-    call(libc::SYS_ppoll, Always, "waiting for a socket"),
-    call(libc::SYS_eventfd2, Always, "one thread wakes another"),
-    call(libc::SYS_read, Always, "the counter that it wakes it by; streams and files that are open"),
 ];
 
 /// The capturer at work on packet sockets that were opened, filtered and handed to it.
@@ -218,6 +222,8 @@ pub const WRITE_FILES: List = &[
     call(libc::SYS_unlink, Always, "the oldest recordings go"),
     call(libc::SYS_unlinkat, Always, "the oldest recordings go"),
     call(libc::SYS_getppid, Always, "whose cores the recorder may use: the supervisor's"),
+    call(libc::SYS_getpriority, Always, "which CPU priority the capturer has"),
+    call(libc::SYS_setpriority, Is(1, &[0]), "the recorder's own, which is lower"),
     call(libc::SYS_sched_setaffinity, Always, "the recorder leaves the capturer's core"),
     call(libc::SYS_sched_getaffinity, Always, "which cores there are"),
 ];
@@ -297,13 +303,6 @@ pub const RETURNS: List = &[
     ),
     call(libc::SYS_sendto, Always, "hello, claims, pings"),
     call(libc::SYS_recvfrom, Always, "headers of answers"),
-    call(libc::SYS_shutdown, Always, "the end of a connection"),
-    call(libc::SYS_ioctl, Is(1, &[libc::FIONBIO]), "a connection that does not block"),
-    call(
-        libc::SYS_fcntl,
-        Is(1, &[libc::F_GETFL as u64, libc::F_SETFL as u64]),
-        "a connection that does not block",
-    ),
 ];
 
 /// intercept: a door, a control socket and a page of figures, all of which listen already.
@@ -313,7 +312,6 @@ pub const SERVE: List = &[
     call(libc::SYS_dup2, Always, "at the end stderr is the given one again"),
     call(libc::SYS_dup3, Always, "at the end stderr is the given one again"),
     call(libc::SYS_accept4, Always, "connections of instances; the control socket; who reads the figures"),
-    call(libc::SYS_getpeername, Always, "who it is"),
     call(libc::SYS_getsockname, Always, "where it arrived"),
     call(libc::SYS_getsockopt, Always, "errors of a connection"),
     call(

@@ -17,8 +17,11 @@ const CHILD: &str = "SANDBOX_CHILD";
 /// The lists of the processes that stand at the edges and in the middle.
 const PROCESSES: [(&str, &[List]); 3] = [
     ("worker", &[calls::LIVE]),
-    ("injector", &[calls::LIVE, calls::THREADS, calls::WAIT, calls::INJECT, calls::RETURNS]),
-    ("capturer", &[calls::LIVE, calls::WAIT, calls::FINE_TIMERS, calls::CAPTURE, calls::DEVICES]),
+    ("injector", &[calls::LIVE, calls::THREADS, calls::WAIT, calls::EPOLL, calls::INJECT, calls::RETURNS]),
+    (
+        "capturer",
+        &[calls::LIVE, calls::WAIT, calls::EPOLL, calls::FINE_TIMERS, calls::CAPTURE, calls::DEVICES],
+    ),
 ];
 
 type Deed = (&'static str, &'static str, fn());

@@ -452,7 +452,7 @@ impl Key {
                 One("N"),
                 RESTRAINT,
                 Some(
-                    "By how much the CPU priority of capturer, shards and injector is lower, from 0 to 19 [default: 10]",
+                    "By how much the CPU priority of our processes is lower, that of a live capturer by half of it, from 0 to 19 [default: 10]",
                 ),
                 None,
             ),

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use flow::Range;
 use serde::{Deserialize, Serialize};
 
+use crate::wiring::Process;
+
 /// Everything the roles need to know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -406,6 +408,16 @@ pub const NOWHERE: u16 = u16::MAX;
 pub const MAX_TARGETS: usize = 256;
 
 impl Plan {
+    /// By how much a process's CPU priority is lower than the supervisor's. That of a live capturer by half as much: what it has to
+    /// leave in the kernel's ring for too long is lost, and all others find what they left. As high as the service's it would
+    /// cost the service's clients more than it saves.
+    pub fn nice(&self, process: Process) -> u8 {
+        match process {
+            Process::Capturer if self.trace.is_none() => self.restraint.nice / 2,
+            _ => self.restraint.nice,
+        }
+    }
+
     /// The smallest plan that works, for one role alone in a test or a bench: these mappings (`[udp:][IP:]PORT-TARGET:PORT`),
     /// the default client ranges, one shard, no probes, a few MiB. Panics when a text is no such mapping.
     pub fn small(mappings: &[&str]) -> Self {

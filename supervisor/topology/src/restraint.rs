@@ -8,7 +8,8 @@ use crate::plan::Restraint;
 use crate::planner::read;
 use crate::value;
 
-/// Priority of the roles unless given: beside busy production they wait, and on an idle core they notice nothing of it.
+/// Priority of the roles unless given, a live capturer's by half ([`crate::Plan::nice`]): beside busy production they wait, and on
+/// an idle core they notice nothing of it.
 pub const DEFAULT_NICE: u8 = 10;
 /// The lowest rates: one packet or connection in any 100 ms, and a few full packets.
 const LEAST_RATE: u64 = 10;

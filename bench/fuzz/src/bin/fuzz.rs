@@ -90,11 +90,12 @@ fn act(what: What) -> anyhow::Result<()> {
                 if !done.parts.is_empty() {
                     let parts: Vec<_> = done.parts.iter().map(|(name, n)| format!("{n} {name}")).collect();
                     println!(
-                        "          {} frames ({}); input {} took longest, {:.1} ms; {} KiB of memory more than after a tenth",
+                        "          {} frames ({}); input {} took longest, {:.1} ms ({:.1} at work); {} KiB of memory more than after a tenth",
                         done.parts.values().sum::<u64>(),
                         parts.join(", "),
-                        done.longest.1,
-                        done.longest.0.as_secs_f64() * 1e3,
+                        done.longest.number,
+                        done.longest.took.as_secs_f64() * 1e3,
+                        done.longest.cpu.as_secs_f64() * 1e3,
                         done.grown / 1_024
                     );
                 }
