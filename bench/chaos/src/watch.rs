@@ -420,8 +420,8 @@ impl Book {
 }
 
 /// Where the supervisor, the role that has no successor, and all who wait within the kernel stand; and threads of the kernel that
-/// want a core, which may have the lock that is waited for. One was seen: `kdamond`, which looks at the host's memory page
-/// by page, held the list of a program's mappings for 5 to 13 s on a busy host, and no process of that program could exit or begin.
+/// want a core, which may have the lock that is waited for: `kdamond`, which looks at the host's memory page by page, was seen
+/// within the list of a program's mappings while processes of that program waited to be gone.
 fn tell_who_waits(role: Process, supervisor: u32, pid: Option<u32>) {
     println!("           {role} has no successor yet");
     let is_suspect = |p: &process::Process| p.state == 'D' || p.state == 'R' && p.is_the_kernels();
