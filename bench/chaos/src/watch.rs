@@ -424,18 +424,12 @@ impl Book {
 /// within the list of a program's mappings while processes of that program waited to be gone.
 fn tell_who_waits(role: Process, supervisor: u32, pid: Option<u32>) {
     println!("           {role} has no successor yet");
+    let ours = [("supervisor", Some(supervisor)), ("the role", pid)];
+    let ours = ours.into_iter().filter_map(|(what, pid)| Some((what, pid?)));
+    let is_told = |at: u32| at == supervisor || Some(at) == pid;
     let is_suspect = |p: &process::Process| p.state == 'D' || p.state == 'R' && p.is_the_kernels();
-    let stuck = process::all().into_iter().filter(is_suspect).map(|p| p.pid);
-    let mut told = Vec::new();
-    for (what, pid) in [("supervisor", Some(supervisor)), ("the role", pid)]
-        .into_iter()
-        .filter_map(|(what, pid)| Some((what, pid?)))
-        .chain(stuck.map(|pid| ("waits", pid)))
-    {
-        if told.contains(&pid) || told.len() > 20 {
-            continue;
-        }
-        told.push(pid);
+    let others = process::all().into_iter().filter(|p| is_suspect(p) && !is_told(p.pid));
+    for (what, pid) in ours.chain(others.map(|p| ("waits", p.pid)).take(20)) {
         for place in process::places_in_the_kernel(pid) {
             println!("             {what} {pid}: {place}");
         }

@@ -114,11 +114,9 @@ impl Delays {
 pub fn places_in_the_kernel(pid: u32) -> Vec<String> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let place = |task: fs::DirEntry| {
-        let read = |file: &str| fs::read_to_string(task.path().join(file)).ok();
-        let stat = read("stat")?;
-        let (head, rest) = stat.rsplit_once(") ")?;
-        let (name, state) = (head.split_once('(')?.1, rest.chars().next()?);
-        let stack = read("stack").unwrap_or_default();
+        // A thread has a place of its own in /proc, which is not listed.
+        let Process { name, state, .. } = Process::read(task.file_name().to_str()?.parse().ok()?)?;
+        let stack = fs::read_to_string(task.path().join("stack")).unwrap_or_default();
         let functions = stack.lines().filter_map(|line| line.split_whitespace().nth(1)?.split('+').next());
         Some(format!("{name} {state} {}", functions.collect::<Vec<_>>().join(" < ")))
     };
@@ -168,5 +166,20 @@ mod tests {
         assert!(tree(me.pid).iter().any(|p| p.pid == me.pid));
         let delays = Delays::of(me.pid);
         assert!(delays.core_us > 0, "no process ever gets a core at once each time: {delays:?}");
+    }
+
+    #[test]
+    fn every_thread_of_a_process_has_a_place() {
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let waits = move || {
+            let _ = ended.recv();
+        };
+        let thread = std::thread::Builder::new().name("sleeper".to_owned()).spawn(waits).unwrap();
+        let sleeps = |place: &String| place.starts_with("sleeper S ");
+        while !places_in_the_kernel(std::process::id()).iter().any(sleeps) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        drop(end);
+        thread.join().unwrap();
     }
 }

@@ -382,13 +382,15 @@ fn a_log_that_nobody_reads_holds_nothing_up() -> Result<()> {
 }
 
 fn a_stopped_role_is_replaced_in_time() -> Result<()> {
-    hung_roles_are_replaced(5, "was stopped", |run, role, index| {
+    // With what looking costs on a busy machine.
+    hung_roles_are_replaced(5, 400, "was stopped", |run, role, index| {
         run.signal_role(role, index, Signal::SIGSTOP)
     })
 }
 
 fn a_role_that_computes_without_end_is_replaced_in_time() -> Result<()> {
-    hung_roles_are_replaced(3, "computed without end", |run, role, index| {
+    // A tenth of a second of CPU time proves it, which on a busy machine takes longer than that.
+    hung_roles_are_replaced(3, 700, "computed without end", |run, role, index| {
         let found = run.stats()?.roles()?.into_iter().find(|r| r.role == role && r.index == index);
         let pid = found.context("the role is gone")?.pid;
         lab::spin::spin(pid)?;
@@ -396,10 +398,10 @@ fn a_role_that_computes_without_end_is_replaced_in_time() -> Result<()> {
     })
 }
 
-/// Each role is made to hang in each round: it is killed, and its successor runs, and says why; long before the five seconds
-/// after which anything is judged hung. How fast it is without this machine's other work is `scripts/chaos.sh`'s to tell.
+/// Each role is made to hang in each round: it is killed, and its successor runs, within `limit_ms`, and says why.
 fn hung_roles_are_replaced(
     rounds: u32,
+    limit_ms: u128,
     why: &str,
     hang: fn(&Instance, &str, u64) -> Result<u32>,
 ) -> Result<()> {
@@ -432,7 +434,7 @@ fn hung_roles_are_replaced(
     println!("    hung to running again, ms: {times:?}");
     times.sort_unstable();
     // All but the slowest.
-    ensure!(times[times.len() - 2].0 <= 2_500, "too slow: {times:?}");
+    ensure!(times[times.len() - 2].0 <= limit_ms, "too slow: {times:?}");
     let stats = end(run)?;
     let all = Fidelity::of_ids(&stage.online, &stage.target, 1, 0..recovered);
     ensure!(all.surplus == 0 && all.altered == 0, "{all}; {}", stats.ledger());
