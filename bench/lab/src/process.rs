@@ -164,8 +164,36 @@ mod tests {
         assert!(descends_from(me.pid, me.parent));
         assert!(!descends_from(me.parent, me.pid));
         assert!(tree(me.pid).iter().any(|p| p.pid == me.pid));
-        let delays = Delays::of(me.pid);
-        assert!(delays.core_us > 0, "no process ever gets a core at once each time: {delays:?}");
+    }
+
+    #[test]
+    fn one_thread_more_than_cores_waits_for_one() {
+        use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+        use std::time::{Duration, Instant};
+        let stop = AtomicBool::new(false);
+        let cores = std::thread::available_parallelism().unwrap().get();
+        let has_waited = || {
+            let tasks = fs::read_dir("/proc/self/task").unwrap();
+            let mut threads = tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap());
+            threads.any(|thread| Delays::of(thread).core_us > 0)
+        };
+        let waited = std::thread::scope(|scope| {
+            for _ in 0..=cores {
+                scope.spawn(|| {
+                    while !stop.load(Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            let until = Instant::now() + Duration::from_secs(10);
+            while !has_waited() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let waited = has_waited();
+            stop.store(true, Relaxed);
+            waited
+        });
+        assert!(waited, "each of {} busy threads had a core each time", cores + 1);
     }
 
     #[test]
