@@ -75,15 +75,14 @@ impl Taken<'_> {
 
     /// Lets the machine ask for the memory that this batch will need, but for datagrams, which are not its own.
     pub(crate) fn foresee(&self, table: &mut Table, is_datagram: impl Fn(&Captured) -> bool) {
-        if self.captured.len() + self.returned.len() < FEW {
-            return;
-        }
+        // Also then: what was foreseen of the batch before is over.
+        let few = self.captured.len() + self.returned.len() < FEW;
         let captured = self.captured.iter().filter_map(|bytes| Captured::split(bytes).map(|(head, _)| head));
         let returned =
             self.returned.iter().filter_map(|bytes| record::split::<Returned>(bytes).map(|(head, _)| head));
         table.foresee(
-            captured.filter(|head| !is_datagram(head)),
-            returned.filter(|head| !Datagrams::is_answer(head)),
+            captured.filter(|head| !few && !is_datagram(head)),
+            returned.filter(|head| !few && !Datagrams::is_answer(head)),
         );
     }
 

@@ -29,9 +29,22 @@ type Job = Box<dyn FnOnce() + Send>;
 impl Namespace {
     /// Makes a namespace with nothing in it but a loopback device that is down. `name` is for messages only.
     pub fn new(name: &str) -> io::Result<Self> {
+        Self::begin(name, || {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| {
+                io::Error::new(io::Error::from(errno).kind(), format!("making a network namespace: {errno}"))
+            })
+        })
+    }
+
+    /// The one that this thread is in: for a process that was spawned in another's.
+    pub fn here(name: &str) -> io::Result<Self> {
+        Self::begin(name, || Ok(()))
+    }
+
+    fn begin(name: &str, enter: fn() -> io::Result<()>) -> io::Result<Self> {
         let (jobs, inbox) = channel::<Job>();
         let (ready, opened) = channel::<io::Result<File>>();
-        let worker = Builder::new().name(format!("ns-{name}")).spawn(move || work(&ready, &inbox))?;
+        let worker = Builder::new().name(format!("ns-{name}")).spawn(move || work(enter, &ready, &inbox))?;
         let file = opened.recv().map_err(|_| io::Error::other("the namespace thread ended at once"))??;
         Ok(Self { name: name.to_owned(), jobs: Some(jobs), worker: Some(worker), file })
     }
@@ -102,12 +115,8 @@ impl Drop for Namespace {
 }
 
 /// The worker thread: its namespace is the namespace, and its end is the end of the processes it started.
-fn work(ready: &Sender<io::Result<File>>, inbox: &Receiver<Job>) {
-    let opened = unshare(CloneFlags::CLONE_NEWNET)
-        .map_err(|errno| {
-            io::Error::new(io::Error::from(errno).kind(), format!("making a network namespace: {errno}"))
-        })
-        .and_then(|()| File::open("/proc/thread-self/ns/net"));
+fn work(enter: fn() -> io::Result<()>, ready: &Sender<io::Result<File>>, inbox: &Receiver<Job>) {
+    let opened = enter().and_then(|()| File::open("/proc/thread-self/ns/net"));
     let failed = opened.is_err();
     if ready.send(opened).is_err() || failed {
         return;

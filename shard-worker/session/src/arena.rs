@@ -45,7 +45,7 @@ impl Header {
 }
 
 /// Names the layout of header, slot and chunk; changes with any of them.
-pub const FORMAT: u64 = 0x7477_696e_5f73_0009;
+pub const FORMAT: u64 = 0x7477_696e_5f73_000a;
 
 /// Single words that transactions have no part in.
 #[derive(FromBytes, IntoBytes, KnownLayout)]

@@ -56,11 +56,11 @@ impl Table {
         };
         while id != NONE {
             let slot = self.slots.get(id);
-            let held = u64::from(slot.held_len) + u64::from(slot.stash_bytes) + payload_bytes as u64;
+            let held = u64::from(slot.held_len) + u64::from(slot.rare().stash_bytes) + payload_bytes as u64;
             if slot.held_len > 0 && held > u64::from(self.config.limits.held_per_session) {
                 return true;
             }
-            id = slot.next_copy;
+            id = slot.rare().next_copy;
         }
         false
     }
@@ -110,15 +110,15 @@ impl Table {
         }
         let slot = *self.slots.get(id);
         let own = |other: &Slot| other.client == slot.client && other.server == slot.server;
-        self.make_room(now_us, needed(slot.stash_bytes as usize), own)
+        self.make_room(now_us, needed(slot.rare().stash_bytes as usize), own)
     }
 
     fn needed_by_copies(&self, first: u32, payload_bytes: usize) -> usize {
         let (mut id, mut chunks) = (first, 0);
         while id != NONE {
             let slot = self.slots.get(id);
-            chunks += needed(payload_bytes + slot.stash_bytes as usize);
-            id = slot.next_copy;
+            chunks += needed(payload_bytes + slot.rare().stash_bytes as usize);
+            id = slot.rare().next_copy;
         }
         chunks
     }
@@ -147,7 +147,7 @@ impl Table {
             let slot = self.slots.get(self.hand);
             let closable = matches!(slot.phase(), Phase::Open | Phase::Opening);
             if !closable
-                || slot.held.count + slot.stash.count == 0
+                || slot.held.count + slot.rare().stash.count == 0
                 || slot.progress_us >= oldest[CLOSED - 1].0
             {
                 continue;

@@ -8,6 +8,7 @@ use flow::{Captured, Drop, Endpoint, Seq};
 use crate::config::Clients;
 use crate::diary::Step;
 use crate::numbering;
+use crate::sack;
 use crate::slot::{NONE, Phase, Recovery, Timer, is, try_bit};
 use crate::table::{Table, has_endpoint};
 use crate::tally::Count;
@@ -49,7 +50,7 @@ impl Table {
             match self.birth_of_one(now_us, segment, copies, copy, joined) {
                 Ok(id) if first == NONE => (first, last) = (id, id),
                 Ok(id) => {
-                    self.slots.get_mut(last).next_copy = id;
+                    self.slots.get_mut(last).rare_mut().next_copy = id;
                     last = id;
                 }
                 Err(reason) => {
@@ -68,9 +69,11 @@ impl Table {
         self.index_flow(hash, first);
         let mut id = first;
         while id != NONE {
-            let slot = self.slots.get_mut(id);
-            slot.absent_reason = absent as u8;
-            id = slot.next_copy;
+            // Only a flow that has fewer sessions than copies has use for it.
+            if copies > 1 {
+                self.slots.get_mut(id).rare_mut().absent_reason = absent as u8;
+            }
+            id = self.slots.get(id).rare().next_copy;
         }
         Ok(first)
     }
@@ -107,7 +110,9 @@ impl Table {
         slot.mapping = segment.mapping as u8;
         slot.lap = segment.lap;
         slot.target = target;
-        (slot.copies, slot.copy) = (copies, copy);
+        if copies > 1 {
+            (slot.rare_mut().copies, slot.rare_mut().copy) = (copies, copy);
+        }
         slot.seen_us = now_us;
         slot.data_us = segment.time_ns / 1000;
         slot.online_isn = tcp.seq;
@@ -138,7 +143,7 @@ impl Table {
                 slot.replayed = endpoint;
                 slot.enter(Phase::Queued);
                 slot.arm(Timer::End, now_us + self.config.times.queue_us);
-                self.slots.get_mut(holder).waiter = id;
+                self.slots.get_mut(holder).rare_mut().waiter = id;
                 self.tally.one(Count::Queued);
                 self.rearm(id);
             }
@@ -177,7 +182,7 @@ impl Table {
             let slot = self.slots.get(id);
             if slot.is_half_open() && slot.client != segment.client {
                 let told = slot.phase() == Phase::Open && !slot.is(is::HELD_BACK);
-                self.slots.get_mut(id).failure = 1 + Count::FailedHalfOpen as u8;
+                self.slots.get_mut(id).rare_mut().failure = 1 + Count::FailedHalfOpen as u8;
                 match told {
                     true => self.fail(now_us, id, Drop::TableFull, Count::FailedHalfOpen),
                     false => self.finish(now_us, id, Drop::TableFull),
@@ -201,7 +206,7 @@ impl Table {
             let address = self.config.targets[target as usize].endpoint;
             let Some(holder) = self.find_replayed(client, &address) else { return Ok(Choice::Free(*client)) };
             let slot = self.slots.get(holder);
-            let (waiting, phase) = (slot.waiter, slot.phase());
+            let (waiting, phase) = (slot.rare().waiter, slot.phase());
             // While nothing can come back the older ones cannot end, and are not to be blamed for it.
             let deaf = waiting != NONE && now_us < self.hears_again_us();
             if slot.client == *client && slot.is(is::DETACHED) && !deaf {
@@ -304,7 +309,7 @@ impl Table {
         let slot = self.slots.get_mut(id);
         slot.set(is::REANCHOR);
         slot.tries |= try_bit::PACED;
-        let fruitless = slot.fruitless;
+        let fruitless = slot.rare().fruitless;
         if fruitless > FRUITLESS_AT_ONCE {
             // A target that closes every connection at once is not stormed.
             let pause = RECONNECT_PAUSE_US << fruitless.min(LONGEST_PAUSE);
@@ -332,8 +337,11 @@ impl Table {
         let slot = self.slots.get_mut(id);
         slot.ts_offset = numbering::ts_offset(self.config.seeds.isn, &replayed, &target);
         (slot.snd_una, slot.snd_nxt, slot.rtx_nxt, slot.recover) = (isn, isn, isn, isn);
-        (slot.snd_wnd, slot.max_wnd, slot.sack_count) = (0, 0, 0);
-        (slot.backoff, slot.probes, slot.dupacks, slot.turns_waiting) = (0, 0, 0, 0);
+        (slot.snd_wnd, slot.max_wnd, slot.turns_waiting) = (0, 0, 0);
+        sack::forget(slot);
+        if let Some(rare) = slot.had_rare() {
+            (rare.backoff, rare.probes, rare.dupacks) = (0, 0, 0);
+        }
         (slot.deviation, slot.ts_recent, slot.wscale) = (0, 0, 0);
         (slot.pingpong, slot.answer_parts) = (1, 0);
         slot.tries &= try_bit::OF_FLOW;

@@ -43,12 +43,12 @@ pub(crate) fn rto_us(slot: &Slot) -> u64 {
         0 => RTO_INITIAL_US,
         srtt => (u64::from(srtt) + 4 * u64::from(slot.rttvar_us)).clamp(RTO_LEAST_US, RTO_MOST_US),
     };
-    (base << slot.backoff.min(6)).min(RTO_MOST_US)
+    (base << slot.rare().backoff.min(6)).min(RTO_MOST_US)
 }
 
 /// Pause until a SYN is repeated: a second at first (RFC 6298, section 2.1), whatever is known of other connections.
 pub(crate) fn syn_rto_us(slot: &Slot) -> u64 {
-    (RTO_INITIAL_US << slot.backoff.min(6)).min(RTO_MOST_US)
+    (RTO_INITIAL_US << slot.rare().backoff.min(6)).min(RTO_MOST_US)
 }
 
 /// Arms the retransmission timer anew, for a tail-loss probe where one helps.
@@ -59,7 +59,7 @@ pub(crate) fn arm(slot: &mut Slot, now_us: u64) {
     if slot.recovery() == Recovery::None
         && slot.is(is::PEER_SACK)
         && slot.srtt_us > 0
-        && slot.backoff == 0
+        && slot.rare().backoff == 0
         && slot.outstanding() > u32::from(slot.mss)
         && probe < pause
     {
@@ -86,7 +86,7 @@ pub(crate) fn pipe(slot: &Slot) -> u32 {
         |until: Seq| (until.since(slot.snd_una).max(0) as u32).saturating_sub(sack::bytes_below(slot, until));
     match slot.recovery() {
         Recovery::None => unsacked(slot.snd_nxt),
-        Recovery::Fast if slot.sack_count == 0 => slot.outstanding(),
+        Recovery::Fast if slot.rare().sack_count == 0 => slot.outstanding(),
         Recovery::Fast => slot.snd_nxt.since(highest) as u32 + unsacked(slot.rtx_nxt.min(highest)),
         Recovery::Loss => {
             unsacked(slot.rtx_nxt.min(slot.recover)) + slot.snd_nxt.since(slot.recover).max(0) as u32
@@ -106,10 +106,11 @@ pub(crate) fn lost(slot: &Slot) -> Option<(Seq, u32)> {
 
 /// One more duplicate acknowledgement.
 pub(crate) fn duplicate(slot: &mut Slot) {
-    slot.dupacks = slot.dupacks.saturating_add(1);
-    if slot.recovery() == Recovery::Fast && slot.sack_count == 0 {
+    let rare = slot.rare_mut();
+    rare.dupacks = rare.dupacks.saturating_add(1);
+    if slot.recovery() == Recovery::Fast && slot.rare().sack_count == 0 {
         slot.cwnd = (slot.cwnd + u32::from(slot.mss)).min(MOST);
-    } else if slot.dupacks >= DUPLICATES {
+    } else if slot.rare().dupacks >= DUPLICATES {
         fast(slot);
     }
 }
@@ -130,7 +131,7 @@ fn fast(slot: &mut Slot) {
     }
     let mss = u32::from(slot.mss);
     slot.ssthresh = (pipe(slot) / 2).max(2 * mss);
-    slot.cwnd = slot.ssthresh + if slot.sack_count == 0 { 3 * mss } else { 0 };
+    slot.cwnd = slot.ssthresh + if slot.rare().sack_count == 0 { 3 * mss } else { 0 };
     slot.set_recovery(Recovery::Fast);
     slot.recover = slot.snd_nxt;
     slot.rtx_nxt = slot.snd_una;
@@ -141,15 +142,16 @@ fn fast(slot: &mut Slot) {
 /// The retransmission timer fired.
 pub(crate) fn timed_out(slot: &mut Slot) {
     let mss = u32::from(slot.mss);
-    if slot.backoff == 0 {
+    if slot.rare().backoff == 0 {
         slot.ssthresh = (pipe(slot) / 2).max(2 * mss);
     } else {
         // It may have forgotten what it selectively acknowledged (RFC 2018, section 8).
-        slot.sack_count = 0;
+        sack::forget(slot);
     }
     slot.cwnd = mss;
-    slot.backoff = slot.backoff.saturating_add(1);
-    slot.dupacks = 0;
+    let rare = slot.rare_mut();
+    rare.backoff = rare.backoff.saturating_add(1);
+    rare.dupacks = 0;
     slot.set_recovery(Recovery::Loss);
     slot.recover = slot.snd_nxt;
     slot.rtx_nxt = slot.snd_una;
@@ -166,7 +168,7 @@ pub(crate) fn cut_smaller(slot: &mut Slot, mss: u16) {
 /// After several time-outs in a row of segments larger than this one smaller size is tried: a router that drops them may say
 /// so to nobody (RFC 4821, section 7.7, with its size to begin with; then what every host takes).
 pub(crate) fn suspect_size(slot: &mut Slot, v4: bool) -> bool {
-    let size = match (slot.backoff, v4) {
+    let size = match (slot.rare().backoff, v4) {
         (3, true) => 1024,
         (5, true) => 536,
         (3, false) => 1220,
@@ -190,7 +192,9 @@ pub(crate) fn acknowledged(slot: &mut Slot, ack: Seq, now_us: u64) {
         slot.unset(is::TIMING);
         sample_rtt(slot, (now_us as u32).wrapping_sub(slot.rtt_start));
     }
-    slot.dupacks = 0;
+    if let Some(rare) = slot.had_rare() {
+        rare.dupacks = 0;
+    }
     match slot.recovery() {
         Recovery::None => grow(slot, acked, mss),
         _ if ack.at_or_after(slot.recover) => {
@@ -201,7 +205,7 @@ pub(crate) fn acknowledged(slot: &mut Slot, ack: Seq, now_us: u64) {
             }
             slot.set_recovery(Recovery::None);
         }
-        Recovery::Fast if slot.sack_count == 0 => {
+        Recovery::Fast if slot.rare().sack_count == 0 => {
             // A partial acknowledgement: the next segment is lost too (RFC 6582).
             slot.cwnd = slot.cwnd.saturating_sub(acked).max(mss) + mss;
             slot.set(is::OWE_HEAD);
@@ -274,9 +278,9 @@ mod tests {
         assert_eq!(rto_us(&slot), 1_000_000);
         sample_rtt(&mut slot, 500);
         assert_eq!(rto_us(&slot), 200_000);
-        slot.backoff = 3;
+        slot.rare_mut().backoff = 3;
         assert_eq!(rto_us(&slot), 1_600_000);
-        slot.backoff = 60;
+        slot.rare_mut().backoff = 60;
         assert_eq!(rto_us(&slot), 8_000_000);
     }
 }

@@ -205,7 +205,7 @@ struct Head {
 }
 
 /// Names the layout; changes with it, and with a slot's.
-const FORMAT: u64 = 0x7477_696e_6469_0002 ^ (size_of::<Slot>() as u64) << 32;
+const FORMAT: u64 = 0x7477_696e_6469_0003 ^ (size_of::<Slot>() as u64) << 32;
 
 /// The diaries of a table's sessions; of one without memory for them, nothing is kept.
 #[derive(Default)]
@@ -275,7 +275,7 @@ impl Diary {
     /// It is over: one that failed is remembered.
     pub(crate) fn end(&mut self, id: u32, now_us: u64, slot: &Slot) {
         use Count::{FailedStopped, SessionsClientReset, SessionsCompleted};
-        let Some(why) = slot.failure.checked_sub(1) else { return };
+        let Some(why) = slot.rare().failure.checked_sub(1) else { return };
         if [FailedStopped, SessionsClientReset, SessionsCompleted].map(|count| count as u8).contains(&why) {
             return;
         }
@@ -392,17 +392,17 @@ mod tests {
         for (id, failure) in
             [(0, 0), (1, 1 + Count::FailedRefused as u8), (2, 1 + Count::FailedStopped as u8)]
         {
-            slot.failure = failure;
+            slot.rare_mut().failure = failure;
             diary.begin(id, 10, Step::SynCaptured);
             diary.end(id, 20, &slot);
         }
         let of = |diary: &Diary| {
             let all = seen(diary, 8);
-            all.past(25).map(|(slot, ago, steps)| (slot.failure, ago, steps.len())).collect::<Vec<_>>()
+            all.past(25).map(|(slot, ago, steps)| (slot.rare().failure, ago, steps.len())).collect::<Vec<_>>()
         };
         assert_eq!(of(&diary), [(1 + Count::FailedRefused as u8, 5, 1)]);
         for n in 0..PAST as u64 {
-            slot.failure = 1 + Count::FailedTimedOut as u8;
+            slot.rare_mut().failure = 1 + Count::FailedTimedOut as u8;
             diary.end(7, 30 + n, &slot);
         }
         assert_eq!(of(&diary).len(), PAST);

@@ -13,7 +13,7 @@ use flow::{Drop, Seq};
 
 use crate::diary::Step;
 use crate::held;
-use crate::slot::{After, NONE, Phase, Slot, Timer, is, try_bit};
+use crate::slot::{After, NONE, Phase, Timer, is, try_bit};
 use crate::stash;
 use crate::table::Table;
 use crate::tally::Count;
@@ -34,7 +34,7 @@ impl Table {
         let mut id = first;
         while id != NONE {
             let slot = self.slots.get_mut(id);
-            let next = std::mem::replace(&mut slot.next_copy, NONE);
+            let next = slot.had_rare().map_or(NONE, |rare| std::mem::replace(&mut rare.next_copy, NONE));
             slot.set(is::DETACHED);
             self.close_stream(now_us, id);
             id = next;
@@ -56,14 +56,14 @@ impl Table {
             Phase::Opening | Phase::Open => slot.arm(Timer::End, now_us + orphan_us),
         }
         let lost = stash::clear(slot, &mut self.chunks);
-        self.tally.discard(slot, Drop::Gap, lost);
+        self.tally.discard(Drop::Gap, lost);
         slot.disarm(Timer::Hole);
         if !slot.is(is::END_HELD) {
             if !slot.is(is::END_KNOWN) {
                 slot.set(is::END_KNOWN);
-                slot.end_gate = slot.last_gate;
+                slot.rare_mut().end_gate = slot.last_gate;
             }
-            slot.online_end = slot.online_next;
+            slot.rare_mut().online_end = slot.online_next;
             self.take_end(now_us, id, now_us);
         }
         self.touch(id);
@@ -109,7 +109,7 @@ impl Table {
             return;
         }
         if slot.turns_waiting > 0 {
-            slot.failure = 1 + Count::FailedReset as u8;
+            slot.rare_mut().failure = 1 + Count::FailedReset as u8;
             self.diary.note(id, now_us, Step::Failed, 1);
         }
         self.leave(now_us, id, Drop::TargetClosed, false);
@@ -129,25 +129,27 @@ impl Table {
                 self.part_with(now_us, id, Drop::Memory, Count::FailedMemory, reset);
                 return;
             };
-            self.tally.discard(slot, reason, dropped);
+            self.tally.discard(reason, dropped);
         }
         let again = slot.held_len == 0 || held::head_is_whole(slot, &self.chunks);
         if !again || (sent > 0 && slot.is(is::HEAD_RESENT)) {
             let (dropped, grows) = held::drop_head_turn(slot, &mut self.chunks);
-            self.tally.discard(slot, Drop::TargetClosed, dropped);
+            self.tally.discard(Drop::TargetClosed, dropped);
             sent = sent.saturating_sub(dropped);
             if grows {
                 slot.set(is::SKIPPING);
-                slot.skip_reason = Drop::TargetClosed as u8;
+                slot.rare_mut().skip_reason = Drop::TargetClosed as u8;
             }
-            slot.failure = 1 + Count::FailedTargetClosed as u8;
+            slot.rare_mut().failure = 1 + Count::FailedTargetClosed as u8;
         } else if sent > 0 && slot.held_len > 0 {
             slot.set(is::HEAD_RESENT);
             self.tally.one(Count::TurnsResent);
         }
-        slot.resent_left = sent.min(slot.held_len);
-        slot.fruitless = slot.fruitless.saturating_add(1);
-        if slot.fruitless > FRUITLESS {
+        let resent = sent.min(slot.held_len);
+        let rare = slot.rare_mut();
+        rare.resent_left = resent;
+        rare.fruitless = rare.fruitless.saturating_add(1);
+        if slot.rare().fruitless > FRUITLESS {
             self.part_with(now_us, id, reason, Count::FailedTargetClosed, reset);
         } else if slot.held_len == 0 {
             self.leave(now_us, id, reason, reset);
@@ -175,8 +177,8 @@ impl Table {
         }
         let held = slot.held_len;
         held::clear(slot, &mut self.chunks);
-        self.tally.discard(slot, reason, held);
-        slot.failure = 1 + failure as u8;
+        self.tally.discard(reason, held);
+        slot.rare_mut().failure = 1 + failure as u8;
         self.diary.note(id, now_us, Step::Failed, 1);
         self.leave(now_us, id, reason, reset);
     }
@@ -190,7 +192,7 @@ impl Table {
         if !over {
             // The rest of a turn that the target has not wholly taken is of no use without its start.
             slot.set(is::SKIPPING);
-            slot.skip_reason = reason as u8;
+            slot.rare_mut().skip_reason = reason as u8;
         }
         slot.set_after(if over { After::Free } else { After::Part });
         if reset && slot.phase() != Phase::Parted {
@@ -251,12 +253,12 @@ impl Table {
         let linger_us = self.config.times.linger_us;
         let slot = self.slots.get_mut(id);
         held::clear(slot, &mut self.chunks);
-        if slot.waiter != NONE {
+        if slot.rare().waiter != NONE {
             self.finish(now_us, id, Drop::Superseded);
             return;
         }
         slot.enter(Phase::Lingering);
-        slot.deadlines = Slot::empty().deadlines;
+        slot.disarm_all();
         slot.arm(Timer::End, now_us + linger_us);
         self.rearm(id);
         self.lingering.push(&self.slots, id);
@@ -271,12 +273,12 @@ impl Table {
         let stashed = stash::clear(slot, &mut self.chunks);
         let held = slot.held_len;
         let phase = slot.phase();
-        self.tally.discard(slot, reason, stashed);
-        self.tally.discard(slot, reason, held);
+        self.tally.discard(reason, stashed);
+        self.tally.discard(reason, held);
         held::clear(slot, &mut self.chunks);
         slot.disarm(Timer::Hole);
         if phase != Phase::Lingering && phase != Phase::Resetting {
-            slot.failure = 1 + failure as u8;
+            slot.rare_mut().failure = 1 + failure as u8;
             self.diary.note(id, now_us, Step::Failed, 1);
         }
         slot.set_after(After::Free);
@@ -292,7 +294,7 @@ impl Table {
 
     /// The run is over for this session.
     pub(crate) fn stop(&mut self, now_us: u64, id: u32) {
-        let failure = match self.slots.get(id).in_flight {
+        let failure = match self.slots.get(id).in_flight() {
             0 => Count::SessionsCompleted,
             _ => Count::FailedStopped,
         };
@@ -338,7 +340,7 @@ impl Table {
         if slot.is(is::DETACHED) {
             return;
         }
-        let next = slot.next_copy;
+        let next = slot.rare().next_copy;
         let flow = slot.flow();
         let hash = self.flow_hash(&flow.client, &flow.server, flow.lap);
         if slot.is(is::FIRST) {
@@ -348,14 +350,16 @@ impl Table {
             }
         } else if let Some(first) = self.find_flow(hash, &flow) {
             let mut before = first;
-            while before != NONE && self.slots.get(before).next_copy != id {
-                before = self.slots.get(before).next_copy;
+            while before != NONE && self.slots.get(before).rare().next_copy != id {
+                before = self.slots.get(before).rare().next_copy;
             }
             if before != NONE {
-                self.slots.get_mut(before).next_copy = next;
+                self.slots.get_mut(before).rare_mut().next_copy = next;
             }
         }
-        self.slots.get_mut(id).next_copy = NONE;
+        if let Some(rare) = self.slots.get_mut(id).had_rare() {
+            rare.next_copy = NONE;
+        }
     }
 
     /// The session is over: what it still had in flight is dropped under `reason`, everything of it is free again.
@@ -365,17 +369,16 @@ impl Table {
         if self.slots.get(id).phase() == Phase::Queued
             && let Some(holder) = self.holder_of(id)
         {
-            self.slots.get_mut(holder).waiter = NONE;
+            self.slots.get_mut(holder).rare_mut().waiter = NONE;
         }
         self.vacate(now_us, id);
         let slot = self.slots.get_mut(id);
+        self.tally.discard(reason, slot.in_flight());
         stash::clear(slot, &mut self.chunks);
         held::clear(slot, &mut self.chunks);
-        let rest = slot.in_flight;
-        self.tally.discard(slot, reason, rest);
-        let failure = slot.failure.checked_sub(1).and_then(|index| Count::ALL.get(index as usize));
+        let failure = slot.rare().failure.checked_sub(1).and_then(|index| Count::ALL.get(index as usize));
         self.tally.one(failure.copied().unwrap_or(Count::SessionsCompleted));
-        let waiter = slot.waiter;
+        let waiter = slot.rare().waiter;
         slot.reset();
         self.wheel.disarm(id);
         self.free.push(id);

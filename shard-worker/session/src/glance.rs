@@ -109,13 +109,14 @@ fn glance(slot: &Slot, now_us: u64, steps: Vec<Told>) -> Result<Option<Glance>, 
             Phase::Parted => "parted: the connection is gone, the client is not",
             Phase::Lingering => "over, and remembered for a while",
         },
-        copy: (slot.copy, slot.copies),
+        copy: (slot.rare().copy, slot.rare().copies),
         facts: facts(slot, now_us, steps.is_empty()),
         steps,
         over_us: None,
-        in_flight: slot.in_flight,
-        backoff: slot.backoff,
+        in_flight: slot.in_flight(),
+        backoff: slot.rare().backoff,
         failure: slot
+            .rare()
             .failure
             .checked_sub(1)
             .and_then(|at| Count::ALL.get(usize::from(at)))
@@ -171,17 +172,26 @@ fn facts(slot: &Slot, now_us: u64, dated: bool) -> Vec<String> {
             slot.snd_una.0, slot.snd_wnd
         ),
     );
-    add(slot.in_flight > 0, format!("{} bytes of the client are held or under way", slot.in_flight));
-    add(slot.backoff > 0, format!("{} time-outs in a row: the same is sent again", slot.backoff));
-    add(slot.dupacks > 0, format!("{} duplicate acknowledgements", slot.dupacks));
-    add(slot.probes > 0, format!("{} probes without an answer", slot.probes));
-    add(slot.turns_waiting > 0, format!("{} turns wait for the answer before them", slot.turns_waiting));
-    add(slot.unanswered > 0, format!("{} turns in a row were released without an answer", slot.unanswered));
+    add(slot.in_flight() > 0, format!("{} bytes of the client are held or under way", slot.in_flight()));
     add(
-        slot.fruitless > 0,
-        format!("{} connections in a row ended without an acknowledged byte", slot.fruitless),
+        slot.rare().backoff > 0,
+        format!("{} time-outs in a row: the same is sent again", slot.rare().backoff),
     );
-    add(slot.stash_bytes > 0, format!("{} bytes wait behind a hole in the capture", slot.stash_bytes));
+    add(slot.rare().dupacks > 0, format!("{} duplicate acknowledgements", slot.rare().dupacks));
+    add(slot.rare().probes > 0, format!("{} probes without an answer", slot.rare().probes));
+    add(slot.turns_waiting > 0, format!("{} turns wait for the answer before them", slot.turns_waiting));
+    add(
+        slot.rare().unanswered > 0,
+        format!("{} turns in a row were released without an answer", slot.rare().unanswered),
+    );
+    add(
+        slot.rare().fruitless > 0,
+        format!("{} connections in a row ended without an acknowledged byte", slot.rare().fruitless),
+    );
+    add(
+        slot.rare().stash_bytes > 0,
+        format!("{} bytes wait behind a hole in the capture", slot.rare().stash_bytes),
+    );
     add(slot.is(is::SKIPPING), "data is dropped until the client's next turn begins".to_owned());
     add(
         slot.is(is::END_KNOWN),
@@ -229,7 +239,7 @@ mod tests {
         slot.enter(Phase::Opening);
         slot.client = "10.0.0.7:40001".parse::<SocketAddr>().unwrap().into();
         slot.replayed = "198.18.16.9:40001".parse::<SocketAddr>().unwrap().into();
-        (slot.backoff, slot.data_us, slot.copies) = (3, 1_000_000, 1);
+        (slot.rare_mut().backoff, slot.data_us) = (3, 1_000_000);
         slot.arm(Timer::Rto, 9_000_000);
         slot.seal();
         slot

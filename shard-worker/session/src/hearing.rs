@@ -75,7 +75,9 @@ impl Table {
                 slot.arm(timer, now_us);
                 if slot.phase() == Phase::Open {
                     // The next pause is a short one again; 0 would be the first loss of a window.
-                    (slot.backoff, slot.probes) = (slot.backoff.min(1), slot.probes.min(1));
+                    if let Some(rare) = slot.had_rare() {
+                        (rare.backoff, rare.probes) = (rare.backoff.min(1), rare.probes.min(1));
+                    }
                 }
                 self.rearm(id);
             }
@@ -91,10 +93,12 @@ fn asked_in_vain(slot: &Slot) -> Option<Timer> {
     let tried = |timer, tries: u8| (tries > 0 && slot.deadline(timer) != NEVER).then_some(timer);
     match slot.phase() {
         // It may wait for its turn to try, which nobody takes from it.
-        Phase::Opening if slot.tries & try_bit::WAITING == 0 => tried(Timer::Rto, slot.backoff),
+        Phase::Opening if slot.tries & try_bit::WAITING == 0 => tried(Timer::Rto, slot.rare().backoff),
         Phase::Open => {
-            let probes = || tried(Timer::Persist, slot.probes).or_else(|| tried(Timer::Alive, slot.probes));
-            tried(Timer::Rto, slot.backoff).or_else(probes)
+            let probes = || {
+                tried(Timer::Persist, slot.rare().probes).or_else(|| tried(Timer::Alive, slot.rare().probes))
+            };
+            tried(Timer::Rto, slot.rare().backoff).or_else(probes)
         }
         Phase::Free
         | Phase::Queued

@@ -47,9 +47,8 @@ impl Table {
         self.tally.one(Count::TakenSegments);
         self.tally.add(Count::TakenBytes, payload.len() as u64);
         self.file_clock.read(now_us, segment.time_ns / 1000);
-        let hash = self.hash_of_captured(segment);
+        let (hash, mut first) = self.flow_of(segment);
         let opens = segment.tcp.has(flag::SYN) && !segment.tcp.has(flag::ACK);
-        let mut first = self.find_flow(hash, segment);
         if let Some(id) = first
             && opens
             && !self.repeats_syn(id, segment)
@@ -103,8 +102,8 @@ impl Table {
     pub(crate) fn take_online_answer(&mut self, now_us: u64, segment: &Captured) {
         self.tally.one(Count::OnlineAnswers);
         self.file_clock.read(now_us, segment.time_ns / 1000);
-        let hash = self.hash_of_captured(segment);
-        let Some(first) = self.find_flow(hash, segment) else {
+        let (hash, first) = self.flow_of(segment);
+        let Some(first) = first else {
             if segment.cut_len > 0 {
                 // A flow older than the file: what acknowledges more than this comes behind an answer.
                 self.strangers.moved_on(hash, segment.tcp.seq);
@@ -120,7 +119,7 @@ impl Table {
                 self.tally.online_first_byte.record(us.into());
             }
             let slot = self.slots.get(id);
-            let next = slot.next_copy;
+            let next = slot.rare().next_copy;
             let opens = segment.tcp.has(flag::SYN | flag::ACK) && segment.tcp.ack.after(slot.online_isn);
             if opens && !slot.is(is::ANCHORED) {
                 self.slots.get_mut(id).anchor(segment.tcp.seq + 1);
@@ -165,11 +164,12 @@ impl Table {
 
     /// Gives a segment to every copy of its flow.
     fn distribute(&mut self, now_us: u64, first: u32, segment: &Captured, payload: &[u8]) {
-        let (copies, absent) = (self.slots.get(first).copies, self.slots.get(first).absent_reason);
+        let (copies, absent) =
+            (self.slots.get(first).rare().copies, self.slots.get(first).rare().absent_reason);
         self.tally.add(Count::Wanted, u64::from(copies) * payload.len() as u64);
         let (mut id, mut present) = (first, 0);
         while id != NONE {
-            let next = self.slots.get(id).next_copy;
+            let next = self.slots.get(id).rare().next_copy;
             self.take(now_us, id, segment, payload);
             present += 1;
             id = next;
@@ -193,7 +193,7 @@ impl Table {
                 slot.set(is::RTT_SETTLED);
                 slot.client_rtt_us = 0;
             }
-            id = slot.next_copy;
+            id = slot.rare().next_copy;
         }
         true
     }
@@ -237,8 +237,9 @@ impl Table {
         {
             slot.set(is::END_KNOWN);
             slot.put(is::END_RST, tcp.has(flag::RST));
-            slot.online_end = if tcp.has(flag::RST) { end.max(slot.online_next) } else { end };
-            slot.end_gate = gate;
+            let end = if tcp.has(flag::RST) { end.max(slot.online_next) } else { end };
+            let rare = slot.rare_mut();
+            (rare.online_end, rare.end_gate) = (end, gate);
             let step = if tcp.has(flag::RST) { Step::ClientRst } else { Step::ClientFin };
             self.diary.note(id, now_us, step, 1);
         } else if tcp.has(flag::RST) && slot.is(is::END_KNOWN) {
@@ -253,11 +254,11 @@ impl Table {
     /// hole was answered by a server that has no hole there, so nobody will send those bytes again.
     fn note_hole(&mut self, now_us: u64, id: u32, ack: Option<Seq>) {
         let slot = self.slots.get(id);
-        let end = slot.is(is::END_KNOWN) && slot.online_end.after(slot.online_next);
-        if slot.stash_count == 0 && !end {
+        let end = slot.is(is::END_KNOWN) && slot.rare().online_end.after(slot.online_next);
+        if slot.rare().stash_count == 0 && !end {
             return;
         }
-        let end_gate = end.then_some(slot.end_gate.seq());
+        let end_gate = end.then_some(slot.rare().end_gate.seq());
         let nobody = slot.is(is::END_RST)
             || self.answers.has_byte(id, slot.online_next).unwrap_or(false)
             || stash::was_answered(slot, &self.chunks, ack, end_gate);
@@ -314,7 +315,7 @@ impl Table {
         let mut bytes = payload;
         // Beyond the client's own end nothing can follow.
         if slot.is(is::END_KNOWN) {
-            let room = slot.online_end.since(seq).max(0) as usize;
+            let room = slot.rare().online_end.since(seq).max(0) as usize;
             let (within, beyond) = bytes.split_at(bytes.len().min(room));
             self.tally.drop_bytes(Drop::NotJoined, beyond.len() as u32);
             bytes = within;
@@ -326,7 +327,7 @@ impl Table {
             return;
         }
         let seq = seq + doubled.len() as u32;
-        let held = u64::from(slot.held_len) + u64::from(slot.stash_bytes) + fresh.len() as u64;
+        let held = u64::from(slot.held_len) + u64::from(slot.rare().stash_bytes) + fresh.len() as u64;
         if held > u64::from(self.config.limits.held_per_session) || !self.has_room(fresh.len()) {
             self.tally.drop_bytes(Drop::Memory, fresh.len() as u32);
             self.overflow(now_us, id, seq + fresh.len() as u32);
@@ -347,7 +348,7 @@ impl Table {
             self.tally.drop_bytes(Drop::Duplicate, fresh.len() as u32);
         } else {
             // Behind a hole; or data in a SYN, which waits for the client's third packet (RFC 7413: it may be a repeat).
-            if slot.stash_count == 0 {
+            if slot.rare().stash_count == 0 {
                 self.answers.hole(id);
             }
             let slot = self.slots.get_mut(id);
@@ -357,8 +358,8 @@ impl Table {
                 return;
             }
             self.tally.one(Count::Stashed);
-            self.tally.hold(slot, fresh.len() as u32);
-            if slot.stash_count >= stash::ENTRIES {
+            self.tally.hold(fresh.len() as u32);
+            if slot.rare().stash_count >= stash::ENTRIES {
                 slot.arm(Timer::Hole, now_us);
             }
         }
@@ -386,7 +387,7 @@ impl Table {
                 } else {
                     slot.tries &= !try_bit::UNPUSHED;
                 }
-                self.tally.hold(slot, bytes.len() as u32);
+                self.tally.hold(bytes.len() as u32);
                 self.diary.note(id, now_us, Step::Captured, bytes.len() as u32);
             }
             Admit::Drop(reason) => self.tally.drop_bytes(reason, bytes.len() as u32),
@@ -416,7 +417,7 @@ impl Table {
         slot.last_gate = gate;
         if slot.is(is::SKIPPING) {
             if !begins || slot.tries & try_bit::GIVEN_UP != 0 {
-                return Ok(Admit::Drop(Drop::ALL[slot.skip_reason as usize % Drop::COUNT]));
+                return Ok(Admit::Drop(Drop::ALL[slot.rare().skip_reason as usize % Drop::COUNT]));
             }
             slot.unset(is::SKIPPING);
         }
@@ -454,7 +455,7 @@ impl Table {
 
     /// Moves on what is in order now.
     fn drain_stash(&mut self, now_us: u64, id: u32) {
-        if self.slots.get(id).stash_count == 0 || !self.slots.get(id).is(is::ANCHORED) {
+        if self.slots.get(id).rare().stash_count == 0 || !self.slots.get(id).is(is::ANCHORED) {
             return;
         }
         let mut moved = false;
@@ -477,16 +478,14 @@ impl Table {
                     return;
                 }
                 // They were in flight in the stash already.
-                let slot = self.slots.get_mut(id);
-                slot.stash_bytes -= n as u32;
-                slot.in_flight -= n as u32;
+                self.slots.get_mut(id).rare_mut().stash_bytes -= n as u32;
                 self.tally.in_flight -= n as u64;
             }
         }
         let slot = self.slots.get_mut(id);
         let doubled = stash::reset_when_passed(slot, &mut self.chunks);
-        self.tally.discard(slot, Drop::Duplicate, doubled);
-        if slot.stash_count == 0 {
+        self.tally.discard(Drop::Duplicate, doubled);
+        if slot.rare().stash_count == 0 {
             slot.disarm(Timer::Hole);
         } else if moved {
             // The next hole has its own time.
@@ -509,7 +508,8 @@ impl Table {
             Some(false) => Some(RETRIED_US),
             None => None,
         };
-        if self.file_clock.may_fill(now_us, behind_us, within_us) && slot.stash_count < stash::ENTRIES {
+        if self.file_clock.may_fill(now_us, behind_us, within_us) && slot.rare().stash_count < stash::ENTRIES
+        {
             self.slots.get_mut(id).arm(Timer::Hole, now_us + FILE_LOOK_US);
             self.rearm(id);
             return;
@@ -522,7 +522,7 @@ impl Table {
         }
         let slot = self.slots.get(id);
         let next = stash::first_byte(slot, &self.chunks);
-        let end = slot.is(is::END_KNOWN).then_some(slot.online_end);
+        let end = slot.is(is::END_KNOWN).then_some(slot.rare().online_end);
         let Some(to) = [next, end].into_iter().flatten().reduce(Seq::min) else { return };
         let missed = to.since(slot.online_next);
         if missed > 0 {
@@ -550,7 +550,7 @@ impl Table {
     fn skip_hole(&mut self, now_us: u64, id: u32, to: Seq, missed: u32) {
         let after = self.gate_at(id, to);
         let slot = self.slots.get_mut(id);
-        let risen = after.unwrap_or(slot.end_gate) > slot.last_gate;
+        let risen = after.unwrap_or(slot.rare().end_gate) > slot.last_gate;
         slot.online_next = to;
         slot.tries |= try_bit::AFTER_GAP;
         if risen {
@@ -559,7 +559,7 @@ impl Table {
                 && !self.answers.turn_begins(id, to)
             {
                 slot.set(is::SKIPPING | is::HAD_DATA);
-                slot.skip_reason = Drop::Gap as u8;
+                slot.rare_mut().skip_reason = Drop::Gap as u8;
                 slot.last_gate = gate;
             }
             return;
@@ -574,7 +574,7 @@ impl Table {
         let slot = self.slots.get_mut(id);
         let had_data = slot.is(is::HAD_DATA);
         slot.set(is::SKIPPING | is::HAD_DATA);
-        slot.skip_reason = Drop::Gap as u8;
+        slot.rare_mut().skip_reason = Drop::Gap as u8;
         slot.tries |= try_bit::AFTER_GAP;
         if had_data {
             let Ok((dropped, partly_sent)) = held::drop_unsent_tail(slot, &mut self.chunks) else {
@@ -582,7 +582,7 @@ impl Table {
                 self.overflow(now_us, id, to);
                 return;
             };
-            self.tally.discard(slot, Drop::Gap, dropped);
+            self.tally.discard(Drop::Gap, dropped);
             let sent = partly_sent || (dropped == 0 && slot.held.is_empty());
             if sent && goes_on && slot.phase() == Phase::Open {
                 // Part of a request stands at the target and its rest will never come.
@@ -628,19 +628,23 @@ impl Table {
         let slot = self.slots.get_mut(id);
         if !slot.is(is::END_KNOWN)
             || slot.is(is::END_HELD)
-            || slot.online_next.before(slot.online_end)
+            || slot.online_next.before(slot.rare().online_end)
             || slot.phase() == Phase::Free
         {
             return;
         }
         let rest = stash::clear(slot, &mut self.chunks);
-        self.tally.discard(slot, Drop::NotJoined, rest);
+        self.tally.discard(Drop::NotJoined, rest);
         slot.disarm(Timer::Hole);
         if slot.phase() == Phase::Parted {
             self.finish(now_us, id, Drop::TargetClosed);
             return;
         }
-        let gate = if slot.is(is::ANCHORED) { slot.end_gate.max(slot.last_gate) } else { slot.end_gate };
+        let gate = if slot.is(is::ANCHORED) {
+            slot.rare().end_gate.max(slot.last_gate)
+        } else {
+            slot.rare().end_gate
+        };
         let mut flags = if slot.is(is::END_RST) { piece::RST } else { piece::FIN };
         if slot.tries & try_bit::AFTER_GAP != 0 {
             flags |= piece::AFTER_GAP;
@@ -648,7 +652,7 @@ impl Table {
         let gap_us = time_us.saturating_sub(slot.data_us).min(u64::from(u32::MAX)) as u32;
         let end = Piece { time_us, len: 0, gate, gap_us, flags };
         if held::begin(slot, &mut self.chunks, &end, 0).is_err() {
-            let to = slot.online_end;
+            let to = slot.rare().online_end;
             self.overflow(now_us, id, to);
             return;
         }
@@ -661,7 +665,7 @@ impl Table {
     pub(crate) fn overflow(&mut self, now_us: u64, id: u32, to: Seq) {
         let slot = self.slots.get_mut(id);
         let rest = stash::clear(slot, &mut self.chunks);
-        self.tally.discard(slot, Drop::Memory, rest);
+        self.tally.discard(Drop::Memory, rest);
         slot.disarm(Timer::Hole);
         slot.online_next = slot.online_next.max(to);
         self.part(now_us, id, Drop::Memory, Count::FailedMemory);

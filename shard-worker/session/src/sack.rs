@@ -8,7 +8,7 @@ use crate::slot::{SACK_BLOCKS, Slot};
 
 /// The ranges, lowest first, apart from one another.
 pub(crate) fn ranges(slot: &Slot) -> &[SackBlock] {
-    &slot.sack[..(slot.sack_count as usize).min(SACK_BLOCKS)]
+    &slot.rare().sack[..(slot.rare().sack_count as usize).min(SACK_BLOCKS)]
 }
 
 /// Adds blocks of a segment that acknowledges `ack`; whether they said anything new. Blocks that lie outside what is
@@ -47,22 +47,31 @@ fn add(slot: &mut Slot, block: SackBlock) -> bool {
     kept.copy_within(at..n, at + 1);
     kept[at] = merged;
     n = (n + 1).min(SACK_BLOCKS);
-    slot.sack.copy_from_slice(&kept[..SACK_BLOCKS]);
-    slot.sack_count = n as u8;
+    let rare = slot.rare_mut();
+    rare.sack.copy_from_slice(&kept[..SACK_BLOCKS]);
+    rare.sack_count = n as u8;
     true
+}
+
+/// Forgets all of it.
+pub(crate) fn forget(slot: &mut Slot) {
+    if let Some(rare) = slot.had_rare() {
+        (rare.sack, rare.sack_count) = ([SackBlock::default(); SACK_BLOCKS], 0);
+    }
 }
 
 /// Forgets what is acknowledged by now.
 pub(crate) fn forget_below(slot: &mut Slot, una: Seq) {
-    let mut n = 0;
-    for i in 0..ranges(slot).len() {
-        let range = slot.sack[i];
+    let (mut kept, mut n) = ([SackBlock::default(); SACK_BLOCKS], 0);
+    for range in ranges(slot) {
         if range.right.after(una) {
-            slot.sack[n] = SackBlock { left: range.left.max(una), right: range.right };
+            kept[n] = SackBlock { left: range.left.max(una), right: range.right };
             n += 1;
         }
     }
-    slot.sack_count = n as u8;
+    if let Some(rare) = slot.had_rare() {
+        (rare.sack, rare.sack_count) = (kept, n as u8);
+    }
 }
 
 /// Numbers in the ranges, up to `limit`.
@@ -130,7 +139,7 @@ mod tests {
             Seq(100),
             &[block(50, 80), block(900, 2000), block(300, 300), block(90, 200)]
         ));
-        assert_eq!(slot.sack_count, 0);
+        assert_eq!(slot.rare().sack_count, 0);
     }
 
     #[test]

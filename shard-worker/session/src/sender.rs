@@ -348,7 +348,7 @@ impl Table {
         let slot = self.slots.get_mut(id);
         let resets = slot.is(is::END_RST) && slot.held.is_empty();
         if resets && (!slot.is(is::FIN_SENT) || slot.is(is::FIN_ACKED)) {
-            slot.failure = 1 + Count::SessionsClientReset as u8;
+            slot.rare_mut().failure = 1 + Count::SessionsClientReset as u8;
             slot.set_after(After::Free);
             slot.enter(Phase::Resetting);
         } else if slot.is(is::FIN_ACKED) && slot.is(is::PEER_FIN) {
@@ -502,7 +502,7 @@ impl<S: Sink> Emit<'_, S> {
         }
         match gate {
             Gate::Open(row) => {
-                if next.flags & piece::NEW_TURN != 0 && next.len > 0 && slot.resent_left == 0 {
+                if next.flags & piece::NEW_TURN != 0 && next.len > 0 && slot.rare().resent_left == 0 {
                     self.tally.turn_wait.record(turns::wait_us(slot, next, row, self.config.wait));
                 }
                 turns::release(slot, self.tally, next, row);
@@ -532,7 +532,7 @@ impl<S: Sink> Emit<'_, S> {
         }
         let small = n < left && n < mss;
         let idle = slot.outstanding() == 0;
-        let override_it = n >= slot.max_wnd / 2 || slot.probes > 0;
+        let override_it = n >= slot.max_wnd / 2 || slot.rare().probes > 0;
         if small && !(idle && n > 0 && override_it) {
             n = 0;
         }
@@ -546,11 +546,11 @@ impl<S: Sink> Emit<'_, S> {
     fn begin(&mut self, slot: &mut Slot, chunks: &Chunks, next: &Piece) {
         held::enter_piece(slot, chunks);
         slot.unset(is::RELEASED);
-        if slot.resent_left == 0 {
+        if slot.rare().resent_left == 0 {
             self.tally.lag.record(self.now_us.saturating_sub(next.time_us));
         }
         if next.flags & piece::NEW_TURN != 0 {
-            if slot.resent_left == 0 {
+            if slot.rare().resent_left == 0 {
                 self.tally.one(Count::TurnsSent);
             }
             slot.turns_waiting = slot.turns_waiting.saturating_add(1);
@@ -574,7 +574,9 @@ impl<S: Sink> Emit<'_, S> {
         self.note(Step::Sent, n);
         held::advance(slot, chunks, n);
         slot.snd_nxt += n;
-        slot.resent_left = slot.resent_left.saturating_sub(n);
+        if let Some(rare) = slot.had_rare() {
+            rare.resent_left = rare.resent_left.saturating_sub(n);
+        }
         if last {
             slot.turn_sent_us = self.now_us;
         }

@@ -40,27 +40,29 @@ pub(crate) enum Phase {
     Lingering,
 }
 
-/// The deadlines of a slot; the wheel holds the earliest.
+/// The deadlines of a slot; the wheel holds the earliest. Those that hardly any session has stand behind the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub(crate) enum Timer {
     /// Retransmission (SYN, data, FIN), tail-loss probe, or the pause before a reconnect.
     Rto,
-    /// Zero-window probe.
-    Persist,
-    /// The next turn's gate is looked at again.
-    Gate,
     /// A delayed acknowledgement is due (the client's distance).
     Ack,
-    /// A hole in the capture is given up.
-    Hole,
     /// Keep-alive probe while an answer is due.
     Alive,
     /// Idle, lingering, queued or orphaned for too long.
     End,
+    /// Zero-window probe.
+    Persist,
+    /// The next turn's gate is looked at again.
+    Gate,
+    /// A hole in the capture is given up.
+    Hole,
 }
 
-pub(crate) const TIMERS: usize = 7;
+/// Deadlines of [`Slot`], and of [`Rare`].
+const USUAL_TIMERS: usize = Timer::End as usize + 1;
+const RARE_TIMERS: usize = Timer::Hole as usize + 1 - USUAL_TIMERS;
 
 /// What follows a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +181,8 @@ mod state {
     pub(super) const AFTER_SHIFT: u32 = 3;
     pub(super) const RECOVERY: u8 = 0b11 << RECOVERY_SHIFT;
     pub(super) const RECOVERY_SHIFT: u32 = 5;
+    /// Something stands in [`super::Slot::rare`].
+    pub(super) const RARE: u8 = 1 << 7;
 }
 
 /// The bit of [`Slot::check`] that says that the open transaction has touched the slot. A slot with it in a log's image or
@@ -186,11 +190,12 @@ mod state {
 const UNSEALED: u32 = 1;
 
 /// One session, in whole cache lines (`arena` puts the first where one begins): each line that a packet touches is one that no
-/// cache holds when there are many.
+/// cache holds when there are many. So what most sessions have nothing of stands apart, in [`Rare`]: those lines are neither
+/// read nor written, copied nor summed, while there is nothing in them.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct Slot {
-    pub(crate) deadlines: [u64; TIMERS],
+    deadlines: [u64; USUAL_TIMERS],
     /// Last packet of either side, for the idle time.
     pub(crate) seen_us: u64,
     /// Capture time of the client's last data segment; before the first, of its SYN.
@@ -203,27 +208,13 @@ pub(crate) struct Slot {
     pub(crate) progress_us: u64,
 
     pub(crate) flags: u32,
-    /// Next copy of the same flow.
-    pub(crate) next_copy: u32,
-    /// The session that waits for this one's four-tuple.
-    pub(crate) waiter: u32,
-    /// Ledger bytes held, stashed, or sent and unacknowledged.
-    pub(crate) in_flight: u32,
 
     // Online numbering.
     pub(crate) online_isn: Seq,
     /// Next byte of the client's stream in order.
     pub(crate) online_next: Seq,
-    /// One past the client's last byte.
-    pub(crate) online_end: Seq,
     /// The client's round-trip time; 0 when unknown.
     pub(crate) client_rtt_us: u32,
-
-    /// Captured segments behind a hole.
-    pub(crate) stash: List,
-    pub(crate) stash_last_len: u32,
-    /// Bytes in the stash that have not been moved on.
-    pub(crate) stash_bytes: u32,
 
     /// The stream from the first unacknowledged byte on.
     pub(crate) held: List,
@@ -252,11 +243,8 @@ pub(crate) struct Slot {
     pub(crate) rtt_seq: Seq,
     /// Low half of the time at which the timed segment left.
     pub(crate) rtt_start: u32,
-    pub(crate) sack: [SackBlock; SACK_BLOCKS],
     /// Offset of our time stamps.
     pub(crate) ts_offset: u32,
-    /// Bytes from the head on that an earlier connection sent already: not counted again.
-    pub(crate) resent_left: u32,
 
     // Target numbering, its own.
     /// One past the highest byte seen.
@@ -277,7 +265,6 @@ pub(crate) struct Slot {
     pub(crate) tail_piece: Place,
     /// Next byte to send for the first time.
     pub(crate) cursor: Place,
-    pub(crate) stash_last: Place,
 
     pub(crate) turns_waiting: u16,
     /// Index of the mapping: there are 256 at most.
@@ -289,15 +276,67 @@ pub(crate) struct Slot {
     pub(crate) mss: u16,
     /// MSS option of the client's SYN; 0 when unknown.
     pub(crate) client_mss: u16,
-    /// Number of copies of the flow, and which one this is.
-    pub(crate) copies: u16,
-    pub(crate) copy: u16,
-    pub(crate) stash_count: u16,
 
     /// [`Phase`], [`After`] and [`Recovery`], see [`state`].
     state: u8,
-    pub(crate) sack_count: u8,
     pub(crate) wscale: u8,
+    /// One more than the answers in a row that came whole in one segment; 0 once one did not.
+    pub(crate) pingpong: u8,
+    /// Segments with new bytes since the last turn left.
+    pub(crate) answer_parts: u8,
+    /// See [`try_bit`].
+    pub(crate) tries: u8,
+    reserved: u8,
+
+    pub(crate) client: Endpoint,
+    pub(crate) server: Endpoint,
+    pub(crate) replayed: Endpoint,
+    /// When `ts_recent` was last heard, minutes.
+    pub(crate) ts_minutes: u16,
+    /// Highest acknowledgement number of the client seen.
+    pub(crate) online_ack: Wide,
+    /// Gate of the last byte taken.
+    pub(crate) last_gate: Wide,
+    /// An online and a target number that stand for the same point of the conversation, see `turns`.
+    pub(crate) anchor_online: Wide,
+    pub(crate) anchor_target: Wide,
+    /// `rcv_nxt`, its high half.
+    pub(crate) rcv_high: u16,
+    /// See [`Slot::seal`] and [`UNSEALED`].
+    check: u32,
+    /// Means something only where [`state::RARE`] says so.
+    rare: Rare,
+}
+
+/// What a session has when something is lost, missing, ending or waiting, or when it is one of several copies.
+#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct Rare {
+    deadlines: [u64; RARE_TIMERS],
+    /// Captured segments behind a hole.
+    pub(crate) stash: List,
+    pub(crate) stash_last_len: u32,
+    /// Bytes in the stash that have not been moved on.
+    pub(crate) stash_bytes: u32,
+    /// What the target has selectively acknowledged; zeros behind the first `sack_count`.
+    pub(crate) sack: [SackBlock; SACK_BLOCKS],
+    /// Next copy of the same flow.
+    pub(crate) next_copy: u32,
+    /// The session that waits for this one's four-tuple.
+    pub(crate) waiter: u32,
+    /// Bytes from the head on that an earlier connection sent already: not counted again.
+    pub(crate) resent_left: u32,
+    /// One past the client's last byte.
+    pub(crate) online_end: Seq,
+    pub(crate) end_gate: Wide,
+    pub(crate) stash_last: Place,
+    pub(crate) stash_count: u16,
+    /// Number of copies of the flow, and which one this is.
+    pub(crate) copies: u16,
+    pub(crate) copy: u16,
+    /// When the last challenge left, tenths of a second; 0 is never.
+    pub(crate) challenged: u16,
+    pub(crate) sack_count: u8,
     pub(crate) dupacks: u8,
     pub(crate) backoff: u8,
     pub(crate) probes: u8,
@@ -311,49 +350,89 @@ pub(crate) struct Slot {
     pub(crate) absent_reason: u8,
     /// One more than the `Count` index under which the session failed; 0 while it has not.
     pub(crate) failure: u8,
-
-    /// One more than the answers in a row that came whole in one segment; 0 once one did not.
-    pub(crate) pingpong: u8,
-    /// Segments with new bytes since the last turn left.
-    pub(crate) answer_parts: u8,
-    /// See [`try_bit`].
-    pub(crate) tries: u8,
-
-    pub(crate) client: Endpoint,
-    pub(crate) server: Endpoint,
-    pub(crate) replayed: Endpoint,
-    /// When the last challenge left, tenths of a second; 0 is never.
-    pub(crate) challenged: u16,
-    /// When `ts_recent` was last heard, minutes.
-    pub(crate) ts_minutes: u16,
-    /// Highest acknowledgement number of the client seen.
-    pub(crate) online_ack: Wide,
-    /// Gate of the last byte taken.
-    pub(crate) last_gate: Wide,
-    pub(crate) end_gate: Wide,
-    /// An online and a target number that stand for the same point of the conversation, see `turns`.
-    pub(crate) anchor_online: Wide,
-    pub(crate) anchor_target: Wide,
-    /// `rcv_nxt`, its high half.
-    pub(crate) rcv_high: u16,
-    /// See [`Slot::seal`] and [`UNSEALED`].
-    check: u32,
+    reserved: [u8; 3],
 }
+
+impl Rare {
+    /// What it is to have nothing of it.
+    const NOTHING: Self = Self {
+        deadlines: [NEVER; RARE_TIMERS],
+        stash: List::EMPTY,
+        stash_last_len: 0,
+        stash_bytes: 0,
+        sack: [SackBlock { left: Seq(0), right: Seq(0) }; SACK_BLOCKS],
+        next_copy: NONE,
+        waiter: NONE,
+        resent_left: 0,
+        online_end: Seq(0),
+        end_gate: Wide::ZERO,
+        stash_last: Place::NOWHERE,
+        stash_count: 0,
+        copies: 1,
+        copy: 0,
+        challenged: 0,
+        sack_count: 0,
+        dupacks: 0,
+        backoff: 0,
+        probes: 0,
+        unanswered: 0,
+        fruitless: 0,
+        skip_reason: 0,
+        absent_reason: 0,
+        failure: 0,
+        reserved: [0; 3],
+    };
+}
+
+/// Bytes of a slot before [`Rare`].
+const USUAL: usize = std::mem::offset_of!(Slot, rare);
 
 impl Slot {
     /// A slot with nothing in it, phase `Free`.
     pub(crate) fn empty() -> Self {
         let mut slot = Self::new_zeroed();
-        slot.deadlines = [NEVER; TIMERS];
-        slot.next_copy = NONE;
-        slot.waiter = NONE;
-        slot.stash = List::EMPTY;
-        slot.stash_last = Place::NOWHERE;
+        slot.deadlines = [NEVER; USUAL_TIMERS];
         slot.held = List::EMPTY;
         slot.head = Place::NOWHERE;
         slot.tail_piece = Place::NOWHERE;
         slot.cursor = Place::NOWHERE;
         slot
+    }
+
+    /// What the session has that most have not.
+    #[inline]
+    pub(crate) fn rare(&self) -> &Rare {
+        if self.state & state::RARE == 0 { &Rare::NOTHING } else { &self.rare }
+    }
+
+    /// The same for writing, where there is something. What is to be as with most sessions is so where there is nothing.
+    #[inline]
+    pub(crate) fn had_rare(&mut self) -> Option<&mut Rare> {
+        (self.state & state::RARE != 0).then_some(&mut self.rare)
+    }
+
+    /// For writing what most sessions do not have.
+    pub(crate) fn rare_mut(&mut self) -> &mut Rare {
+        if self.state & state::RARE == 0 {
+            self.state |= state::RARE;
+            self.rare = Rare::NOTHING;
+        }
+        &mut self.rare
+    }
+
+    /// What every packet needs of it, see `prefetch`.
+    #[inline]
+    pub(crate) fn usual(&self) -> &[u8; USUAL] {
+        self.as_bytes().first_chunk().expect("it begins so")
+    }
+
+    /// Becomes what another slot is, and touches no more memory than that means something.
+    #[inline]
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        self.as_mut_bytes()[..USUAL].copy_from_slice(other.usual());
+        if other.state & state::RARE != 0 {
+            self.rare = other.rare;
+        }
     }
 
     /// What names its flow.
@@ -370,11 +449,16 @@ impl Slot {
 
     /// Empties the slot; it stays in the transaction that it is in.
     pub(crate) fn reset(&mut self) {
-        *self = Slot { check: self.check, ..Slot::empty() };
+        let check = self.check;
+        self.copy_from(&Slot::empty());
+        self.check = check;
     }
 
     /// Puts the checksum in place: at the end of each transaction that touched the slot.
     pub(crate) fn seal(&mut self) {
+        if self.had_rare().is_some_and(|rare| rare.as_bytes() == Rare::NOTHING.as_bytes()) {
+            self.state &= !state::RARE;
+        }
         self.check = self.checksum() & !UNSEALED;
     }
 
@@ -393,14 +477,16 @@ impl Slot {
         self.check == self.checksum() & !UNSEALED
     }
 
-    /// Fletcher's sums over the words, four lanes side by side. The checksum's own place counts as zero: it is taken out of the
-    /// sums, since a store just before they are made would hold up the load that needs it.
+    /// Fletcher's sums over the words that mean something, four lanes side by side. The checksum's own place counts as zero: it is
+    /// taken out of the sums, since a store just before they are made would hold up the load that needs it.
     fn checksum(&self) -> u32 {
-        const { assert!(std::mem::offset_of!(Slot, check) + 4 == size_of::<Slot>(), "it is the last word") };
-        let rows: &[[u32; LANES]; size_of::<Slot>() / (4 * LANES)] = zerocopy::transmute_ref!(self);
-        let [mut sums, mut of_sums] = fletcher(rows);
+        const { assert!(std::mem::offset_of!(Slot, check) + 4 == USUAL, "it is the last of the usual words") };
+        const ROW: usize = 4 * LANES;
+        let rows: &[[u32; LANES]; size_of::<Slot>() / ROW] = zerocopy::transmute_ref!(self);
+        let behind = if self.state & state::RARE == 0 { 0 } else { size_of::<Rare>() / ROW };
+        let [mut sums, mut of_sums] = fletcher(&rows[..USUAL / ROW + behind]);
         sums[LANES - 1] = sums[LANES - 1].wrapping_sub(self.check);
-        of_sums[LANES - 1] = of_sums[LANES - 1].wrapping_sub(self.check);
+        of_sums[LANES - 1] = of_sums[LANES - 1].wrapping_sub(self.check.wrapping_mul(1 + behind as u32));
         // Odd factors, so that no lane's sum can stand for another's.
         (0..LANES).fold(0, |hash, lane| {
             let factor = 0x9e37_79b1u32.wrapping_mul(2 * lane as u32 + 1);
@@ -472,16 +558,36 @@ impl Slot {
         if on { self.set(bits) } else { self.unset(bits) }
     }
 
+    #[inline]
     pub(crate) fn deadline(&self, timer: Timer) -> u64 {
-        self.deadlines[timer as usize]
+        match (timer as usize).checked_sub(USUAL_TIMERS) {
+            Some(rare) => self.rare().deadlines[rare],
+            None => self.deadlines[timer as usize],
+        }
     }
 
+    #[inline]
     pub(crate) fn arm(&mut self, timer: Timer, at_us: u64) {
-        self.deadlines[timer as usize] = at_us;
+        match (timer as usize).checked_sub(USUAL_TIMERS) {
+            Some(rare) if at_us != NEVER => self.rare_mut().deadlines[rare] = at_us,
+            Some(_) => self.disarm(timer),
+            None => self.deadlines[timer as usize] = at_us,
+        }
     }
 
+    #[inline]
     pub(crate) fn disarm(&mut self, timer: Timer) {
-        self.deadlines[timer as usize] = NEVER;
+        match (timer as usize).checked_sub(USUAL_TIMERS) {
+            Some(rare) => drop(self.had_rare().map(|had| had.deadlines[rare] = NEVER)),
+            None => self.deadlines[timer as usize] = NEVER,
+        }
+    }
+
+    pub(crate) fn disarm_all(&mut self) {
+        self.deadlines = [NEVER; USUAL_TIMERS];
+        if let Some(rare) = self.had_rare() {
+            rare.deadlines = [NEVER; RARE_TIMERS];
+        }
     }
 
     /// Whether the deadline has come; if so it is disarmed.
@@ -494,7 +600,14 @@ impl Slot {
     }
 
     pub(crate) fn earliest(&self) -> u64 {
-        self.deadlines.iter().copied().min().unwrap_or(NEVER)
+        let usual = self.deadlines.iter();
+        let rare = if self.state & state::RARE == 0 { &[][..] } else { &self.rare.deadlines };
+        usual.chain(rare).copied().min().unwrap_or(NEVER)
+    }
+
+    /// Ledger bytes held, stashed, or sent and unacknowledged.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.held_len.wrapping_add(self.rare().stash_bytes)
     }
 
     /// The whole of a captured acknowledgement number.
@@ -560,29 +673,62 @@ mod tests {
     use crate::sys::LINE;
     use crate::wheel::Wheel;
 
-    /// Each word counts, and where it stands; the checksum's own does not.
+    /// Each word that means something counts, and where it stands; the checksum's own does not.
     #[test]
     fn a_changed_word_is_noticed() {
-        let mut slot = Slot::empty();
-        slot.seal();
-        assert!(slot.is_intact() && slot.is_sealed() && Slot::new_zeroed().is_intact());
-        let bytes = slot.as_bytes().to_vec();
-        let read = |bytes: &[u8]| Slot::read_from_bytes(bytes).unwrap();
-        for word in (0..size_of::<Slot>()).step_by(4) {
-            for bit in 0..32 {
-                let mut bytes = bytes.clone();
-                bytes[word + bit / 8] ^= 1 << (bit % 8);
-                assert!(!read(&bytes).is_intact(), "word {word} bit {bit}");
+        let mut usual = Slot::empty();
+        usual.seal();
+        let mut rare = usual;
+        rare.rare_mut().waiter = 7;
+        rare.unseal();
+        rare.seal();
+        assert!(usual.is_intact() && usual.is_sealed() && Slot::new_zeroed().is_intact());
+        assert!(rare.is_intact() && rare.rare().waiter == 7);
+        for (mut slot, end) in [(usual, USUAL), (rare, size_of::<Slot>())] {
+            let bytes = slot.as_bytes().to_vec();
+            let read = |bytes: &[u8]| Slot::read_from_bytes(bytes).unwrap();
+            for word in (0..end).step_by(4) {
+                for bit in 0..32 {
+                    let mut bytes = bytes.clone();
+                    bytes[word + bit / 8] ^= 1 << (bit % 8);
+                    assert!(!read(&bytes).is_intact(), "word {word} bit {bit}");
+                }
+                let mut swapped = bytes.clone();
+                swapped[word..end].rotate_left(4);
+                assert!(swapped == bytes || !read(&swapped).is_intact(), "moved from word {word} on");
             }
-            let mut swapped = bytes.clone();
-            swapped[word..].rotate_left(4);
-            assert!(swapped == bytes || !read(&swapped).is_intact(), "moved from word {word} on");
+            let before = slot.check;
+            slot.unseal();
+            assert!(!slot.is_sealed() && !slot.is_intact());
+            slot.seal();
+            assert_eq!(slot.check, before);
         }
-        let before = slot.check;
-        slot.unseal();
-        assert!(!slot.is_sealed() && !slot.is_intact());
+    }
+
+    /// What stands where nothing rare is means nothing, and goes nowhere.
+    #[test]
+    fn a_session_without_anything_rare_has_nothing_of_it() {
+        let mut slot = Slot::empty();
+        slot.as_mut_bytes()[USUAL..].fill(0x5a);
         slot.seal();
-        assert_eq!(slot.check, before);
+        assert!(slot.is_intact() && *slot.rare() == Rare::NOTHING && slot.had_rare().is_none());
+        assert_eq!((slot.earliest(), slot.in_flight()), (NEVER, 0));
+        let mut other = Slot::empty();
+        other.copy_from(&slot);
+        assert_eq!(other.as_bytes()[USUAL..], Slot::empty().as_bytes()[USUAL..]);
+
+        slot.arm(Timer::Hole, NEVER);
+        slot.disarm(Timer::Gate);
+        assert!(slot.had_rare().is_none());
+        slot.arm(Timer::Hole, 5);
+        assert_eq!((slot.earliest(), slot.rare().waiter), (5, NONE));
+        other.copy_from(&slot);
+        assert_eq!(other.deadline(Timer::Hole), 5);
+        slot.seal();
+        assert!(slot.had_rare().is_some());
+        slot.disarm(Timer::Hole);
+        slot.seal();
+        assert!(slot.had_rare().is_none() && slot.is_intact());
     }
 
     /// 512 bytes a session all told, at any capacity: slot, both indices, wheel, ready list, free list, strangers. Their

@@ -53,7 +53,7 @@ pub fn specimen(arena: &[u8], config: &Config, most: usize, wanted: impl Fn(&Hel
         if !add(slots_at + id as usize * size_of::<Slot>(), zerocopy::IntoBytes::as_bytes(&slot)) {
             break;
         }
-        for list in [slot.held, slot.stash] {
+        for list in [slot.held, slot.rare().stash] {
             each_chunk(arena, chunks_at, chunks, &list, &mut add);
         }
     }

@@ -44,34 +44,35 @@ pub(crate) fn keep(
     gate: Seq,
     bytes: &[u8],
 ) -> Result<(), NoChunk> {
-    let last = entry_at(slot, chunks, slot.stash_last).map(|(entry, _)| entry);
+    let last = entry_at(slot, chunks, slot.rare().stash_last).map(|(entry, _)| entry);
     let grows = last.is_some_and(|last| last.seq + last.len == seq && last.gate == gate);
     let header = if grows { 0 } else { HEADER };
-    if slot.stash.needs(header, bytes.len()) > chunks.available() {
+    if slot.rare().stash.needs(header, bytes.len()) > chunks.available() {
         return Err(NoChunk);
     }
+    let rare = slot.rare_mut();
     if !grows {
         let entry = Entry { time_us, seq, len: 0, gate, next: Place::NOWHERE, reserved: [0; 3] };
-        let place = slot.stash.push_header(chunks, entry.as_bytes());
+        let place = rare.stash.push_header(chunks, entry.as_bytes());
         if last.is_some() {
-            slot.stash.patch(chunks, slot.stash_last, LEN_OFFSET, &slot.stash_last_len.to_ne_bytes());
-            slot.stash.patch(chunks, slot.stash_last, NEXT_OFFSET, place.as_bytes());
+            rare.stash.patch(chunks, rare.stash_last, LEN_OFFSET, &rare.stash_last_len.to_ne_bytes());
+            rare.stash.patch(chunks, rare.stash_last, NEXT_OFFSET, place.as_bytes());
         }
-        slot.stash_last = place;
-        slot.stash_last_len = 0;
-        slot.stash_count += 1;
+        rare.stash_last = place;
+        rare.stash_last_len = 0;
+        rare.stash_count += 1;
     }
-    slot.stash.push(chunks, bytes);
-    slot.stash_last_len += bytes.len() as u32;
-    slot.stash_bytes += bytes.len() as u32;
+    rare.stash.push(chunks, bytes);
+    rare.stash_last_len += bytes.len() as u32;
+    rare.stash_bytes += bytes.len() as u32;
     Ok(())
 }
 
 fn entry_at(slot: &Slot, chunks: &Chunks, place: Place) -> Option<(Entry, Place)> {
-    let (place, bytes) = slot.stash.bytes_at(chunks, place);
+    let (place, bytes) = slot.rare().stash.bytes_at(chunks, place);
     let mut entry = Entry::read_from_prefix(bytes).ok()?.0;
-    if place == slot.stash_last {
-        entry.len = slot.stash_last_len;
+    if place == slot.rare().stash_last {
+        entry.len = slot.rare().stash_last_len;
     }
     let mut after = place;
     after.forward(HEADER);
@@ -80,8 +81,8 @@ fn entry_at(slot: &Slot, chunks: &Chunks, place: Place) -> Option<(Entry, Place)
 
 /// Every entry, with the place of its first byte.
 fn entries<'c>(slot: &'c Slot, chunks: &'c Chunks) -> impl Iterator<Item = (Entry, Place)> + 'c {
-    let mut at = slot.stash.start();
-    (0..slot.stash_count).map_while(move |_| {
+    let mut at = slot.rare().stash.start();
+    (0..slot.rare().stash_count).map_while(move |_| {
         let (entry, bytes) = entry_at(slot, chunks, at)?;
         at = entry.next;
         Some((entry, bytes))
@@ -90,7 +91,8 @@ fn entries<'c>(slot: &'c Slot, chunks: &'c Chunks) -> impl Iterator<Item = (Entr
 
 /// Every byte of every entry (for checks).
 pub(crate) fn bytes<'c>(slot: &'c Slot, chunks: &'c Chunks) -> impl Iterator<Item = &'c [u8]> + 'c {
-    entries(slot, chunks).flat_map(|(entry, place)| slot.stash.slices(chunks, place, entry.len as usize))
+    entries(slot, chunks)
+        .flat_map(|(entry, place)| slot.rare().stash.slices(chunks, place, entry.len as usize))
 }
 
 /// Entries with bytes that are still ahead.
@@ -101,7 +103,7 @@ fn ahead<'c>(slot: &'c Slot, chunks: &'c Chunks) -> impl Iterator<Item = (Entry,
 
 /// Whether an entry already has all of these bytes.
 pub(crate) fn has(slot: &Slot, chunks: &Chunks, seq: Seq, len: u32) -> bool {
-    slot.stash_count > 0
+    slot.rare().stash_count > 0
         && entries(slot, chunks)
             .any(|(entry, _)| entry.seq.at_or_before(seq) && (entry.seq + entry.len).at_or_after(seq + len))
 }
@@ -154,7 +156,7 @@ pub(crate) fn ready(slot: &Slot, chunks: &Chunks) -> Option<Ready> {
         time_us: entry.time_us,
         gate: entry.gate,
         len: limit.map_or(end, |limit| limit.min(end)).since(next) as u32,
-        place: slot.stash.skip(chunks, place, passed as usize),
+        place: slot.rare().stash.skip(chunks, place, passed as usize),
     })
 }
 
@@ -162,18 +164,18 @@ pub(crate) fn ready(slot: &Slot, chunks: &Chunks) -> Option<Ready> {
 pub(crate) fn read(slot: &Slot, chunks: &Chunks, ready: &mut Ready, buffer: &mut [u8]) -> usize {
     let want = buffer.len().min(ready.len as usize);
     let mut filled = 0;
-    for bytes in slot.stash.slices(chunks, ready.place, want) {
+    for bytes in slot.rare().stash.slices(chunks, ready.place, want) {
         buffer[filled..filled + bytes.len()].copy_from_slice(bytes);
         filled += bytes.len();
     }
-    ready.place = slot.stash.skip(chunks, ready.place, filled);
+    ready.place = slot.rare().stash.skip(chunks, ready.place, filled);
     ready.len -= filled as u32;
     filled
 }
 
 /// When nothing is ahead: frees the list and returns the bytes in it that were there twice.
 pub(crate) fn reset_when_passed(slot: &mut Slot, chunks: &mut Chunks) -> u32 {
-    if slot.stash_count == 0 || ahead(slot, chunks).next().is_some() {
+    if slot.rare().stash_count == 0 || ahead(slot, chunks).next().is_some() {
         return 0;
     }
     clear(slot, chunks)
@@ -181,11 +183,12 @@ pub(crate) fn reset_when_passed(slot: &mut Slot, chunks: &mut Chunks) -> u32 {
 
 /// Frees everything; returns the bytes that were not moved on.
 pub(crate) fn clear(slot: &mut Slot, chunks: &mut Chunks) -> u32 {
-    slot.stash.clear(chunks);
-    slot.stash_last = Place::NOWHERE;
-    slot.stash_last_len = 0;
-    slot.stash_count = 0;
-    std::mem::take(&mut slot.stash_bytes)
+    let Some(rare) = slot.had_rare() else { return 0 };
+    rare.stash.clear(chunks);
+    rare.stash_last = Place::NOWHERE;
+    rare.stash_last_len = 0;
+    rare.stash_count = 0;
+    std::mem::take(&mut rare.stash_bytes)
 }
 
 #[cfg(test)]
@@ -212,7 +215,7 @@ mod tests {
             let n = read(&slot, &chunks, &mut ready, &mut buffer);
             got.extend_from_slice(&buffer[..n]);
             slot.online_next += n as u32;
-            slot.stash_bytes -= n as u32;
+            slot.rare_mut().stash_bytes -= n as u32;
         }
         assert_eq!(got, [vec![1; 10], vec![2; 10]].concat());
         assert_eq!(reset_when_passed(&mut slot, &mut chunks), 5 + 5);
@@ -244,7 +247,7 @@ mod tests {
         for i in 0..100 {
             keep(&mut slot, &mut chunks, 1, Seq(10 + i * 20), Seq(7), &[i as u8; 20]).unwrap();
         }
-        assert_eq!(slot.stash_count, 1);
+        assert_eq!(slot.rare().stash_count, 1);
         slot.online_next = Seq(10);
         assert_eq!(ready(&slot, &chunks).unwrap().len, 2000);
     }

@@ -477,12 +477,15 @@ impl Table {
     }
 
     pub(crate) fn peek_flow(&self, hash: u64, segment: &Captured) -> Option<u32> {
-        self.by_flow.find(hash, |id| {
-            id < self.header.fresh && {
-                let slot = self.slots.get(id);
-                slot.is_of(segment) && slot.is(is::FIRST)
-            }
-        })
+        self.by_flow.find(hash, |id| self.is_first_of(id, segment))
+    }
+
+    /// Whether captured segments of this flow find this session.
+    pub(crate) fn is_first_of(&self, id: u32, segment: &Captured) -> bool {
+        id < self.header.fresh && {
+            let slot = self.slots.get(id);
+            slot.is_of(segment) && slot.is(is::FIRST)
+        }
     }
 
     /// Where a session sends to. A slot that was not looked at may say anything.

@@ -4,7 +4,6 @@
 use flow::{Drop, named_enum};
 
 use crate::histogram::Histogram;
-use crate::slot::Slot;
 
 named_enum! {
     /// What is counted, in the order of the counters that a shard publishes.
@@ -261,21 +260,18 @@ impl Tally {
     }
 
     /// Takes wanted bytes into a session.
-    pub(crate) fn hold(&mut self, slot: &mut Slot, bytes: u32) {
-        slot.in_flight += bytes;
+    pub(crate) fn hold(&mut self, bytes: u32) {
         self.in_flight = self.in_flight.wrapping_add(bytes.into());
     }
 
     /// Drops bytes out of a session.
-    pub(crate) fn discard(&mut self, slot: &mut Slot, reason: Drop, bytes: u32) {
-        slot.in_flight -= bytes;
+    pub(crate) fn discard(&mut self, reason: Drop, bytes: u32) {
         self.in_flight = self.in_flight.wrapping_sub(bytes.into());
         self.drop_bytes(reason, bytes);
     }
 
     /// The target has acknowledged bytes of a session.
-    pub(crate) fn deliver(&mut self, slot: &mut Slot, bytes: u32) {
-        slot.in_flight -= bytes;
+    pub(crate) fn deliver(&mut self, bytes: u32) {
         self.in_flight = self.in_flight.wrapping_sub(bytes.into());
         self.add(Count::Delivered, u64::from(bytes));
     }

@@ -43,8 +43,7 @@ const WINDOW_SCALE_MAX: u8 = 14;
 impl Table {
     pub(crate) fn take_returned(&mut self, now_us: u64, record: &Returned) {
         self.tally.one(Count::ReturnedHeaders);
-        let hash = self.hash_of_returned(record);
-        let Some(id) = self.find_hashed(hash, &record.client, &record.target) else {
+        let Some(id) = self.session_of(record) else {
             self.tally.one(Count::ReturnedUnknown);
             return;
         };
@@ -79,8 +78,8 @@ impl Table {
             // The target remembers an older connection (its TIME_WAIT): a reset with its number clears that, and only
             // then a SYN is answered.
             self.tally.one(Count::ReturnedRefused);
-            if slot.outstanding() == 1 && slot.probes < STALE_ANSWERS {
-                slot.probes += 1;
+            if slot.outstanding() == 1 && slot.rare().probes < STALE_ANSWERS {
+                slot.rare_mut().probes += 1;
                 slot.wl2 = tcp.ack;
                 slot.set(is::OWE_RST | is::OWE_SYN);
                 self.touch(id);
@@ -129,11 +128,12 @@ impl Table {
         slot.max_wnd = slot.snd_wnd;
         (slot.wl1, slot.wl2) = (tcp.seq, tcp.ack);
         congestion::start(slot);
-        if slot.backoff == 0 {
+        if slot.rare().backoff == 0 {
             congestion::sample_rtt(slot, (now_us as u32).wrapping_sub(slot.rtt_start));
         }
-        slot.backoff = 0;
-        slot.probes = 0;
+        if let Some(rare) = slot.had_rare() {
+            (rare.backoff, rare.probes) = (0, 0);
+        }
         slot.answer_us = now_us;
         slot.progress_us = now_us;
         slot.turn_sent_us = now_us;
@@ -211,12 +211,13 @@ impl Table {
             self.challenges = (second, 0);
         }
         let slot = self.slots.get_mut(id);
-        let recent = slot.challenged != 0 && tenths.wrapping_sub(slot.challenged) < CHALLENGE_TENTHS;
+        let recent =
+            slot.rare().challenged != 0 && tenths.wrapping_sub(slot.rare().challenged) < CHALLENGE_TENTHS;
         if recent || self.challenges.1 >= CHALLENGES_PER_S {
             self.tally.one(Count::ChallengesWithheld);
             return;
         }
-        slot.challenged = tenths.max(1);
+        slot.rare_mut().challenged = tenths.max(1);
         self.challenges.1 += 1;
         slot.set(is::OWE_ACK);
         self.tally.one(Count::Challenges);
@@ -279,14 +280,16 @@ impl Table {
         sack::forget_below(slot, ack);
         if bytes > 0 {
             held::acknowledge(slot, &mut self.chunks, bytes);
-            self.tally.deliver(slot, bytes);
-            slot.fruitless = 0;
+            self.tally.deliver(bytes);
             slot.tries |= try_bit::FRUITFUL;
         }
-        slot.resent_left = slot.resent_left.min(slot.held_len);
+        let held_len = slot.held_len;
+        if let Some(rare) = slot.had_rare() {
+            rare.resent_left = rare.resent_left.min(held_len);
+            (rare.backoff, rare.probes) = (0, 0);
+            rare.fruitless = if bytes > 0 { 0 } else { rare.fruitless };
+        }
         slot.progress_us = now_us;
-        slot.backoff = 0;
-        slot.probes = 0;
         slot.unset(is::OWE_TAIL);
         if slot.outstanding() == 0 {
             slot.disarm(Timer::Rto);
@@ -346,7 +349,9 @@ impl Table {
                 slot.turns_waiting = 0;
             }
             slot.answer_us = now_us;
-            slot.probes = 0;
+            if let Some(rare) = slot.had_rare() {
+                rare.probes = 0;
+            }
             slot.arm(Timer::Alive, if awaits_answer(slot) { now_us + ALIVE_US } else { NEVER });
         }
         if tcp.has(flag::FIN) {
@@ -450,7 +455,8 @@ impl Table {
         self.attempt_failed(now_us, id);
         self.diary.note(id, now_us, Step::TargetRefused, 1);
         let slot = self.slots.get_mut(id);
-        slot.fruitless = slot.fruitless.saturating_add(1);
+        let rare = slot.rare_mut();
+        rare.fruitless = rare.fruitless.saturating_add(1);
         self.part_with(now_us, id, Drop::Refused, Count::FailedRefused, false);
     }
 }

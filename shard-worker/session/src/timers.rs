@@ -13,7 +13,7 @@ use crate::targets::SILENT_TRIES;
 use crate::undo::SESSION_IMAGES;
 
 /// So far ahead of the timer that runs a slot is asked for: the time of a miss or two.
-const AHEAD: usize = 4;
+const AHEAD: usize = 2;
 
 impl Table {
     pub(crate) fn run_timers(&mut self, now_us: u64) {
@@ -81,11 +81,12 @@ impl Table {
             }
             Phase::Opening => {
                 self.diary.note(id, now_us, Step::TimedOut, 1);
-                slot.backoff = slot.backoff.saturating_add(1);
+                let rare = slot.rare_mut();
+                rare.backoff = rare.backoff.saturating_add(1);
                 // What the target remembers of an older connection may be cleared again: that reset may have been lost.
-                slot.probes = 0;
+                rare.probes = 0;
                 slot.set(is::OWE_SYN);
-                let (target, tries) = (slot.target, slot.backoff);
+                let (target, tries) = (slot.target, slot.rare().backoff);
                 if tries == SILENT_TRIES || self.targets.is_probe(target, id) {
                     self.attempt_failed(now_us, id);
                 }
@@ -120,8 +121,8 @@ impl Table {
             return;
         }
         slot.set(is::OWE_PROBE);
-        slot.probes = slot.probes.saturating_add(1);
-        let pause = (congestion::rto_us(slot) << slot.probes.min(5)).min(10_000_000);
+        slot.rare_mut().probes = slot.rare().probes.saturating_add(1);
+        let pause = (congestion::rto_us(slot) << slot.rare().probes.min(5)).min(10_000_000);
         slot.arm(Timer::Persist, now_us + pause);
     }
 
@@ -130,8 +131,8 @@ impl Table {
         let slot = self.slots.get_mut(id);
         if slot.phase() == Phase::Open && slot.outstanding() == 0 && awaits_answer(slot) {
             slot.set(is::OWE_PROBE);
-            slot.probes = slot.probes.saturating_add(1);
-            slot.arm(Timer::Alive, now_us + alive_pause_us(slot.probes));
+            slot.rare_mut().probes = slot.rare().probes.saturating_add(1);
+            slot.arm(Timer::Alive, now_us + alive_pause_us(slot.rare().probes));
         }
     }
 
@@ -180,7 +181,7 @@ impl Table {
                 let quiet_since = slot.seen_us.max(slot.progress_us);
                 // Data of a SYN waits for a client that never came again; everything else held has deadlines of its own.
                 let only_early = slot.held_len == 0 && !slot.is(is::ANCHORED);
-                if slot.in_flight > 0 && !only_early {
+                if slot.in_flight() > 0 && !only_early {
                     slot.arm(Timer::End, now_us + limit);
                 } else if quiet_since + limit > now_us {
                     slot.arm(Timer::End, quiet_since + limit);
@@ -196,6 +197,6 @@ impl Table {
         let slot = self.slots.get(waiter);
         let (replayed, target) = (slot.replayed, self.config.targets[slot.target as usize].endpoint);
         let holder = self.find_replayed(&replayed, &target)?;
-        (self.slots.get(holder).waiter == waiter).then_some(holder)
+        (self.slots.get(holder).rare().waiter == waiter).then_some(holder)
     }
 }

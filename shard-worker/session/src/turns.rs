@@ -181,13 +181,15 @@ pub(crate) fn release(slot: &mut Slot, tally: &mut Tally, next: &Piece, row: Row
     }
     if row == Row::Unanswered {
         tally.one(Count::TurnsUnanswered);
-        slot.unanswered += 1;
-        if slot.unanswered >= DUPLEX_AFTER {
+        slot.rare_mut().unanswered += 1;
+        if slot.rare().unanswered >= DUPLEX_AFTER {
             slot.set(is::DUPLEX);
             tally.one(Count::Duplex);
         }
-    } else if expected > 0 {
-        slot.unanswered = 0;
+    } else if expected > 0
+        && let Some(rare) = slot.had_rare()
+    {
+        rare.unanswered = 0;
     }
     if next.flags & piece::OVERLAPPED != 0 {
         tally.one(Count::TurnsOverlapped);

@@ -171,7 +171,7 @@ impl Slots {
         let image = &mut self.images[self.count];
         // Not as one value, which would be copied twice.
         image.id = id;
-        image.slot.clone_from(slot);
+        image.slot.copy_from(slot);
         self.count += 1;
         compiler_fence(SeqCst);
         self.head.count.store(self.count as u64, Release);

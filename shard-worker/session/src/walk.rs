@@ -159,7 +159,7 @@ impl Table {
     /// Asks for a slot that the walk comes to, and for where another one that is here by now stands in the indices.
     fn ask_ahead(&self, id: u32) {
         if let Some(slot) = id.checked_sub(2 * AHEAD) {
-            prefetch(self.slots.get(slot));
+            prefetch(self.slots.get(slot).usual());
         }
         if let Some(slot) = id.checked_sub(AHEAD) {
             let [flow, endpoint] = self.keys(self.slots.get(slot));
@@ -177,8 +177,10 @@ impl Table {
             }
             if self.slots.get(to).phase() == Phase::Free {
                 let slot = self.slots.get_mut(from);
-                slot.next_copy = if slot.next_copy == to { NONE } else { slot.next_copy };
-                slot.waiter = if slot.waiter == to { NONE } else { slot.waiter };
+                if let Some(rare) = slot.had_rare() {
+                    rare.next_copy = if rare.next_copy == to { NONE } else { rare.next_copy };
+                    rare.waiter = if rare.waiter == to { NONE } else { rare.waiter };
+                }
             }
         }
     }
@@ -207,11 +209,11 @@ impl Table {
         }
         let slot = self.slots.get(id);
         let missing = &mut self.walk.missing;
-        missing.in_flight = missing.in_flight.wrapping_sub(slot.in_flight.into());
+        missing.in_flight = missing.in_flight.wrapping_sub(slot.in_flight().into());
         if slot.phase() == Phase::Lingering {
             self.lingering.find(&self.slots, id);
         }
-        if slot.next_copy != NONE || slot.waiter != NONE {
+        if slot.rare().next_copy != NONE || slot.rare().waiter != NONE {
             self.follow_links(id);
         }
         self.index(id, keys);
@@ -227,7 +229,7 @@ impl Table {
         {
             return false;
         }
-        let (held, stash) = (slot.held, slot.stash);
+        let (held, stash) = (slot.held, slot.rare().stash);
         if !held.mark(&mut self.chunks) {
             return false;
         }
@@ -241,9 +243,8 @@ impl Table {
     fn makes_sense(&self, slot: &Slot) -> bool {
         let link = |id: u32| id == NONE || id < self.slots.len();
         self.target_of(slot).is_some()
-            && link(slot.next_copy)
-            && link(slot.waiter)
-            && slot.in_flight == slot.held_len.wrapping_add(slot.stash_bytes)
+            && link(slot.rare().next_copy)
+            && link(slot.rare().waiter)
             // A session that owes its reset has given up its bytes but not their numbers.
             && (slot.phase() == Phase::Resetting || slot.outstanding() <= slot.held_len.saturating_add(2))
     }
@@ -272,12 +273,16 @@ impl Table {
                 link != NONE && self.slots.get(link).phase() != Phase::Free && agrees(self.slots.get(link));
             if stays { link } else { NONE }
         };
-        let next = agrees(slot.next_copy, &|other| other.is_of(&slot.flow()) && other.copy > slot.copy);
-        let waiter =
-            agrees(slot.waiter, &|other| other.phase() == Phase::Queued && other.replayed == slot.replayed);
-        if (next, waiter) != (slot.next_copy, slot.waiter) {
+        let next = agrees(slot.rare().next_copy, &|other| {
+            other.is_of(&slot.flow()) && other.rare().copy > slot.rare().copy
+        });
+        let waiter = agrees(slot.rare().waiter, &|other| {
+            other.phase() == Phase::Queued && other.replayed == slot.replayed
+        });
+        if (next, waiter) != (slot.rare().next_copy, slot.rare().waiter) {
             let slot = self.slots.get_mut(id);
-            (slot.next_copy, slot.waiter) = (next, waiter);
+            let rare = slot.rare_mut();
+            (rare.next_copy, rare.waiter) = (next, waiter);
         }
         for link in [next, waiter] {
             if link != NONE && !self.walk.was_looked_at(link) {

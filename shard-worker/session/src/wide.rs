@@ -10,6 +10,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub(crate) struct Wide([u16; 3]);
 
 impl Wide {
+    pub(crate) const ZERO: Self = Self([0; 3]);
+
     /// Of the first number seen: one round up, so that an earlier one that is late does not lie below zero.
     pub(crate) fn first(seq: Seq) -> Self {
         Self::of(1 << 32 | u64::from(seq.0))
