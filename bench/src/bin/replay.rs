@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo build --release -p tcptwin -p bench
-//! target/release/replay [--json] [--harm] [--runs N] [--with OPTIONS] [--tcptwin PATH] [ROW...]
+//! target/release/replay [--json] [--harm] [--roles] [--runs N] [--with OPTIONS] [--tcptwin PATH] [ROW...]
 //! ```
 //!
 //! Every row builds a network of its own with embedded services, runs `tcptwin run --shards 2` and `tcptwin intercept`,
@@ -11,7 +11,7 @@
 //! compare rows of one run only. Without names the rows marked `usual` are run. With `--harm` each row's load is also run
 //! without any copying, before and after: what the online service's own clients lose by it. With `--runs N` all rows are run N
 //! times, one after the other; each line is the run of the median cost, and its `runs` the least and the most. `--with` adds
-//! options of `tcptwin run`: `--with "--nice 0"`.
+//! options of `tcptwin run`: `--with "--nice 0"`. `--roles` tells what of a request's cost is whose, user and kernel time.
 //!
 //! The rows `upload-…` tell the cost of a Gbit instead, by role: user and kernel time of the capturer, of the one shard and of the
 //! injector, which on a veth does the receiving host's part too. One core carries 10 Gbit/s of what costs less than 100 ms.
@@ -127,20 +127,22 @@ struct Finding {
     range: [f64; 2],
     cpu_percent: f64,
     upload: Option<Upload>,
+    /// CPU time of each role, seconds.
+    roles: Vec<RoleCost>,
     stats: Stats,
 }
 
 /// What a long upload cost.
 struct Upload {
     gbit_per_s: f64,
-    roles: Vec<RoleCost>,
+    gbit: f64,
 }
 
-/// CPU time of a role for each Gbit of payload, milliseconds.
+/// CPU time of a role, seconds.
 struct RoleCost {
     name: &'static str,
-    user_ms: f64,
-    kernel_ms: f64,
+    user_s: f64,
+    kernel_s: f64,
 }
 
 fn main() -> ExitCode {
@@ -148,7 +150,7 @@ fn main() -> ExitCode {
 }
 
 fn measure() -> Result<()> {
-    let (mut json, mut harm) = (false, false);
+    let (mut json, mut harm, mut roles) = (false, false, false);
     let mut binary = None;
     let mut with = String::new();
     let mut runs = 1;
@@ -158,6 +160,7 @@ fn measure() -> Result<()> {
         match arg.as_str() {
             "--json" => json = true,
             "--harm" => harm = true,
+            "--roles" => roles = true,
             "--runs" => {
                 let text = args.next().context("--runs needs a number")?;
                 runs = text.parse().with_context(|| format!("{text} is not a number of runs"))?;
@@ -213,7 +216,7 @@ fn measure() -> Result<()> {
                 if json {
                     objects.push(object(row, &result));
                 } else {
-                    print(row, &result, runs);
+                    print(row, &result, runs, roles);
                 }
             }
         }
@@ -255,26 +258,21 @@ fn run(row: &Row, binary: &std::path::Path, with: &str) -> Result<Finding> {
     let _loss = if row.lost_ppm > 0 { Some(lose(&net, &ways, row.lost_ppm)?) } else { None };
 
     let cpu = |run: &Instance| run.cpu_s() + intercept.cpu_s();
-    let (before, roles_before, started) = (cpu(&run), role_times(&run), Instant::now());
+    let (before, roles_before, started) = (cpu(&run), role_times(&run, &intercept), Instant::now());
     let report = load(row, &net, at_online)?;
     let elapsed = started.elapsed();
     let wanted = online.answered() * u64::from(row.copies);
     // What does not arrive shows in the fidelity.
     let _ = wait::until("everything has arrived", SETTLE, || target.answered() >= wanted);
+    let mut roles = role_times(&run, &intercept);
     let cpu_s = cpu(&run) - before;
+    for (after, before) in roles.iter_mut().zip(&roles_before) {
+        after.user_s -= before.user_s;
+        after.kernel_s -= before.kernel_s;
+    }
     let gbit = (report.answered * row.body_bytes as u64 * 8) as f64 / 1e9;
-    let upload = row.name.starts_with("upload").then(|| Upload {
-        gbit_per_s: gbit / elapsed.as_secs_f64(),
-        roles: role_times(&run)
-            .into_iter()
-            .zip(roles_before)
-            .map(|((name, after), (_, before))| RoleCost {
-                name,
-                user_ms: (after[0] - before[0]) * 1e3 / gbit,
-                kernel_ms: (after[1] - before[1]) * 1e3 / gbit,
-            })
-            .collect(),
-    });
+    let upload =
+        row.name.starts_with("upload").then(|| Upload { gbit_per_s: gbit / elapsed.as_secs_f64(), gbit });
     let sent = report.sent;
     let lags = lag(&online, &target, 0..sent);
     let fifth = (sent / 5).max(1);
@@ -292,21 +290,31 @@ fn run(row: &Row, binary: &std::path::Path, with: &str) -> Result<Finding> {
         cpu_us_per_request: cpu_s * 1e6 / (fidelity.target.max(1) as f64),
         range: [0.0; 2],
         upload,
+        roles,
         cpu_percent: cpu_s * 100.0 / elapsed.as_secs_f64(),
         fidelity,
         stats,
     })
 }
 
-/// User and kernel time of each role on the packets' way so far, seconds.
-fn role_times(run: &Instance) -> Vec<(&'static str, [f64; 2])> {
+/// User and kernel time of each role so far.
+fn role_times(run: &Instance, intercept: &Instance) -> Vec<RoleCost> {
     let all = tree(run.pid());
-    let of = |name: &'static str| {
-        let mine = all.iter().filter(|process| process.command_line().contains(&format!("role {name}")));
-        let sum = mine.fold([0.0; 2], |sum, p| [sum[0] + p.user_s, sum[1] + p.system_s]);
-        (name, sum)
+    let mut costs = ["capturer", "shard-worker", "injector", "supervisor", "intercept"]
+        .map(|name| RoleCost { name, user_s: 0.0, kernel_s: 0.0 });
+    let mut add = |at: usize, process: &lab::process::Process| {
+        costs[at].user_s += process.user_s;
+        costs[at].kernel_s += process.system_s;
     };
-    ["capturer", "shard", "injector"].map(of).into()
+    for process in &all {
+        let line = process.command_line();
+        let role = ["capturer", "shard-worker", "injector"]
+            .iter()
+            .position(|role| line.contains(&format!("role {role}")));
+        add(role.unwrap_or(3), process);
+    }
+    tree(intercept.pid()).iter().for_each(|process| add(4, process));
+    costs.into()
 }
 
 /// The row's load on the online service.
@@ -338,7 +346,7 @@ fn bare_p99_us(row: &Row) -> Result<u64> {
     Ok(load(row, &net, at)?.first_byte.percentile(99.0))
 }
 
-fn print(row: &Row, r: &Finding, runs: u32) {
+fn print(row: &Row, r: &Finding, runs: u32, roles: bool) {
     let ms = |us: u64| us as f64 / 1_000.0;
     let [p50, p99, max] = r.lag.map(ms);
     let [first, last] = r.drift.map(ms);
@@ -360,10 +368,11 @@ fn print(row: &Row, r: &Finding, runs: u32) {
     }
     if let Some(upload) = &r.upload {
         print!("                 {:.1} Gbit/s; ms of CPU a Gbit, user + kernel:", upload.gbit_per_s);
-        for RoleCost { name, user_ms, kernel_ms } in &upload.roles {
-            print!(" {name} {user_ms:.1} + {kernel_ms:.1}");
-        }
-        println!();
+        print_roles(r, 1e3 / upload.gbit);
+    }
+    if roles && !idle {
+        print!("                 µs of CPU a request, user + kernel:");
+        print_roles(r, 1e6 / r.fidelity.target.max(1) as f64);
     }
     if r.bare_p99_us > 0 {
         let times = r.online_p99_us as f64 / r.bare_p99_us as f64;
@@ -381,6 +390,13 @@ fn print(row: &Row, r: &Finding, runs: u32) {
     for (reason, bytes) in r.stats.drops() {
         println!("                 dropped as {reason}: {bytes} bytes");
     }
+}
+
+fn print_roles(r: &Finding, scale: f64) {
+    for RoleCost { name, user_s, kernel_s } in &r.roles {
+        print!(" {name} {:.1} + {:.1}", user_s * scale, kernel_s * scale);
+    }
+    println!();
 }
 
 fn object(row: &Row, r: &Finding) -> Value {
@@ -401,12 +417,10 @@ fn object(row: &Row, r: &Finding) -> Value {
         "lag_p50_us_last_fifth": r.drift[1],
         "cpu_us_per_request": r.cpu_us_per_request,
         "cpu_us_per_request_range": r.range,
-        "upload": r.upload.as_ref().map(|upload| json!({
-            "gbit_per_s": upload.gbit_per_s,
-            "cpu_ms_per_gbit": upload.roles.iter().map(|role| {
-                (role.name.to_owned(), json!({"user": role.user_ms, "kernel": role.kernel_ms}))
-            }).collect::<serde_json::Map<_, _>>(),
-        })),
+        "upload_gbit_per_s": r.upload.as_ref().map(|upload| upload.gbit_per_s),
+        "cpu_s": r.roles.iter().map(|role| {
+            (role.name.to_owned(), json!({"user": role.user_s, "kernel": role.kernel_s}))
+        }).collect::<serde_json::Map<_, _>>(),
         "cpu_percent": r.cpu_percent,
         "ledger_exact": r.stats.check_ledger().is_ok(),
         "stats": r.stats.value(),

@@ -15,7 +15,7 @@
 use flow::Captured;
 use flow::record::SackBlock;
 use flow::{Endpoint, Seq};
-use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::chunks::{List, Place};
 use crate::sys::{LANES, fletcher};
@@ -389,14 +389,20 @@ const USUAL: usize = std::mem::offset_of!(Slot, rare);
 
 impl Slot {
     /// A slot with nothing in it, phase `Free`.
-    pub(crate) fn empty() -> Self {
-        let mut slot = Self::new_zeroed();
+    const EMPTY: Self = {
+        let mut slot: Self = zerocopy::transmute!([0u8; size_of::<Self>()]);
         slot.deadlines = [NEVER; USUAL_TIMERS];
         slot.held = List::EMPTY;
         slot.head = Place::NOWHERE;
         slot.tail_piece = Place::NOWHERE;
         slot.cursor = Place::NOWHERE;
         slot
+    };
+
+    /// The same.
+    #[cfg(test)]
+    pub(crate) fn empty() -> Self {
+        Self::EMPTY
     }
 
     /// What the session has that most have not.
@@ -450,7 +456,7 @@ impl Slot {
     /// Empties the slot; it stays in the transaction that it is in.
     pub(crate) fn reset(&mut self) {
         let check = self.check;
-        self.copy_from(&Slot::empty());
+        self.copy_from(&Self::EMPTY);
         self.check = check;
     }
 
@@ -483,8 +489,11 @@ impl Slot {
         const { assert!(std::mem::offset_of!(Slot, check) + 4 == USUAL, "it is the last of the usual words") };
         const ROW: usize = 4 * LANES;
         let rows: &[[u32; LANES]; size_of::<Slot>() / ROW] = zerocopy::transmute_ref!(self);
-        let behind = if self.state & state::RARE == 0 { 0 } else { size_of::<Rare>() / ROW };
-        let [mut sums, mut of_sums] = fletcher(&rows[..USUAL / ROW + behind]);
+        let usual: &[_; USUAL / ROW] = rows.first_chunk().expect("it begins so");
+        let ([mut sums, mut of_sums], behind) = match self.state & state::RARE {
+            0 => (fletcher(usual), 0),
+            _ => (fletcher(rows), size_of::<Rare>() / ROW),
+        };
         sums[LANES - 1] = sums[LANES - 1].wrapping_sub(self.check);
         of_sums[LANES - 1] = of_sums[LANES - 1].wrapping_sub(self.check.wrapping_mul(1 + behind as u32));
         // Odd factors, so that no lane's sum can stand for another's.
@@ -600,9 +609,11 @@ impl Slot {
     }
 
     pub(crate) fn earliest(&self) -> u64 {
-        let usual = self.deadlines.iter();
-        let rare = if self.state & state::RARE == 0 { &[][..] } else { &self.rare.deadlines };
-        usual.chain(rare).copied().min().unwrap_or(NEVER)
+        let usual = self.deadlines.into_iter().fold(NEVER, u64::min);
+        if self.state & state::RARE == 0 {
+            return usual;
+        }
+        self.rare.deadlines.into_iter().fold(usual, u64::min)
     }
 
     /// Ledger bytes held, stashed, or sent and unacknowledged.
@@ -667,6 +678,8 @@ impl Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerocopy::FromZeros as _;
+
     use crate::index::Index;
     use crate::ready::Ready;
     use crate::strangers::Strangers;
