@@ -65,7 +65,7 @@ section() {
 {
     echo "# tcptwin $(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1), measured"
     echo
-    echo "$(date -u +%Y-%m-%d), commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown), Linux $(uname -r), $(nproc) cores of:"
+    echo "$(date -u +%Y-%m-%d), commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown), Linux $(uname -r), TCP $(cat /proc/sys/net/ipv4/tcp_congestion_control), $(nproc) cores of:"
     sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | sort -u
     bin=target/release
     if command -v valgrind >/dev/null 2>&1; then
@@ -102,7 +102,7 @@ section() {
             ;;
     esac
     if ((${#rows[@]})); then
-        section "Replay of live traffic" $bin/replay --runs "$runs" "${rows[@]}"
+        section "Replay of live traffic" $bin/replay --roles --runs "$runs" "${rows[@]}"
     fi
     if [[ $extent == all ]]; then
         section "Harm to the online service" $bin/replay --harm --runs "$runs" keepalive-20k connections-8k
