@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use lab::story::{Skipped, Story, step};
 use lab::{Answers, HttpOptions, HttpService, Load, Mode};
 
-use crate::stage::{ONLINE_PORT, Stage, answered};
+use crate::stage::{ONLINE_PORT, Stage, answered, tcp_counter};
 
 pub(crate) const STORIES: &[Story] = &[
     ("capture_on_all_interfaces", 60, capture_on_all_interfaces),
@@ -108,18 +108,9 @@ fn real_client_addresses_are_kept() -> Result<()> {
     report.request_bytes += stage.send(load)?.request_bytes;
     stage.all_replayed(run, &report, 1)?;
     // An answer of the target that reached the real client would have been refused by its kernel with an RST.
-    let resets = stage.net.client.ns.enter(|| tcp_counter("OutRsts"))?;
+    let resets = tcp_counter(&stage.net.client, "OutRsts")?;
     ensure!(resets == 0, "the real client sent {resets} RSTs: answers of the target reached it");
     Ok(())
-}
-
-/// A counter of the calling thread's namespace (/proc/net/snmp: a line of names, a line of values).
-fn tcp_counter(name: &str) -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/thread-self/net/snmp")?;
-    let mut lines = text.lines().filter(|l| l.starts_with("Tcp:"));
-    let (names, values) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
-    let found = names.split(' ').zip(values.split(' ')).find(|(n, _)| *n == name);
-    Ok(found.map_or("missing", |(_, v)| v).parse()?)
 }
 
 fn the_simple_capture_engine() -> Result<()> {

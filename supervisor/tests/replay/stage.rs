@@ -189,6 +189,17 @@ fn not_stopped(stats: &Stats) -> Result<()> {
     }
 }
 
+/// A counter of a host's TCP (/proc/net/snmp: a line of names, a line of values).
+pub(crate) fn tcp_counter(host: &Host, name: &'static str) -> Result<u64> {
+    host.ns.enter(move || {
+        let text = std::fs::read_to_string("/proc/thread-self/net/snmp")?;
+        let mut lines = text.lines().filter(|l| l.starts_with("Tcp:"));
+        let (names, values) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
+        let found = names.split(' ').zip(values.split(' ')).find(|(n, _)| *n == name);
+        Ok(found.map_or("missing", |(_, v)| v).parse()?)
+    })
+}
+
 /// Nothing dropped but doubled bytes, nothing missed, and exactly the wanted bytes delivered.
 pub(crate) fn clean(stats: &Stats, delivered: u64) -> Result<()> {
     not_stopped(stats)?;
