@@ -363,9 +363,7 @@ impl Table {
                 | is::TIMING
                 | is::ANSWER_PSH,
         );
-        for timer in [Timer::Rto, Timer::Persist, Timer::Gate, Timer::Ack, Timer::Alive] {
-            slot.disarm(timer);
-        }
+        slot.disarm_connection();
         slot.arm(Timer::End, now_us + idle_us);
         slot.progress_us = now_us;
         slot.set(is::OWE_SYN);

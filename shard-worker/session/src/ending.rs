@@ -205,9 +205,7 @@ impl Table {
     fn owe_reset(&mut self, id: u32) {
         let slot = self.slots.get_mut(id);
         slot.enter(Phase::Resetting);
-        for timer in [Timer::Rto, Timer::Persist, Timer::Gate, Timer::Ack, Timer::Alive] {
-            slot.disarm(timer);
-        }
+        slot.disarm_connection();
         self.touch(id);
     }
 
@@ -224,9 +222,7 @@ impl Table {
                 let slot = self.slots.get_mut(id);
                 slot.snd_una = slot.snd_nxt;
                 slot.enter(Phase::Parted);
-                for timer in [Timer::Rto, Timer::Persist, Timer::Gate, Timer::Ack, Timer::Alive] {
-                    slot.disarm(timer);
-                }
+                slot.disarm_connection();
                 slot.arm(Timer::End, now_us + idle_us);
                 if self.slots.get(id).held_len > 0 {
                     // The next turn came while the reset was owed. A failure parts the session again.

@@ -592,6 +592,13 @@ impl Slot {
         }
     }
 
+    /// What is the session's own, its hole and its end, stays.
+    pub(crate) fn disarm_connection(&mut self) {
+        for timer in [Timer::Rto, Timer::Ack, Timer::Alive, Timer::Persist, Timer::Gate] {
+            self.disarm(timer);
+        }
+    }
+
     pub(crate) fn disarm_all(&mut self) {
         self.deadlines = [NEVER; USUAL_TIMERS];
         if let Some(rare) = self.had_rare() {

@@ -440,13 +440,8 @@ impl Table {
 
     /// The session of a replayed client at a target.
     pub(crate) fn find_replayed(&mut self, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
-        self.find_hashed(self.replayed_hash(replayed, target), replayed, target)
-    }
-
-    /// The same by their hash.
-    pub(crate) fn find_hashed(&mut self, hash: u64, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
         loop {
-            let id = self.peek_hashed(hash, replayed, target)?;
+            let id = self.peek_replayed(replayed, target)?;
             if self.is_known(id) {
                 return Some(id);
             }
@@ -455,10 +450,7 @@ impl Table {
 
     /// The same as far as slots say that nobody has looked at: for who only asks whether there is one.
     pub(crate) fn peek_replayed(&self, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
-        self.peek_hashed(self.replayed_hash(replayed, target), replayed, target)
-    }
-
-    fn peek_hashed(&self, hash: u64, replayed: &Endpoint, target: &Endpoint) -> Option<u32> {
+        let hash = self.replayed_hash(replayed, target);
         self.by_replayed.find(hash, |id| self.has_endpoint(id, replayed, target))
     }
 

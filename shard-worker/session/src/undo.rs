@@ -130,7 +130,7 @@ impl Slots {
     /// Puts such an image back. Can be repeated, and be interrupted: the log stays until [`Slots::forget`].
     pub(crate) fn put_back(&mut self, image: usize) {
         let Image { id, slot, .. } = &self.images[image];
-        self.slots[*id as usize].clone_from(slot);
+        self.slots[*id as usize].copy_from(slot);
         compiler_fence(SeqCst);
     }
 
