@@ -176,11 +176,16 @@ impl Scene {
         self.run.as_ref().expect("the run goes on")
     }
 
-    /// Waits until as many are counted as captured, ends the run, and insists on the ledger.
+    /// Waits until the shards have taken as many, ends the run, and insists on the ledger. A run that is ended begins no
+    /// flow any more, so one that only stands in a ring by then is dropped as `stopped`.
     fn end(&mut self, sent: Sent) -> Result<Stats> {
-        step("the last datagrams are captured");
-        let captured = || self.run().stats().and_then(|stats| stats.number("/udp/captured/datagrams"));
-        wait::until("all datagrams are captured", SETTLE, || captured().is_ok_and(|n| n >= sent.datagrams))?;
+        step("the shards have taken the last datagrams");
+        let taken = || -> Result<u64> {
+            let stats = self.run().stats()?;
+            let roles = stats.value()["counters"].as_object().context("counters of roles")?;
+            Ok(roles.values().filter_map(|role| role["datagrams_taken"].as_u64()).sum())
+        };
+        wait::until("all datagrams are taken", SETTLE, || taken().is_ok_and(|n| n >= sent.datagrams))?;
         let stats = self.run.take().context("the run was ended before")?.stop_run()?;
         ledger(&stats, sent)?;
         Ok(stats)
@@ -455,7 +460,8 @@ fn fraction(options: &[&str], [low, high]: [usize; 2], p: f64) -> Result<()> {
     let mut more = 0;
     for client in 0..FLOWS {
         let each: BTreeSet<usize> = (0..EACH as u32).map(|round| times(client, round)).collect();
-        ensure!(each == [low].into() || each == [high].into(), "client {client} was copied {each:?} times");
+        let whole = each == [low].into() || each == [high].into();
+        ensure!(whole, "client {client} was copied {each:?} times; {}", stats.value()["udp"]);
         more += u32::from(each.contains(&high));
     }
     // Five standard deviations.
