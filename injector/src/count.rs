@@ -158,6 +158,8 @@ named_enum! {
         ClaimsLive => "claims_live",
         /// Gauge: connections that are up.
         Connected => "connected",
+        /// Gauge: 1 while intercepts are told that sessions can do nothing but wait for answers.
+        Eager => "eager",
     }
 }
 

@@ -71,6 +71,8 @@ struct Up {
     stream: TcpStream,
     link: Link,
     greeted: bool,
+    /// What intercept was told last of how answers are waited for.
+    eager: bool,
     readable: bool,
     interest: EpollFlags,
     since_us: u64,
@@ -162,6 +164,17 @@ impl Peer {
         }
     }
 
+    /// Tells intercept whether sessions can do nothing but wait for answers, when that is not what it was told.
+    pub(crate) fn pace(&mut self, eager: bool) {
+        if let State::Up(up) = &mut self.state
+            && up.greeted
+            && up.eager != eager
+            && up.link.outgoing().pace(eager)
+        {
+            up.eager = eager;
+        }
+    }
+
     /// Does what can be done now without waiting.
     pub(crate) fn turn(&mut self, now_us: u64, shared: &mut Shared) {
         match self.step(now_us, shared) {
@@ -229,6 +242,7 @@ impl Peer {
             stream,
             link,
             greeted: false,
+            eager: false,
             readable: false,
             interest: EpollFlags::EPOLLOUT,
             since_us: now_us,
@@ -319,7 +333,7 @@ impl Peer {
                     return Err(Lost::new(Trouble::Closed, &format!("it said farewell: {sentence}")));
                 }
                 // The link lets neither of them through to a dialer.
-                Some(Message::Hello(_) | Message::Claims(_)) => None,
+                Some(Message::Hello(_) | Message::Claims(_) | Message::Pace { .. }) => None,
             };
             if let (Some(token), State::Up(up)) = (pong, &mut self.state) {
                 // Without room the next of its pings is answered.

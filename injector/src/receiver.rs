@@ -32,6 +32,8 @@ pub struct Receiver {
     stop: Arc<AtomicBool>,
     /// Silence after which a claim is forgotten.
     claim_life_us: u64,
+    /// The run goes as fast as answers come.
+    eager: bool,
 }
 
 /// Longest sleep; also the beat when nothing happens.
@@ -40,6 +42,8 @@ const BEAT_MS: u64 = 100;
 const STALL: Duration = Duration::from_micros(500);
 /// Claims forwarded in one turn.
 const CLAIMS: usize = 4_096;
+/// Intercepts are told that sessions are behind for so long after a shard last said so, ms.
+const BEHIND_MS: u64 = 100;
 /// Live claims remembered at most: 130 bytes each.
 const LIVE_CLAIMS: usize = 1 << 20;
 /// What epoll calls the event counter.
@@ -76,8 +80,9 @@ impl Receiver {
         let peers = peers
             .map(|(i, &at)| Peer::new(i, at, greeting::policy(plan, at), hello.clone(), &shared, now_us))
             .collect();
+        let eager = greeting::is_eager(plan);
         let claim_life_us = u64::from(plan.replay.idle_s + 60) * 1_000_000;
-        Ok(Self { region, peers, shared, claims, wake, stop, claim_life_us })
+        Ok(Self { region, peers, shared, claims, wake, stop, claim_life_us, eager })
     }
 
     /// Tells the canary what it hears.
@@ -140,7 +145,10 @@ impl Receiver {
 
     fn turn(&mut self, now_us: u64) {
         self.forward_claims(now_us);
+        let eager = self.eager || now_us / 1_000 < self.region.control().behind_ms() + BEHIND_MS;
+        self.shared.counters.set(ReturnCount::Eager.index(), eager.into());
         for peer in &mut self.peers {
+            peer.pace(eager);
             peer.turn(now_us, &mut self.shared);
         }
         let up = self.peers.iter().filter(|p| p.is_up()).count();

@@ -21,6 +21,8 @@ pub(crate) enum Command {
     Forget { slot: u8 },
     /// A flow belongs to the instance of a slot.
     Claim { slot: u8, tenure: u32, client: Endpoint, target: Endpoint },
+    /// Whether the instance's sessions can do nothing but wait for answers.
+    Pace { slot: u8, connection: u64, eager: bool },
     /// Ask for a sign of life.
     Ping { slot: u8, connection: u64, token: u64 },
     /// Give one.
@@ -40,8 +42,6 @@ pub(crate) struct Attach {
     pub(crate) fresh: Option<Window>,
     pub(crate) last: Option<Position>,
     pub(crate) software: String,
-    /// See [`returns::Hello::eager`].
-    pub(crate) eager: bool,
 }
 
 /// Commands that fit in the ring: twice what one read from a socket can hold, and more.

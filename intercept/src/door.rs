@@ -403,7 +403,6 @@ impl Door {
             fresh: fresh.then(|| Window::new(self.limits.window)),
             last: hello.last,
             software: self.software.clone(),
-            eager: hello.eager,
         })));
         let (name, heard_ms, asked_ms) = (hello.name, now_ms, now_ms);
         self.peers[slot] =
@@ -451,9 +450,9 @@ impl Door {
         }
     }
 
-    /// Takes the complete messages of a peer. Of several pings at once the last is answered.
+    /// Takes the complete messages of a peer. Of several pings at once the last is answered, of several paces the last is kept.
     fn take_messages(&mut self, slot: usize, peer: &mut Peer) -> Result<(), End> {
-        let (slot, mut claims, mut ping) = (slot as u8, 0, None);
+        let (slot, mut claims, mut ping, mut pace) = (slot as u8, 0, None, None);
         let result = loop {
             match peer.incoming.next() {
                 Ok(Some(Message::Claims(batch))) => {
@@ -463,6 +462,7 @@ impl Door {
                     }
                 }
                 Ok(Some(Message::Ping(token))) => ping = Some(token),
+                Ok(Some(Message::Pace { eager })) => pace = Some(eager),
                 Ok(Some(Message::Bye { .. })) => break Err(End::Farewell),
                 Ok(Some(_)) => {}
                 Ok(None) => break Ok(()),
@@ -473,6 +473,9 @@ impl Door {
             self.bell.ring();
         } else if claims > 0 {
             self.bell.ring_for_claims();
+        }
+        if let Some(eager) = pace {
+            self.tell(Command::Pace { slot, connection: peer.connection, eager });
         }
         if let Some(token) = ping {
             self.tell(Command::Pong { slot, connection: peer.connection, token });

@@ -108,6 +108,9 @@ impl Forward {
                 self.claimants &= !(1 << slot);
                 self.peers.forget(usize::from(slot));
             }
+            Command::Pace { slot, connection, eager } => {
+                self.peers.pace(usize::from(slot), connection, eager);
+            }
             Command::Ping { slot, connection, token } => {
                 self.peers.say(usize::from(slot), connection, |out| out.ping(token));
             }

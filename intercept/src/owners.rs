@@ -332,7 +332,6 @@ mod tests {
             mode: Mode::Ranges(ranges.iter().map(|r| r.parse().unwrap()).collect()),
             targets: vec![target()],
             last: None,
-            eager: false,
         }
     }
 

@@ -24,7 +24,7 @@ pub(crate) struct Peers {
     dirty: u64,
     /// Slots whose socket was full, as bits.
     stuck: u64,
-    /// Slots of connected instances that wait for each answer, as bits.
+    /// Slots of connected instances whose sessions can do nothing but wait for answers, as bits.
     eager: u64,
     epoch: u64,
     /// The first position that no forgotten instance was given.
@@ -76,7 +76,7 @@ impl Peers {
 
     /// A connection of the instance in a slot is there: welcomes it and goes on where its stream stopped.
     pub(crate) fn attach(&mut self, attach: Attach) {
-        let Attach { slot, tenure, connection, stream, outgoing, fresh, last, software, eager, .. } = attach;
+        let Attach { slot, tenure, connection, stream, outgoing, fresh, last, software, .. } = attach;
         if let Some(window) = fresh {
             self.retire(slot);
             // An instance that was forgotten remembers where its old stream was: this one must not look like a part of it.
@@ -109,10 +109,24 @@ impl Peers {
         peer.wire = Some(wire);
         self.dirty |= 1 << slot;
         self.stuck &= !(1 << slot);
-        self.eager = self.eager & !(1 << slot) | u64::from(eager) << slot;
+        self.set_eager(slot, false);
     }
 
-    /// Whether some instance can do nothing but wait for the next answer.
+    /// An instance's sessions can do nothing but wait for answers, or that is over.
+    pub(crate) fn pace(&mut self, slot: usize, connection: u64, eager: bool) {
+        if let Some(peer) = &self.slots[slot]
+            && peer.wire.as_ref().is_some_and(|w| w.connection == connection)
+        {
+            self.set_eager(slot, eager);
+        }
+    }
+
+    fn set_eager(&mut self, slot: usize, eager: bool) {
+        self.eager = self.eager & !(1 << slot) | u64::from(eager) << slot;
+        self.stats.peer(slot).eager.store(eager, Ordering::Relaxed);
+    }
+
+    /// Whether the sessions of some instance can do nothing but wait for answers.
     pub(crate) fn is_waited_for(&self) -> bool {
         self.eager != 0
     }
@@ -124,7 +138,7 @@ impl Peers {
         {
             peer.wire = None;
             self.stuck &= !(1 << slot);
-            self.eager &= !(1 << slot);
+            self.set_eager(slot, false);
         }
     }
 
@@ -133,7 +147,7 @@ impl Peers {
         self.retire(slot);
         self.stuck &= !(1 << slot);
         self.dirty &= !(1 << slot);
-        self.eager &= !(1 << slot);
+        self.set_eager(slot, false);
     }
 
     /// Empties a slot.
@@ -213,12 +227,14 @@ impl Peers {
                     // The link thread sees the end of the connection and tells who it was.
                     let _ = wire.stream.shutdown(Shutdown::Both);
                     peer.wire = None;
-                    self.eager &= !(1 << slot);
                     break;
                 }
             }
         }
         counters.queued.store(next - peer.unsent, Ordering::Relaxed);
+        if peer.wire.is_none() {
+            self.set_eager(slot, false);
+        }
     }
 }
 

@@ -127,6 +127,8 @@ pub struct PeerStats {
     pub(crate) sent: AtomicU64,
     pub(crate) dropped: AtomicU64,
     pub(crate) queued: AtomicU64,
+    /// Its sessions can do nothing but wait for answers.
+    pub(crate) eager: AtomicBool,
     about: Mutex<Option<PeerAbout>>,
 }
 
@@ -206,6 +208,7 @@ impl Stats {
                 "sent": peer.sent.load(Ordering::Relaxed),
                 "dropped": peer.dropped.load(Ordering::Relaxed),
                 "queued": peer.queued.load(Ordering::Relaxed),
+                "eager": peer.eager.load(Ordering::Relaxed),
             }));
         }
         let listening: Vec<String> = self.listening().iter().map(ToString::to_string).collect();

@@ -151,7 +151,6 @@ pub(crate) fn hello(instance: u64, mode: Mode) -> Hello {
         mode,
         targets: vec![target()],
         last: None,
-        eager: false,
     }
 }
 

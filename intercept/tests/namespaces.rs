@@ -97,7 +97,6 @@ impl Receiver {
             mode: Mode::Ranges(ranges.iter().map(|r| r.parse()).collect::<Result<_, _>>()?),
             targets: targets.iter().map(|&t| t.into()).collect(),
             last: None,
-            eager: false,
         };
         let link = Link::dialer(Policy::Keyed(KEY), &hello, to)?;
         let mut receiver = Self { stream, link, records: Vec::new(), welcome: false };

@@ -14,6 +14,7 @@ mod config;
 pub mod counters;
 mod inbox;
 mod outbox;
+mod pace;
 mod shard;
 mod worker;
 

@@ -37,6 +37,7 @@ use crate::config::{datagrams, diary_at, machine_config, table_bytes};
 use crate::counters::{Gauge, Publisher, WorkerCount};
 use crate::inbox::{Found, Inbox, Taken};
 use crate::outbox::{Book, Outbox};
+use crate::pace::Pace;
 
 /// Pumps of one step: 1,024 records, so that input waits a millisecond at most behind a long backlog of output.
 const PUMPS: usize = 64;
@@ -61,6 +62,7 @@ pub(crate) struct Shard {
     /// Bytes of output that may wait for the injector, where it keeps to a rate: what waits there is too late to be thought over,
     /// and makes answers look slow.
     waiting_bytes: Option<u64>,
+    pace: Pace,
     region: &'static Region,
 }
 
@@ -136,6 +138,7 @@ impl Shard {
             has_begun: false,
             patient: plan.trace.is_some(),
             waiting_bytes: waiting_bytes(plan),
+            pace: Pace::default(),
             region,
         };
         if matches!(left_out, Item::Session(_)) {
@@ -335,6 +338,14 @@ impl Shard {
         }
         let expired = self.datagrams.as_mut().is_some_and(|datagrams| datagrams.tick(now_us));
         due || expired
+    }
+
+    /// Whether sessions were just found to fall behind for want of answers alone; see [`Pace`]. Where a rate is kept to, they do
+    /// for want of that.
+    pub(crate) fn is_behind(&mut self, now_us: u64) -> bool {
+        let count = |count| self.table.tally().count(count);
+        self.pace.is_behind(now_us, count(Count::TurnsAnswered), count(Count::TurnsAwaited))
+            && self.waiting_bytes.is_none()
     }
 
     /// Lets the machine emit; true when it has more to say than there is room for.

@@ -188,6 +188,9 @@ impl Worker {
         let all_given_up = !abandoning || shard.table.abandon(now_us);
         // The last words do not wait: there is a second for them.
         let more = !abandoning && shard.is_held_back() || shard.pump(now_us);
+        if shard.is_behind(now_us) {
+            control.set_behind_ms(now_us / 1_000);
+        }
         let had_input = taken.as_ref().is_some_and(|taken| !taken.is_untouched());
         let sent = shard.commit(now_us, taken.as_mut(), false);
         if let Phase::Abandoning { pumped, .. } = phase {

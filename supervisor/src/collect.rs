@@ -475,7 +475,7 @@ impl Collector {
 /// The order of a packet's walk.
 const ORDER: [&str; 3] = ["capturer", "shard-worker", "injector"];
 /// Values of the receiver that fall as well as rise.
-const RETURN_GAUGES: [ReturnCount; 2] = [ReturnCount::ClaimsLive, ReturnCount::Connected];
+const RETURN_GAUGES: [ReturnCount; 3] = [ReturnCount::ClaimsLive, ReturnCount::Connected, ReturnCount::Eager];
 
 #[cfg(test)]
 mod tests {

@@ -124,6 +124,7 @@ impl Pair {
             7 => self.say_gap(number, small),
             8 => self.say_bye(who, number, small),
             9 => self.flush(who),
+            10 => self.say(0, "a pace", |sum| sum.number(number & 1), |out| out.pace(number & 1 == 1)),
             14 => return self.carry(who, usize::from(small), Some((number, number >> 32))),
             15..=22 => {
                 self.flush(who);

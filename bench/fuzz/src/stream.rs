@@ -60,7 +60,6 @@ pub(crate) fn hello() -> Hello {
         mode: Mode::Ranges(vec!["198.18.0.0/20".parse().expect("a range")]),
         targets: vec![PEER.into()],
         last: None,
-        eager: false,
     }
 }
 
@@ -152,6 +151,7 @@ pub(crate) fn digest(message: &Message<'_>) -> u64 {
             assert_eq!(claims.iter().count(), claims.len());
             claims.iter().for_each(|(client, target)| sum.claim(&client, &target));
         }
+        Message::Pace { eager } => sum.number(u64::from(*eager)),
         Message::Batch(batch) => {
             sum.number(batch.epoch);
             let mut position = batch.first;

@@ -234,7 +234,6 @@ fn through_channel(policy: Policy, items: u32) {
         mode: Mode::Ranges(vec!["198.18.0.0/15".parse().expect("a range")]),
         targets: vec![target],
         last: None,
-        eager: false,
     };
     let mut receiver = Channel::dialer(policy, &hello, peer).expect("random numbers");
     let mut intercept = Channel::listener(policy, peer);

@@ -3,11 +3,12 @@
 //!
 //! ```text
 //! cargo build --release -p tcptwin -p bench
-//! target/release/redis [--json] [--connections N] [--value BYTES] [--no-wait] [COMMANDS]
+//! target/release/redis [--json] [--connections N] [--value BYTES] [--no-wait] [--with OPTIONS] [COMMANDS]
 //! ```
 //!
 //! Real redis-servers as online service and target, in namespaces. The commands append to a list, so that the target's list
-//! shows every loss, repeat and change of order.
+//! shows every loss, repeat and change of order. COMMANDS are of each connection. `--with` gives options of `tcptwin run`:
+//! `--with "--memory 1GiB"`.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -30,6 +31,8 @@ struct Asked {
     connections: usize,
     value_bytes: usize,
     no_wait: bool,
+    /// Options of the run.
+    with: String,
     /// Of each connection.
     commands: u64,
 }
@@ -37,14 +40,17 @@ struct Asked {
 impl Asked {
     fn read() -> Result<Self> {
         let (json, args) = bench::arguments();
-        let mut asked = Self { json, connections: 1, value_bytes: 0, no_wait: false, commands: COMMANDS };
+        let with = String::new();
+        let mut asked =
+            Self { json, connections: 1, value_bytes: 0, no_wait: false, with, commands: COMMANDS };
         let mut args = args.into_iter();
         while let Some(arg) = args.next() {
-            let mut value = || args.next().with_context(|| format!("{arg} needs a number"));
+            let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
             match arg.as_str() {
                 "--connections" => asked.connections = value()?.parse().context("--connections")?,
                 "--value" => asked.value_bytes = value()?.parse().context("--value")?,
                 "--no-wait" => asked.no_wait = true,
+                "--with" => asked.with = value()?,
                 text => {
                     asked.commands =
                         text.parse().with_context(|| format!("{text} is not a number of commands"))?;
@@ -65,6 +71,7 @@ fn measure() -> Result<()> {
     let map = format!("{}-{}", online.address, target.address);
     let mut args = vec!["-x", map.as_str(), "-s", "10.88.0.5", "-i", "eth0"];
     args.extend(asked.no_wait.then_some("--no-wait"));
+    args.extend(asked.with.split_whitespace());
     let run = twin.run(&net.online, &args)?;
     let Asked { connections, value_bytes, commands, .. } = asked;
     let load = RedisLoad { to: online.address, connections, commands, pipeline: 1, value_bytes };

@@ -82,6 +82,9 @@ const ROWS: &[Row] = &[
     Row { name: "closed-loop-1k", usual: true, connections: 1, rate: Some(1_000.0), seconds: 20, ..BASE },
     Row { name: "idle", usual: true, connections: 0, seconds: 10, ..BASE },
     Row { name: "keepalive-500", rate: Some(500.0), ..BASE },
+    // As many as the predecessor lets through unthrottled, and more than that.
+    Row { name: "keepalive-56k", rate: Some(56_000.0), ..BASE },
+    Row { name: "keepalive-80k", rate: Some(80_000.0), ..BASE },
     Row { name: "keepalive-max", ..BASE },
     Row { name: "connections-8k", mode: Mode::ClientCloses, rate: Some(8_000.0), ..BASE },
     Row { name: "connections-12k", mode: Mode::ClientCloses, rate: Some(12_000.0), ..BASE },

@@ -309,6 +309,25 @@ fn a_full_ring_stops_the_reading_and_loses_nothing() {
 }
 
 #[test]
+fn an_intercept_is_told_while_sessions_are_behind_and_again_after_a_reconnect() {
+    let rig = Rig::new(|_| {});
+    let paced = |end: &mut ListenerEnd, wanted: bool| {
+        end.wait_for(|m| matches!(m, Message::Pace { eager } if *eager == wanted).then_some(())).is_some()
+    };
+    let (mut end, _) = rig.greet(7, 1);
+    let far_ms = shm::monotonic_us() / 1_000 + 60_000;
+    rig.region.control().set_behind_ms(far_ms);
+    assert!(paced(&mut end, true));
+    drop(end);
+    let (mut end, _) = rig.greet(7, 1);
+    assert!(paced(&mut end, true), "another connection knows nothing of it");
+    assert_eq!(rig.count(ReturnCount::Eager), 1);
+    rig.region.control().set_behind_ms(1);
+    assert!(paced(&mut end, false), "and when it is over");
+    assert_eq!(rig.count(ReturnCount::Eager), 0);
+}
+
+#[test]
 fn pings_are_answered() {
     let rig = Rig::new(|_| {});
     let (mut end, _) = rig.greet(7, 1);

@@ -17,7 +17,7 @@ use crate::LinkError;
 use crate::policy::{Policy, Stated};
 
 /// Version of the channel. Both ends must speak the same.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Bytes of a preamble.
 pub const PREAMBLE: usize = 16;
 /// Bytes of each of the two handshake messages: an X25519 key and the tag of an empty payload.

@@ -52,8 +52,6 @@ pub struct Hello {
     pub targets: Vec<Endpoint>,
     /// Where the stream stopped, if a stream of this intercept was received before.
     pub last: Option<Position>,
-    /// It goes as fast as answers come (a file as fast as possible), so each answer is waited for: worth some wake-ups more.
-    pub eager: bool,
 }
 
 /// Intercept's consent.
@@ -122,7 +120,6 @@ impl Hello {
                 w.u64(position.last);
             }
         }
-        w.u8(self.eager.into());
     }
 
     pub(crate) fn read(r: &mut Reader<'_>) -> Option<Self> {
@@ -144,12 +141,7 @@ impl Hello {
             1 => Some(Position { epoch: r.u64()?, last: r.u64()? }),
             _ => return None,
         };
-        let eager = match r.u8()? {
-            0 => false,
-            1 => true,
-            _ => return None,
-        };
-        Some(Self { software, instance, incarnation, name, mode, targets, last, eager })
+        Some(Self { software, instance, incarnation, name, mode, targets, last })
     }
 }
 

@@ -136,7 +136,14 @@ fn admit_to_listener(greeted: &mut bool, message: &Message<'_>) -> Result<(), Mi
             *greeted = true;
             Ok(())
         }
-        (true, Message::Claims(_) | Message::Ping(_) | Message::Pong(_) | Message::Bye { .. }) => Ok(()),
+        (
+            true,
+            Message::Claims(_)
+            | Message::Pace { .. }
+            | Message::Ping(_)
+            | Message::Pong(_)
+            | Message::Bye { .. },
+        ) => Ok(()),
         _ => Err(Misplaced::Message),
     }
 }

@@ -128,6 +128,14 @@ impl Outgoing {
         })
     }
 
+    /// Dialer: says whether its sessions can do nothing but wait for answers.
+    pub fn pace(&mut self, eager: bool) -> bool {
+        self.push(|w| {
+            w.u8(tag::PACE);
+            w.u8(eager.into());
+        })
+    }
+
     /// Asks for a sign of life.
     pub fn ping(&mut self, token: u64) -> bool {
         self.push(|w| {

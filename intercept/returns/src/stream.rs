@@ -25,6 +25,11 @@ pub enum Message<'a> {
     Refused(Refused),
     /// Flows that the dialer owns from now on.
     Claims(Claims<'a>),
+    /// Whether the dialer's sessions can do nothing but wait for answers, so that each is worth a wake-up of its own.
+    Pace {
+        /// They do. Not so before this was said.
+        eager: bool,
+    },
     /// Records.
     Batch(Batch<'a>),
     /// Records that the listener could not keep for this dialer.
@@ -53,6 +58,7 @@ impl Message<'_> {
             Self::Welcome(_) => "a welcome",
             Self::Refused(_) => "a refusal",
             Self::Claims(_) => "claims",
+            Self::Pace { .. } => "a pace",
             Self::Batch(_) => "records",
             Self::Gap { .. } => "a gap",
             Self::Ping(_) => "a ping",
@@ -159,6 +165,7 @@ pub(crate) mod tag {
     pub(crate) const PING: u8 = 7;
     pub(crate) const PONG: u8 = 8;
     pub(crate) const BYE: u8 = 9;
+    pub(crate) const PACE: u8 = 10;
 }
 
 /// Understands the inside of one frame; the error names the message that made no sense.
@@ -188,6 +195,10 @@ pub(crate) fn parse(body: &[u8]) -> Result<Message<'_>, &'static str> {
             }
             Message::Bye { sentence }
         }
+        tag::PACE => match r.u8().ok_or("pace")? {
+            eager @ (0 | 1) => Message::Pace { eager: eager == 1 },
+            _ => return Err("pace"),
+        },
         _ => return Err("a message of unknown type"),
     };
     if r.is_empty() { Ok(message) } else { Err("bytes after the end of a message") }

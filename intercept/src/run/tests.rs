@@ -128,6 +128,22 @@ fn cpu_time() -> Duration {
 }
 
 #[test]
+fn an_instance_says_how_its_answers_are_waited_for_until_it_leaves() {
+    let running = Running::new(|_| {});
+    let is_eager = |slot| running.stats.peer(slot).eager.load(Ordering::Relaxed);
+    let mut first = Dialer::welcome(&running, &hello(1, part(1)));
+    let mut second = Dialer::welcome(&running, &hello(2, part(2)));
+    assert!(first.link.outgoing().pace(true));
+    first.until("the first is heard", |_| is_eager(0) && !is_eager(1));
+    let out = first.link.outgoing();
+    assert!(out.pace(false) && out.pace(true) && out.pace(false) && second.link.outgoing().pace(true));
+    first.until("the last word counts", |_| !is_eager(0));
+    second.until("each speaks for itself", |_| is_eager(1) && !is_eager(0));
+    drop(second);
+    until("who is gone waits for nothing", || !is_eager(1));
+}
+
+#[test]
 fn garbage_is_counted_by_kind_and_disturbs_nobody() {
     let running = Running::new(|_| {});
     let mut peer = Dialer::welcome(&running, &hello(1, part(1)));

@@ -334,6 +334,7 @@ impl Table {
         }
         self.tally.add(Count::ReturnHoles, tcp.seq.since(slot.rcv_nxt).max(0) as u64);
         slot.receive(end);
+        let is_late = lags(slot, &self.chunks, now_us);
         if fresh > 0 {
             self.diary.note(id, now_us, Step::Answered, fresh as u32);
             // A bare number is believed only of a whole answer.
@@ -343,8 +344,11 @@ impl Table {
                 slot.pingpong = 0;
             }
             if slot.turns_waiting > 0 {
-                self.tally.add(Count::TurnsAnswered, u64::from(slot.turns_waiting));
-                self.tally.first_byte.record(now_us.saturating_sub(slot.turn_sent_us));
+                let turns = u64::from(slot.turns_waiting);
+                let waited_us = now_us.saturating_sub(slot.turn_sent_us);
+                self.tally.add(Count::TurnsAnswered, turns);
+                self.tally.add(Count::TurnsAwaited, if is_late && waited_us < LAG_US { turns } else { 0 });
+                self.tally.first_byte.record(waited_us);
                 self.tally.answered_us = now_us;
                 slot.turns_waiting = 0;
             }
@@ -362,7 +366,7 @@ impl Table {
             slot.receive(slot.rcv_nxt + 1);
             slot.rcv_ack = slot.rcv_nxt;
         }
-        let distance_us = if lags(slot, &self.chunks, now_us) { 0 } else { distance_us(slot, rtt) };
+        let distance_us = if is_late { 0 } else { distance_us(slot, rtt) };
         if distance_us > 0 && !slot.is(is::PEER_FIN) {
             if slot.deadline(Timer::Ack) == NEVER {
                 slot.ack_upto = slot.rcv_nxt;

@@ -1,6 +1,6 @@
 //! Words that may change while the pipeline runs. The supervisor writes them (signals, control socket, budgets), but for
-//! `deaf_ms`, which is the return receiver's, and the book of connections, which is all shards'; every role reads them once a
-//! batch. They are independent of each other and guard no other memory, so Relaxed is enough throughout.
+//! `deaf_ms`, which is the return receiver's, and `behind_ms` and the book of connections, which are all shards'; every role reads
+//! them once a batch. They are independent of each other and guard no other memory, so Relaxed is enough throughout.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -14,6 +14,7 @@ pub struct Control {
     percent_ppm: AtomicU32,
     copies_milli: AtomicU32,
     deaf_ms: AtomicU64,
+    behind_ms: AtomicU64,
     failed: AtomicU32,
     leaving: AtomicU64,
     guarded: [AtomicU32; GUARDED_DEVICES],
@@ -106,6 +107,16 @@ impl Control {
     /// See [`Control::deaf_ms`].
     pub fn set_deaf_ms(&self, now_ms: u64) {
         self.deaf_ms.store(now_ms, Relaxed);
+    }
+
+    /// When the sessions of some shard were last found to fall behind for want of answers alone, CLOCK_MONOTONIC milliseconds.
+    pub fn behind_ms(&self) -> u64 {
+        self.behind_ms.load(Relaxed)
+    }
+
+    /// See [`Control::behind_ms`].
+    pub fn set_behind_ms(&self, now_ms: u64) {
+        self.behind_ms.store(now_ms, Relaxed);
     }
 
     /// Which start of the capturer shall end its recording and leave, because another takes its place; 0 is none.

@@ -9,7 +9,7 @@
 //! | napping | fewer, the third time in a row | block, and no nap for 20 ms |
 //!
 //! Where somebody can do nothing but wait for what comes (`eager`), there is no mode: two frames or more in a drain make it nap, for
-//! 100 µs, so that a burst of answers crosses as one and no turn waits for the next half of a millisecond.
+//! 50 µs, so that a burst of answers crosses as one and no turn waits for the next half of a millisecond.
 //!
 //! Otherwise a nap is T = 500 µs, and grows towards 1,000 µs when many frames come in one. So a lone closed-loop connection
 //! blocks (no added latency) and a busy pipeline pays no wake-up a packet: at 20,000 messages/s 10.9–11.3 µs of CPU each for
@@ -20,7 +20,7 @@ use std::time::Duration;
 /// T: the usual nap, µs.
 const NAP_US: u32 = 500;
 /// The nap of who is waited for.
-const EAGER_NAP: Duration = Duration::from_micros(100);
+const EAGER_NAP: Duration = Duration::from_micros(50);
 /// The longest nap, µs.
 const LONG_NAP_US: u32 = 1_000;
 /// A sleep shorter than this says that frames come faster than naps would.
@@ -206,7 +206,7 @@ mod tests {
     fn who_is_waited_for_naps_shortly_after_a_burst_and_at_no_other_time() {
         let mut moderator = Moderator::new();
         moderator.set_eager(true);
-        let short = Pause::Nap(Duration::from_micros(100));
+        let short = Pause::Nap(EAGER_NAP);
         for _ in 0..10 {
             assert_eq!(moderator.after_drain(0, 200, 0), short);
             assert_eq!(moderator.after_drain(0, 2, 100), short);

@@ -204,7 +204,6 @@ fn strangers_at_the_return_channel_harm_no_peer() -> Result<()> {
     step("strangers from two hosts");
     let at = SocketAddr::new(stage.net.assistant.v4(), RETURN_PORT);
     let hello = Hello {
-        eager: false,
         software: "0.1.0".to_owned(),
         instance: 99,
         incarnation: 1,

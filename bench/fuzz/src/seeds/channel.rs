@@ -172,6 +172,14 @@ pub fn streams() -> Vec<Seed> {
             }),
         ),
         (
+            "paces",
+            to_listener(&hello(), |out| {
+                out.pace(true);
+                out.pace(false);
+            }),
+        ),
+        ("pace_of_neither_kind", framed(&[10, 2])),
+        (
             "dialer_bye",
             to_listener(&hello(), |out| {
                 out.ping(1);
