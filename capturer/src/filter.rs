@@ -45,16 +45,31 @@ pub(crate) const NOTHING: [Instruction; 1] = [plain(code::RET_K, 0)];
 /// no further than a frame's linear part then, which holds the headers of whatever the network stack shows a packet socket.
 pub const ANY_LINK: u32 = libc::SKF_NET_OFF as u32;
 
-/// Which frames by their length: two sockets share the traffic of an interface, one with small and one with large slots.
+/// Which frames: three sockets share the traffic of an interface. Bytes are counted as the socket delivers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frames {
     /// All.
     All,
-    /// Up to this many bytes, counted as the socket delivers them.
-    UpTo(u32),
+    /// Up to `most` bytes, and not what [`Frames::Bare`] takes up to `bare` bytes.
+    UpTo {
+        /// Longest frame.
+        most: u32,
+        /// Longest frame of the other socket.
+        bare: u32,
+    },
     /// Longer than that.
     Above(u32),
+    /// Bare acknowledgements up to this many bytes, for which nobody need wake up: segments without payload, SYN, FIN, RST, PSH
+    /// and URG.
+    Bare(u32),
 }
+
+/// Bytes of a TCP header without options.
+const TCP_HEADER: u32 = 20;
+/// FIN, SYN, RST, PSH, URG: byte 13 of a TCP header.
+const NOT_BARE: u32 = 0x2f;
+/// Link headers are that long at most, where they are counted in a frame's length and not in the offsets within it ([`ANY_LINK`]).
+const UNKNOWN_LINK: u32 = 20;
 
 /// What is captured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,13 +127,19 @@ impl CaptureFilter {
     }
 
     fn assemble(&self, exact: bool) -> Vec<Instruction> {
-        let mut asm = Assembler::new(vec![plain(code::RET_K, u32::MAX)]);
+        let take = plain(code::RET_K, u32::MAX);
+        let leave = plain(code::RET_K, 0);
+        let mut asm = Assembler::new(match self.frames {
+            Frames::All | Frames::Above(_) => vec![take],
+            Frames::UpTo { bare, .. } => self.sorted(bare, leave, take),
+            Frames::Bare(most) => self.sorted(most, take, leave),
+        });
         parts::scratch(&mut asm);
         match self.frames {
             Frames::All => {}
-            Frames::UpTo(len) => {
+            Frames::UpTo { most, .. } | Frames::Bare(most) => {
                 asm.op(code::LD_LEN, 0);
-                asm.branch(code::JGT, len, To::Reject, To::Next);
+                asm.branch(code::JGT, most, To::Reject, To::Next);
             }
             Frames::Above(len) => {
                 asm.op(code::LD_LEN, 0);
@@ -139,6 +160,35 @@ impl CaptureFilter {
         asm.finish()
     }
 
+    /// What is done with a packet that is meant, X at its transport: `bare` for bare acknowledgements of at most so many bytes,
+    /// `other` for the rest. A header that is not whole is no acknowledgement, so that it is counted as what it is.
+    fn sorted(&self, most: u32, bare: Instruction, other: Instruction) -> Vec<Instruction> {
+        let least = TCP_HEADER + if self.link_header == ANY_LINK { UNKNOWN_LINK } else { 0 };
+        let jump = |code, k, jt, jf| Instruction { code, jt, jf, k };
+        vec![
+            plain(code::LD_MEM, parts::TCP_END),
+            jump(code::JEQ, 0, 15, 0),
+            plain(code::LD_LEN, 0),
+            jump(code::JGT, most, 13, 0),
+            plain(code::SUB_X, 0),
+            // Where offsets count from the network header, they are SKF_NET_OFF and more.
+            plain(code::AND_K, !ANY_LINK),
+            jump(code::JGE, least, 0, 10),
+            plain(code::LD_B, 13),
+            jump(code::JSET, NOT_BARE, 8, 0),
+            // The header ends where the packet does.
+            plain(code::LD_B, 12),
+            plain(code::RSH_K, 2),
+            plain(code::AND_K, 0x3c),
+            plain(code::ADD_X, 0),
+            plain(code::TAX, 0),
+            plain(code::LD_MEM, parts::TCP_END),
+            jump(code::JEQ_X, 0, 0, 1),
+            bare,
+            other,
+        ]
+    }
+
     /// Takes one direction; what is not of it goes to `miss`. Nothing falls through.
     fn half(&self, asm: &mut Assembler, side: &Side, exact: bool, miss: To) {
         let (v4, v6, tcp) = (asm.label(), asm.label(), asm.label());
@@ -154,6 +204,7 @@ impl CaptureFilter {
         self.client(asm, true, side.client_v4, miss);
         self.own(asm, side, true, miss);
         parts::keep_address(asm, side.service_v4, 1);
+        parts::keep_end_v4(asm);
         parts::step_over_v4(asm);
         asm.op(code::LD_H, side.port);
         parts::ports(asm, &ports(&self.online, &self.targets, true), true, exact, miss);
@@ -174,6 +225,7 @@ impl CaptureFilter {
         self.client(asm, false, side.client_v6, miss);
         self.own(asm, side, false, miss);
         parts::keep_address(asm, side.service_v6, 4);
+        parts::keep_end_v6(asm);
         match udp {
             None => parts::step_over_v6(asm, &[(parts::TCP, tcp)], To::Accept, To::Reject),
             Some((_, udp6)) => {
@@ -182,6 +234,7 @@ impl CaptureFilter {
             }
         }
         asm.bind(tcp);
+        parts::ends_tcp(asm);
         asm.op(code::LD_H, side.port);
         parts::ports(asm, &ports(&self.online, &self.targets, false), false, exact, miss);
         if let Some((_, udp6)) = udp {

@@ -1,5 +1,7 @@
-//! The live source: memory-mapped packet rings, two for each interface (or for all together). Small frames go to one and
-//! super-frames to the other, since slots are fixed; frame times put them back in order.
+//! The live source: memory-mapped packet rings, three for each interface (or for all together). Small frames go to one and
+//! super-frames to another, since slots are fixed; frame times put them back in order. Bare acknowledgements have one of their own
+//! that nobody waits for: they say what the client has seen, which is of use with its next bytes and no sooner, and two of
+//! three wake-ups would be theirs where little is to be done.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
@@ -15,7 +17,9 @@ use crate::source::{Carries, Frame, Links, Source};
 use crate::sys::{Begin, mtu};
 
 /// Rings of one interface.
-pub(crate) const RINGS: usize = 2;
+pub(crate) const RINGS: usize = 3;
+/// Those that are waited for, the first ones.
+const AWAITED: usize = 2;
 
 /// The live source.
 #[derive(Debug)]
@@ -34,7 +38,7 @@ pub struct Live {
 struct Interface {
     /// `None`: all interfaces, which are not looked after.
     name: Option<String>,
-    /// Small frames, then large ones.
+    /// Small frames, large ones, bare acknowledgements.
     rings: [PacketRing; RINGS],
     /// Number of the first ring.
     first: u16,
@@ -114,7 +118,12 @@ impl Source for Live {
     }
 
     fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.interfaces.iter().flat_map(|interface| &interface.rings).map(PacketRing::as_fd).collect()
+        let awaited = self.interfaces.iter().flat_map(|interface| &interface.rings[..AWAITED]);
+        awaited.map(PacketRing::as_fd).collect()
+    }
+
+    fn has_unawaited(&self) -> bool {
+        true
     }
 
     fn take_dropped(&mut self) -> u64 {
@@ -163,18 +172,12 @@ impl Source for Live {
 }
 
 impl Interface {
-    /// Hands over frames of both rings by their time, up to this one.
+    /// Hands over frames of all rings by their time, up to this one.
     fn drain(&mut self, max: u32, until_ns: u64, sink: &mut dyn FnMut(&Frame<'_>)) -> u32 {
         let mut taken = 0;
-        while taken < max {
-            let [small, large] = &mut self.rings;
-            let number = match (small.peek_time_ns(), large.peek_time_ns()) {
-                (None, None) => break,
-                (Some(_), None) => 0,
-                (Some(small), Some(large)) => usize::from(large < small),
-                // An earlier frame may have become visible in the small ring between the two looks.
-                (None, Some(large)) => small.peek_time_ns().map_or(1, |small| usize::from(large < small)),
-            };
+        while taken < max
+            && let Some(number) = self.oldest()
+        {
             let ring = &mut self.rings[number];
             let Some((meta, packet)) = ring.peek() else { break };
             if meta.time_ns <= until_ns {
@@ -193,6 +196,20 @@ impl Interface {
             taken += 1;
         }
         taken
+    }
+
+    /// The ring with the oldest frame.
+    fn oldest(&mut self) -> Option<usize> {
+        let mut times = self.rings.each_mut().map(|ring| ring.peek_time_ns());
+        if times.iter().all(Option::is_none) {
+            return None;
+        }
+        // An earlier frame than those may have become visible in a ring that was empty before they were seen; now it is there.
+        for (time, ring) in times.iter_mut().zip(&mut self.rings).filter(|(time, _)| time.is_none()) {
+            *time = ring.peek_time_ns();
+        }
+        let frames = times.iter().zip(0..).filter_map(|(time, number)| Some(((*time)?, number)));
+        frames.min().map(|(_, number)| number)
     }
 
     fn attend(&mut self, promiscuous: bool, open: bool) {

@@ -30,6 +30,8 @@ use crate::xdp;
 const BATCH: u32 = 256;
 /// A role beats at least this often.
 const BEAT_MS: u64 = 100;
+/// Frames that no wait reports are drained so long after others at most, ms.
+const UNAWAITED_MS: u64 = 10;
 /// How often interfaces are looked after unasked.
 const ATTEND_MS: u64 = 1_000;
 /// Waits in a row that report frames which a drain does not find, before the ring is searched. A frame that another core is still
@@ -259,7 +261,9 @@ impl Capturer {
         match self.moderator.after_drain(before_ns / 1_000, frames, slept_us) {
             Pause::Block => {
                 counters.add(Count::Sleeps.index(), 1);
-                if self.waiter.wait(Duration::from_millis(BEAT_MS)) {
+                // Where frames came, others that no wait reports may follow, and their ring has an end.
+                let most = if frames > 0 && self.source.has_unawaited() { UNAWAITED_MS } else { BEAT_MS };
+                if self.waiter.wait(Duration::from_millis(most)) {
                     self.attend();
                 }
             }

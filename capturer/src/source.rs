@@ -94,6 +94,11 @@ pub trait Source {
     /// What to wait for; readable when frames are there.
     fn fds(&self) -> Vec<BorrowedFd<'_>>;
 
+    /// Whether there are frames that no wait reports: they are to be drained a little later.
+    fn has_unawaited(&self) -> bool {
+        false
+    }
+
     /// Frames that the kernel dropped for want of room, since the last call. A system call for each socket.
     fn take_dropped(&mut self) -> u64;
 

@@ -39,11 +39,13 @@ pub(super) mod code {
     pub(crate) const ST: u16 = BPF_ST as u16;
     pub(crate) const ADD_K: u16 = (BPF_ALU | BPF_ADD | BPF_K) as u16;
     pub(crate) const ADD_X: u16 = (BPF_ALU | BPF_ADD | BPF_X) as u16;
+    pub(crate) const SUB_X: u16 = (BPF_ALU | BPF_SUB | BPF_X) as u16;
     pub(crate) const AND_K: u16 = (BPF_ALU | BPF_AND | BPF_K) as u16;
     pub(crate) const LSH_K: u16 = (BPF_ALU | BPF_LSH | BPF_K) as u16;
     pub(crate) const RSH_K: u16 = (BPF_ALU | BPF_RSH | BPF_K) as u16;
     pub(crate) const JA: u16 = (BPF_JMP | BPF_JA) as u16;
     pub(crate) const JEQ: u16 = (BPF_JMP | BPF_JEQ | BPF_K) as u16;
+    pub(crate) const JEQ_X: u16 = (BPF_JMP | BPF_JEQ | BPF_X) as u16;
     pub(crate) const JGT: u16 = (BPF_JMP | BPF_JGT | BPF_K) as u16;
     pub(crate) const JGE: u16 = (BPF_JMP | BPF_JGE | BPF_K) as u16;
     pub(crate) const JSET: u16 = (BPF_JMP | BPF_JSET | BPF_K) as u16;

@@ -12,6 +12,10 @@ pub(super) const ADDRESS: u32 = 0;
 pub(super) const SAVED: u32 = 5;
 pub(super) const SNAP: u32 = 6;
 const ANSWERS: u32 = 7;
+/// Where the packet ends, as offsets from X count, once X stands at a TCP header; 0 while it may stand at another.
+pub(super) const TCP_END: u32 = 8;
+/// The same, while nobody knows of what it is the end.
+const END: u32 = 9;
 
 /// Index of the loopback interface, in every network namespace.
 pub(super) const LOOPBACK: u32 = 1;
@@ -37,7 +41,7 @@ pub(super) fn ancillary(asm: &mut Assembler, field: i32) {
 /// stop at a return: it takes the words missing on any way to a return for missing in what stands behind it.
 pub(super) fn scratch(asm: &mut Assembler) {
     asm.op(code::LD_IMM, 0);
-    for word in [ADDRESS, ADDRESS + 1, ADDRESS + 2, ADDRESS + 3, SAVED, SNAP, ANSWERS] {
+    for word in [ADDRESS, ADDRESS + 1, ADDRESS + 2, ADDRESS + 3, SAVED, SNAP, ANSWERS, TCP_END, END] {
         asm.op(code::ST, word);
     }
 }
@@ -156,6 +160,27 @@ pub(super) fn step_over_v6(asm: &mut Assembler, exits: &[(u32, Label)], unsure: 
         asm.bind(next);
     }
     asm.island();
+}
+
+/// Keeps where the IPv4 packet at X ends, which is one of TCP.
+pub(super) fn keep_end_v4(asm: &mut Assembler) {
+    asm.op(code::LD_H, 2);
+    asm.op(code::ADD_X, 0);
+    asm.op(code::ST, TCP_END);
+}
+
+/// Keeps where the IPv6 packet at X ends.
+pub(super) fn keep_end_v6(asm: &mut Assembler) {
+    asm.op(code::LD_H, 4);
+    asm.op(code::ADD_X, 0);
+    asm.op(code::ADD_K, 40);
+    asm.op(code::ST, END);
+}
+
+/// X has come to a TCP header.
+pub(super) fn ends_tcp(asm: &mut Assembler) {
+    asm.op(code::LD_MEM, END);
+    asm.op(code::ST, TCP_END);
 }
 
 /// Keeps the address at X + `offset` for [`ports`].

@@ -141,9 +141,56 @@ fn lengths_are_split_between_two_sockets() {
     for (payload, small) in [(0, true), (1968 - 40, true), (1968 - 39, false), (60_000, false)] {
         let packet = segment("10.0.0.1:1", "10.0.0.2:80", payload);
         let with = |frames| verdict(&CaptureFilter { frames, ..filter() }, &packet, aside(&packet));
-        assert_eq!(with(Frames::UpTo(1968)), small);
+        assert_eq!(with(Frames::UpTo { most: 1968, bare: 0 }), small);
         assert_eq!(with(Frames::Above(1968)), !small);
     }
+}
+
+/// Frames as three sockets share them; `bare` is the longest frame of the last.
+fn shared(most: u32, bare: u32) -> [Frames; 3] {
+    [Frames::UpTo { most, bare }, Frames::Above(most), Frames::Bare(bare)]
+}
+
+/// Which of the three takes a packet.
+fn takers(filter: &CaptureFilter, packet: &[u8], aside: Aside, frames: [Frames; 3]) -> [bool; 3] {
+    frames.map(|frames| {
+        let program = CaptureFilter { frames, ..filter.clone() }.program();
+        check(&program);
+        run(&program, packet, aside) > 0
+    })
+}
+
+#[test]
+fn bare_acknowledgements_go_where_nobody_waits() {
+    for (src, dst, at) in [("10.0.0.1:1", "10.0.0.2:80", 20), ("[fd00::1]:1", "[fd00::2]:80", 40)] {
+        let with = |flags: u8, options: usize, payload: usize| {
+            let mut packet = segment(src, dst, options + payload);
+            packet[at + 12] = (5 + options as u8 / 4) << 4;
+            packet[at + 13] = flags;
+            takers(&filter(), &packet, aside(&packet), shared(1968, 180))
+        };
+        let (awaited, bare) = ([true, false, false], [false, false, true]);
+        for options in [0, 12, 40] {
+            assert_eq!(with(0x10, options, 0), bare, "an acknowledgement");
+            assert_eq!(with(0x50, options, 0), bare, "one that echoes congestion");
+            for flag in [0x01, 0x02, 0x04, 0x08, 0x20] {
+                assert_eq!(with(0x10 | flag, options, 0), awaited, "flag {flag:#x}");
+            }
+            assert_eq!(with(0x10, options, 1), awaited, "payload without PSH");
+        }
+        let mut padded = segment(src, dst, 0);
+        padded.extend([0; 6]);
+        padded[at + 13] = 0x10;
+        assert_eq!(takers(&filter(), &padded, aside(&padded), shared(1968, 180)), bare, "a link's padding");
+    }
+    // A datagram's fourteenth byte says nothing; nor does that of a header which is not whole.
+    let udp = CaptureFilter { udp: Services { online: vec![(None, 80)], targets: vec![] }, ..filter() };
+    let datagram = datagram("10.0.0.1:1", "10.0.0.2:80", 20).remove(0);
+    assert_eq!(takers(&udp, &datagram, aside(&datagram), shared(1968, 180)), [true, false, false]);
+    let mut cut = segment("10.0.0.1:1", "10.0.0.2:80", 0);
+    cut[33] = 0x10;
+    cut.truncate(39);
+    assert_eq!(takers(&filter(), &cut, aside(&cut), shared(1968, 180)), [true, false, false]);
 }
 
 #[test]
@@ -440,7 +487,8 @@ fn oracle(filter: &CaptureFilter, packet: &[u8], aside: Aside) -> Option<()> {
     let len = packet.len() as u32;
     let length_fits = match filter.frames {
         Frames::All => true,
-        Frames::UpTo(limit) => len <= limit,
+        Frames::UpTo { most: limit, bare: 0 } => len <= limit,
+        Frames::UpTo { .. } | Frames::Bare(_) => unreachable!("told by how they share what all take"),
         Frames::Above(limit) => len > limit,
     };
     if !length_fits {
@@ -615,7 +663,7 @@ proptest! {
         (src, dst) in pair(), ports in (0..4usize, 0..4usize),
         changes in prop::collection::vec((0..70usize, prop::sample::select(vec![0u8, 1, 6, 43, 44, 51, 60, 0x45, 0x46, 0x60, 255])), 0..5),
         cut in 0..100usize, tag: bool, packet_type in 0..5u8, interface in 1..3u32, promiscuous: bool, answers: bool,
-        frames in prop::sample::select(vec![Frames::All, Frames::UpTo(60), Frames::Above(60)]),
+        frames in prop::sample::select(vec![Frames::All, Frames::UpTo { most: 60, bare: 0 }, Frames::Above(60)]),
         link_header in prop::sample::select(vec![0u32, 14]), nets in (nets(), nets()),
     ) {
         let numbers = [80u16, 6379, 443, 40000];
@@ -634,7 +682,11 @@ proptest! {
         }
         packet.splice(0..0, vec![9; link_header as usize]);
         let (inside, outside) = nets;
-        verdict(&CaptureFilter { promiscuous, answers, frames, link_header, inside, outside, ..filter() }, &packet, aside);
+        let filter = CaptureFilter { promiscuous, answers, frames, link_header, inside, outside, ..filter() };
+        verdict(&filter, &packet, aside);
+        let whole = verdict(&CaptureFilter { frames: Frames::All, ..filter.clone() }, &packet, aside);
+        let takers = takers(&filter, &packet, aside, shared(70, 64));
+        prop_assert_eq!(takers.iter().filter(|takes| **takes).count(), usize::from(whole), "{:?}", takers);
     }
 
     #[test]

@@ -69,7 +69,8 @@ fn the_kernel_accepts_the_largest_filters() {
     let targets: Vec<SocketAddr> = (0..256).map(|i| SocketAddr::new(v6(i), 7 * i + 1)).collect();
     let capture = |online| {
         let targets = targets.clone();
-        let (clients, frames) = (vec!["2001:2::/48".parse().unwrap()], Frames::UpTo(1_968));
+        let (clients, frames) =
+            (vec!["2001:2::/48".parse().unwrap()], Frames::UpTo { most: 1_968, bare: 180 });
         CaptureFilter {
             online,
             clients,

@@ -125,7 +125,7 @@ fn under_a_service_manager_nothing_is_lost() -> Result<()> {
     let args = ["-x", &map, "-s", &assistant, "-i", "eth0", "--name", &name, "--shards", "2"];
     let mut run = manager.run(&stage.twin, &stage.net.online, &args)?;
     let kept = manager.kept();
-    ensure!(kept.len() == 4 && kept[0].starts_with("capture-0-"), "the manager keeps {kept:?}");
+    ensure!(kept.len() == 5 && kept[0].starts_with("capture-0-"), "the manager keeps {kept:?}");
     let load = stage.start(steady(&stage))?;
     more(&load, 500)?;
     for kill in 1..=4 {
