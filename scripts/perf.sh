@@ -96,7 +96,7 @@ section() {
         quick) rows=() ;;
         sample) rows=(keepalive-20k connections-8k post-100k-300 idle) ;;
         all)
-            rows=(keepalive-20k keepalive-500 keepalive-max connections-8k connections-12k connections-max
+            rows=(keepalive-20k keepalive-500 keepalive-56k keepalive-80k keepalive-max connections-8k connections-12k connections-max
                 connections-at-once closed-loop-1k closed-loop-max copies-8-of-5k copies-8-max copies-2-of-1500c
                 copies-4-of-1500c post-100k-300 post-1m-10 answer-1m-300 answer-1m-max upload-2g upload-max idle)
             ;;
@@ -119,7 +119,10 @@ section() {
         if command -v redis-server >/dev/null 2>&1; then
             section "One redis connection, closed loop" $bin/redis
             section "The same without waiting for answers" $bin/redis --no-wait
-            section "50 redis connections that set 10 KB each time" $bin/redis --connections 50 --value 10240 1000
+            section "50 redis connections that set 10 KB each time, within the usual memory" \
+                $bin/redis --connections 50 --value 10240 1000
+            section "The same with room for what waits" \
+                $bin/redis --connections 50 --value 10240 --with "--memory 1GiB" 1000
         else
             printf '\n## redis\n\nNot measured: redis-server is not installed.\n'
         fi

@@ -163,7 +163,7 @@ fn kept_sockets_of_another_plan_are_not_used() -> Result<()> {
     let run = manager.run(&stage.twin, &stage.net.online, &[&args[..], &["eth0"]].concat())?;
     let said = run.stderr();
     ensure!(said.contains("capture begins anew"), "nothing is said of the sockets: {said}");
-    wait::until("the manager keeps the new ones only", SETTLE, || manager.kept().len() == 4)?;
+    wait::until("the manager keeps the new ones only", SETTLE, || manager.kept().len() == 5)?;
     let report = stage.send(Load { rate: Some(RATE), ..stage.load(1_000) })?;
     stage.all_replayed(run, &report, 1)?;
     Ok(())
