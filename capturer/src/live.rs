@@ -1,7 +1,7 @@
 //! The live source: memory-mapped packet rings, three for each interface (or for all together). Small frames go to one and
 //! super-frames to another, since slots are fixed; frame times put them back in order. Bare acknowledgements have one of their own
-//! that nobody waits for: they say what the client has seen, which is of use with its next bytes and no sooner, and two of
-//! three wake-ups would be theirs where little is to be done.
+//! that nobody waits for: they say what the client has seen, which is of use with its next bytes and no sooner, and half
+//! of the wake-ups would be theirs at 500 requests a second, five of six with answers of 1 MB.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 

@@ -24,13 +24,13 @@ pub(crate) fn hello(plan: &Plan, incarnation: u64, last: Option<Position>) -> He
     }
 }
 
-/// How the connection to this intercept is protected. That a plan without a key may speak plain to another host was
-/// checked when the plan was made.
 /// Whether the run goes as fast as answers come: a file as fast as possible.
 pub(crate) fn is_eager(plan: &Plan) -> bool {
     plan.trace.as_ref().is_some_and(|trace| trace.speed_milli.is_none())
 }
 
+/// How the connection to this intercept is protected. That a plan without a key may speak plain to another host was
+/// checked when the plan was made.
 pub(crate) fn policy(plan: &Plan, intercept: SocketAddr) -> Policy {
     let loopback = intercept.ip().is_loopback();
     Policy::choose(plan.key, !loopback, loopback).unwrap_or(Policy::Unwilling)

@@ -114,11 +114,15 @@ impl Peers {
 
     /// An instance's sessions can do nothing but wait for answers, or that is over.
     pub(crate) fn pace(&mut self, slot: usize, connection: u64, eager: bool) {
-        if let Some(peer) = &self.slots[slot]
-            && peer.wire.as_ref().is_some_and(|w| w.connection == connection)
-        {
+        if self.wire(slot, connection).is_some() {
             self.set_eager(slot, eager);
         }
+    }
+
+    /// A connection, if it is still the one of its instance.
+    fn wire(&mut self, slot: usize, connection: u64) -> Option<&mut Wire> {
+        let wire = self.slots[slot].as_mut()?.wire.as_mut()?;
+        (wire.connection == connection).then_some(wire)
     }
 
     fn set_eager(&mut self, slot: usize, eager: bool) {
@@ -159,8 +163,7 @@ impl Peers {
 
     /// Queues a small message on a connection, if it is still the one.
     pub(crate) fn say(&mut self, slot: usize, connection: u64, message: impl FnOnce(&mut Outgoing) -> bool) {
-        if let Some(wire) = self.slots[slot].as_mut().and_then(|p| p.wire.as_mut())
-            && wire.connection == connection
+        if let Some(wire) = self.wire(slot, connection)
             && message(&mut wire.outgoing)
         {
             self.dirty |= 1 << slot;

@@ -206,7 +206,7 @@ mod tests {
     fn who_is_waited_for_naps_shortly_after_a_burst_and_at_no_other_time() {
         let mut moderator = Moderator::new();
         moderator.set_eager(true);
-        let short = Pause::Nap(EAGER_NAP);
+        let short = Pause::Nap(Duration::from_micros(50));
         for _ in 0..10 {
             assert_eq!(moderator.after_drain(0, 200, 0), short);
             assert_eq!(moderator.after_drain(0, 2, 100), short);

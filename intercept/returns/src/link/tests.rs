@@ -241,9 +241,7 @@ fn another_version_is_named_with_both_numbers() {
     feed(&mut l, &preamble);
     let error = l.next().map(|_| ()).unwrap_err();
     assert_eq!(error, LinkError::Version { peer: peer(), here: VERSION, there: 9 });
-    assert!(
-        error.to_string().contains("version 9") && error.to_string().contains(&format!("version {VERSION}"))
-    );
+    assert!(error.to_string().contains("version 9") && error.to_string().contains("version 3"));
 
     let mut d = Link::dialer(Policy::Plain, &hello(), peer()).unwrap();
     preamble[11] = Verdict::Version as u8;
