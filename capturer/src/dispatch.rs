@@ -44,11 +44,11 @@ struct Lane {
 /// Fewest that may wait, however small the ring is.
 const LEAST_OPENINGS: usize = 2_048;
 
-/// How many SYNs wait in a ring: not more than a 32nd of it holds. A flood of them would else fill it, and whoever is connected
-/// would lose requests and wait behind all of them.
+/// How many SYNs wait in a ring: not more than an eighth of it holds. A flood of them would else fill it, and whoever is connected
+/// would lose requests and wait behind all of them. A host with nothing but short connections fills a seventh of a ring with them.
 fn most_openings(ring: &Producer) -> u32 {
     // The largest record is half of the ring.
-    (ring.max_record() / 16 / Producer::record_bytes(HEAD)).max(LEAST_OPENINGS) as u32
+    (ring.max_record() / 4 / Producer::record_bytes(HEAD)).max(LEAST_OPENINGS) as u32
 }
 
 /// Bare acknowledgements that a shard is let sleep through.

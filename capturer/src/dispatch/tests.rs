@@ -62,7 +62,8 @@ fn syns_do_not_fill_a_ring() {
         bench.whole(&segment("10.1.0.1:40000", "10.0.0.9:6379", 99, b"hello"));
         let read = bench.read();
         let syns = read.len() - 1;
-        assert!((LEAST_OPENINGS / 2..=LEAST_OPENINGS * 2).contains(&syns), "round {round}: {syns}");
+        // An eighth of 8 MiB in records of 128 bytes, or half of them where the last half is not known to be gone.
+        assert!((4_096..=8_192).contains(&syns), "round {round}: {syns}");
         assert_eq!(read.last().map(|(_, _, payload)| payload.as_slice()), Some(&b"hello"[..]));
         assert_eq!(bench.count(Count::RingFullSegments) - before, 20_000 - syns as u64);
     }
