@@ -86,7 +86,7 @@ pub fn run(
         source,
         waiter,
         clock: FrameClock::default(),
-        moderator: Moderator::new(),
+        moderator: Moderator::of_requests(),
         last_beat_ms: 0,
         last_attend_ms: 0,
         told_unsplit: false,

@@ -42,7 +42,7 @@ impl Capture {
         if let Err(error) = shm::set_fine_timers() {
             warn!("short naps will be longer than meant: setting the timer slack failed: {error}");
         }
-        let mut moderator = Moderator::new();
+        let mut moderator = Moderator::of_answers();
         let (mut housekeeping_us, mut retry_us) = (0, 0);
         let (mut frames, mut slept_us, mut writable) = (0_u32, 0_u32, false);
         while !self.stop.load(Ordering::Relaxed) {

@@ -6,8 +6,9 @@
 
 /// Turns are counted for so long, µs.
 const WINDOW_US: u64 = 10_000;
-/// Fewer awaited turns in a window come too far apart for anybody to rest between them.
-const LEAST: u64 = 16;
+/// Fewer awaited turns in a window come too far apart for anybody to rest between them: one session makes more when it waits for
+/// the longest rest each time.
+const LEAST: u64 = 5;
 
 /// What was counted when the present window began.
 #[derive(Debug, Default)]
@@ -48,7 +49,7 @@ mod tests {
     #[test]
     fn a_few_late_turns_are_no_reason_to_hurry() {
         let mut pace = Pace::default();
-        assert!(!pace.is_behind(10_000, 15, 15));
-        assert!(pace.is_behind(20_000, 31, 31));
+        assert!(!pace.is_behind(10_000, 4, 4));
+        assert!(pace.is_behind(20_000, 9, 9));
     }
 }

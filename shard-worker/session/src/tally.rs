@@ -84,7 +84,7 @@ named_enum! {
         TurnsSent => "turns_sent",
         /// Turns that drew an answer (its first byte).
         TurnsAnswered => "turns_answered",
-        /// Of those, turns that held back what had been captured 5 ms and more before, and were answered within that time:
+        /// Of those, turns that held back bytes captured 5 ms and more before, and were answered within that time:
         /// how soon an answer is seen decides how fast such a session goes.
         TurnsAwaited => "turns_awaited",
         /// Turns released although the previous answer was not as long as online (rows 4 to 6 with a new deviation).

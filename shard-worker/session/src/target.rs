@@ -4,10 +4,11 @@
 use flow::record::{flag, kind, opt};
 use flow::{Drop, Returned, Seq};
 
+use crate::chunks::Chunks;
 use crate::config::Rtt;
 use crate::congestion;
 use crate::diary::Step;
-use crate::held;
+use crate::held::{self, Piece};
 use crate::numbering::{
     LEAST_PEER_MSS, TIMESTAMP_BYTES, WINDOW, WINDOW_SCALE, default_mss, path_mss, plateau_below,
 };
@@ -334,7 +335,8 @@ impl Table {
         }
         self.tally.add(Count::ReturnHoles, tcp.seq.since(slot.rcv_nxt).max(0) as u64);
         slot.receive(end);
-        let is_late = lags(slot, &self.chunks, now_us);
+        let late = late_piece(slot, &self.chunks, now_us);
+        let is_late = late.is_some();
         if fresh > 0 {
             self.diary.note(id, now_us, Step::Answered, fresh as u32);
             // A bare number is believed only of a whole answer.
@@ -347,7 +349,9 @@ impl Table {
                 let turns = u64::from(slot.turns_waiting);
                 let waited_us = now_us.saturating_sub(slot.turn_sent_us);
                 self.tally.add(Count::TurnsAnswered, turns);
-                self.tally.add(Count::TurnsAwaited, if is_late && waited_us < LAG_US { turns } else { 0 });
+                // A FIN that is late makes nobody later.
+                let is_awaited = late.is_some_and(|held| held.len > 0) && waited_us < LAG_US;
+                self.tally.add(Count::TurnsAwaited, if is_awaited { turns } else { 0 });
                 self.tally.first_byte.record(waited_us);
                 self.tally.answered_us = now_us;
                 slot.turns_waiting = 0;
@@ -520,9 +524,14 @@ const LEAST_ACK_WINDOW: u32 = 65_535;
 /// The window that we offer.
 pub(crate) const OUR_WINDOW: i32 = (WINDOW as i32) << WINDOW_SCALE;
 
-/// Whether held data has waited for longer than a little while.
-pub(crate) fn lags(slot: &Slot, chunks: &crate::chunks::Chunks, now_us: u64) -> bool {
-    held::next_piece(slot, chunks).is_some_and(|next| now_us > next.time_us + LAG_US)
+/// What is held and to be sent next, if it has waited for longer than a little while.
+fn late_piece(slot: &Slot, chunks: &Chunks, now_us: u64) -> Option<Piece> {
+    held::next_piece(slot, chunks).filter(|next| now_us > next.time_us + LAG_US)
+}
+
+/// Whether there is such a piece.
+pub(crate) fn lags(slot: &Slot, chunks: &Chunks, now_us: u64) -> bool {
+    late_piece(slot, chunks, now_us).is_some()
 }
 
 /// Whether the target owes something: an answer, or its FIN after ours.

@@ -11,28 +11,29 @@
 //! Where somebody can do nothing but wait for what comes (`eager`), there is no mode: two frames or more in a drain make it nap, for
 //! 50 µs, so that a burst of answers crosses as one and no turn waits for the next half of a millisecond.
 //!
-//! Otherwise a nap is T = 500 µs, and grows towards 1,000 µs when many frames come in one. So a lone closed-loop connection
-//! blocks (no added latency) and a busy pipeline pays no wake-up a packet: at 20,000 messages/s 10.9–11.3 µs of CPU each for
-//! all hops at 500 µs (lag p50 405 µs) and 8.7–9.7 at 1,000 (800 µs), against 27–30 without.
+//! Otherwise a nap is T: 1,000 µs for answers, 500 for capture, which grow towards 1,000 when many frames come in one. So a lone
+//! closed-loop connection blocks (no added latency) and a busy pipeline pays no wake-up a packet: at 20,000 messages/s 10.9–11.3 µs
+//! of CPU each for all hops at 500 µs (lag p50 405 µs) and 8.7–9.7 at 1,000 (800 µs), against 27–30 without. Requests are late by
+//! what capture naps; by what answers do, only a turn that waits for one.
 
 use std::time::Duration;
 
-/// T: the usual nap, µs.
-const NAP_US: u32 = 500;
+/// T, and the longest nap, of who captures requests, µs.
+const REQUESTS: Naps = Naps { usual_us: 500, longest_us: 1_000 };
+/// Of who brings answers.
+const ANSWERS: Naps = Naps { usual_us: 1_000, longest_us: 1_000 };
+/// By which naps grow, µs.
+const STEP_US: u32 = 125;
 /// The nap of who is waited for.
 const EAGER_NAP: Duration = Duration::from_micros(50);
-/// The longest nap, µs.
-const LONG_NAP_US: u32 = 1_000;
-/// A sleep shorter than this says that frames come faster than naps would.
-const SHORT_SLEEP_US: u32 = NAP_US / 2;
 /// A nap with fewer frames is not worth it.
 const WORTH_FRAMES: u32 = 2;
 /// That many naps in a row that were not worth it end the napping.
 const PATIENCE: u32 = 3;
 /// For so long after that there is no napping, µs.
 const HOLD_OFF_US: u64 = 20_000;
-/// Frames in a nap from which on naps grow: 20,000/s at the usual nap.
-const BUSY_FRAMES: u32 = 10;
+/// Frames a second from which on naps grow.
+const BUSY_PER_S: u64 = 20_000;
 
 /// What to do until the next drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,10 +47,17 @@ pub enum Pause {
 /// The moderation of one waiting thread, which should also call [`crate::set_fine_timers`].
 #[derive(Clone, Debug)]
 pub struct Moderator {
+    naps: Naps,
     mode: Mode,
     /// No napping before this time, µs.
     not_before_us: u64,
     eager: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Naps {
+    usual_us: u32,
+    longest_us: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,16 +66,20 @@ enum Mode {
     Napping { poor: u32, nap_us: u32 },
 }
 
-impl Default for Moderator {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Moderator {
+    /// For who captures requests.
+    pub const fn of_requests() -> Self {
+        Self::new(REQUESTS)
+    }
+
+    /// For who brings answers.
+    pub const fn of_answers() -> Self {
+        Self::new(ANSWERS)
+    }
+
     /// Begins by blocking.
-    pub const fn new() -> Self {
-        Self { mode: Mode::Blocking, not_before_us: 0, eager: false }
+    const fn new(naps: Naps) -> Self {
+        Self { naps, mode: Mode::Blocking, not_before_us: 0, eager: false }
     }
 
     /// Whether somebody can do nothing but wait for what comes.
@@ -82,16 +94,18 @@ impl Moderator {
             self.mode = Mode::Blocking;
             return if frames >= WORTH_FRAMES { Pause::Nap(EAGER_NAP) } else { Pause::Block };
         }
+        let usual_us = self.naps.usual_us;
         self.mode = match self.mode {
-            Mode::Blocking if frames > 0 && slept_us < SHORT_SLEEP_US && now_us >= self.not_before_us => {
-                Mode::Napping { poor: 0, nap_us: NAP_US }
+            // So short a sleep says that frames come faster than naps would.
+            Mode::Blocking if frames > 0 && slept_us < usual_us / 2 && now_us >= self.not_before_us => {
+                Mode::Napping { poor: 0, nap_us: usual_us }
             }
             Mode::Blocking => Mode::Blocking,
             Mode::Napping { nap_us, .. } if frames >= WORTH_FRAMES => {
-                Mode::Napping { poor: 0, nap_us: next_nap(nap_us, frames) }
+                Mode::Napping { poor: 0, nap_us: self.naps.next(nap_us, frames) }
             }
             Mode::Napping { poor, .. } if poor + 1 < PATIENCE => {
-                Mode::Napping { poor: poor + 1, nap_us: NAP_US }
+                Mode::Napping { poor: poor + 1, nap_us: usual_us }
             }
             Mode::Napping { .. } => {
                 self.not_before_us = now_us + HOLD_OFF_US;
@@ -105,11 +119,12 @@ impl Moderator {
     }
 }
 
-/// Grows by a quarter of T while busy, falls back at once.
-fn next_nap(nap_us: u32, frames: u32) -> u32 {
-    // Frames that the usual nap would have seen, so that a longer nap does not justify itself.
-    let usual = u64::from(frames) * u64::from(NAP_US) / u64::from(nap_us);
-    if usual >= u64::from(BUSY_FRAMES) { (nap_us + NAP_US / 4).min(LONG_NAP_US) } else { NAP_US }
+impl Naps {
+    /// Grows while busy, falls back at once.
+    fn next(self, nap_us: u32, frames: u32) -> u32 {
+        let is_busy = u64::from(frames) * 1_000_000 >= BUSY_PER_S * u64::from(nap_us);
+        if is_busy { (nap_us + STEP_US).min(self.longest_us) } else { self.usual_us }
+    }
 }
 
 #[cfg(test)]
@@ -120,7 +135,7 @@ mod tests {
 
     /// Drives a moderator as a role would: frames arrive every `gap_us`, a blocked role wakes at the next one.
     fn drive(gap_us: u64, rounds: u32) -> (u32, u32, Moderator) {
-        let mut moderator = Moderator::new();
+        let mut moderator = Moderator::of_requests();
         let (mut now, mut next, mut slept) = (1_000_000_u64, 1_000_000_u64, u32::MAX);
         let (mut blocks, mut naps) = (0, 0);
         for _ in 0..rounds {
@@ -158,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_closed_loop_that_wakes_us_fast_but_stalls_on_naps_is_left_alone_for_20_ms() {
-        let mut moderator = Moderator::new();
+        let mut moderator = Moderator::of_requests();
         assert_eq!(moderator.after_drain(0, 1, 100), NAP);
         assert_eq!(moderator.after_drain(500, 1, 500), NAP);
         assert_eq!(moderator.after_drain(1_000, 1, 500), NAP);
@@ -170,7 +185,7 @@ mod tests {
 
     #[test]
     fn one_good_nap_restores_patience() {
-        let mut moderator = Moderator::new();
+        let mut moderator = Moderator::of_requests();
         moderator.after_drain(0, 5, 10);
         for round in 0..10 {
             assert_eq!(moderator.after_drain(round, 0, 500), NAP);
@@ -181,18 +196,18 @@ mod tests {
 
     #[test]
     fn a_wake_up_for_nothing_is_no_reason_to_nap() {
-        assert_eq!(Moderator::new().after_drain(0, 0, 0), Pause::Block);
+        assert_eq!(Moderator::of_requests().after_drain(0, 0, 0), Pause::Block);
     }
 
     #[test]
     fn a_sleep_of_half_a_nap_is_long_enough_to_block() {
-        assert_eq!(Moderator::new().after_drain(0, 9, 250), Pause::Block);
-        assert_eq!(Moderator::new().after_drain(0, 9, 249), NAP);
+        assert_eq!(Moderator::of_requests().after_drain(0, 9, 250), Pause::Block);
+        assert_eq!(Moderator::of_requests().after_drain(0, 9, 249), NAP);
     }
 
     #[test]
     fn naps_grow_to_a_millisecond_at_high_rates_and_fall_back() {
-        let mut moderator = Moderator::new();
+        let mut moderator = Moderator::of_requests();
         let mut last = moderator.after_drain(0, 100, 0);
         for _ in 0..10 {
             last = moderator.after_drain(0, 200, 500);
@@ -203,8 +218,19 @@ mod tests {
     }
 
     #[test]
+    fn answers_are_collected_for_a_millisecond_at_any_rate() {
+        let mut moderator = Moderator::of_answers();
+        let nap = Pause::Nap(Duration::from_millis(1));
+        assert_eq!(moderator.after_drain(0, 1, 500), Pause::Block);
+        assert_eq!(moderator.after_drain(0, 1, 499), nap);
+        for frames in [2, 200, 2] {
+            assert_eq!(moderator.after_drain(0, frames, 1_000), nap);
+        }
+    }
+
+    #[test]
     fn who_is_waited_for_naps_shortly_after_a_burst_and_at_no_other_time() {
-        let mut moderator = Moderator::new();
+        let mut moderator = Moderator::of_requests();
         moderator.set_eager(true);
         let short = Pause::Nap(Duration::from_micros(50));
         for _ in 0..10 {
