@@ -258,7 +258,7 @@ impl Capturer {
         let before_ns = monotonic_ns();
         self.heartbeat.set_pending(false);
         let counters = self.dispatcher.counters();
-        match self.moderator.after_drain(before_ns / 1_000, frames, slept_us) {
+        match self.moderator.after_drain(before_ns / 1_000, frames, frames.into(), slept_us) {
             Pause::Block => {
                 counters.add(Count::Sleeps.index(), 1);
                 // Where frames came, others that no wait reports may follow, and their ring has an end.

@@ -44,7 +44,7 @@ impl Capture {
         }
         let mut moderator = Moderator::of_answers();
         let (mut housekeeping_us, mut retry_us) = (0, 0);
-        let (mut frames, mut slept_us, mut writable) = (0_u32, 0_u32, false);
+        let (mut frames, mut bytes, mut slept_us, mut writable) = (0_u32, 0_u64, 0_u32, false);
         while !self.stop.load(Ordering::Relaxed) {
             let now_us = monotonic_us();
             self.forward.at(now_us);
@@ -55,7 +55,10 @@ impl Capture {
             let mut more = false;
             for source in &mut self.sources {
                 let forward = &mut self.forward;
-                let taken = source.drain(BUDGET, &mut |frame| forward.frame(frame));
+                let taken = source.drain(BUDGET, &mut |frame| {
+                    bytes += u64::from(frame.wire_len);
+                    forward.frame(frame);
+                });
                 self.stats.count(Count::Captured, taken as u64);
                 frames = frames.saturating_add(taken as u32);
                 more |= taken == BUDGET;
@@ -75,7 +78,7 @@ impl Capture {
             }
             let before_us = monotonic_us();
             moderator.set_eager(self.forward.peers.is_waited_for());
-            writable = match moderator.after_drain(before_us, frames, slept_us) {
+            writable = match moderator.after_drain(before_us, frames, bytes, slept_us) {
                 Pause::Block => self.block(before_us),
                 Pause::Nap(nap) => {
                     std::thread::sleep(nap);
@@ -83,7 +86,7 @@ impl Capture {
                 }
             };
             slept_us = (monotonic_us() - before_us).min(u64::from(u32::MAX)) as u32;
-            frames = 0;
+            (frames, bytes) = (0, 0);
         }
         self.forward.peers.bye("intercept is stopping");
     }
