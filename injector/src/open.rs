@@ -12,12 +12,14 @@ use crate::{sys, ways};
 /// Send buffer asked for, bytes: some 4,000 small packets queued below us, 40 ms at 100,000 packets a second.
 const SEND_BUFFER_BYTES: usize = 4 << 20;
 
-/// The raw sockets, one per family that the targets need, and the packet socket of the link engine.
+/// The raw sockets, one per family that the targets need, and the packet sockets of the link engine.
 #[derive(Debug)]
 pub struct Sockets {
     pub(crate) v4: Option<OwnedFd>,
     pub(crate) v6: Option<OwnedFd>,
     pub(crate) link: Option<OwnedFd>,
+    /// One with a transmit ring, which is of use to the link engine and no more.
+    pub(crate) ring: Option<OwnedFd>,
     /// Where the supervisor tells of the ways to the targets ([`crate::Lookout`]); it is of one start of the role.
     pub(crate) ways: Option<OwnedFd>,
 }
@@ -31,6 +33,8 @@ pub enum Lane {
     V6,
     /// Frames.
     Link,
+    /// Small frames, many at a time.
+    Ring,
 }
 
 /// Why a socket could not be had.
@@ -91,6 +95,7 @@ pub fn open(plan: &Plan) -> Result<Sockets, OpenError> {
         let socket = match lane {
             Lane::V4 | Lane::V6 => sys::open_raw(lane == Lane::V4),
             Lane::Link => sys::open_packet(),
+            Lane::Ring => sys::open_ring(),
         };
         let socket = socket.map_err(|e| OpenError::new(lane, e))?;
         sys::raise_send_buffer(&socket, SEND_BUFFER_BYTES);
@@ -104,12 +109,14 @@ pub fn open(plan: &Plan) -> Result<Sockets, OpenError> {
         Err(_) if plan.inject == InjectEngine::Auto => None,
         link => link?,
     };
-    Ok(Sockets { v4: open(Lane::V4)?, v6: open(Lane::V6)?, link, ways: None })
+    // Frames leave without it too.
+    let ring = open(Lane::Ring).ok().flatten().filter(|_| link.is_some());
+    Ok(Sockets { v4: open(Lane::V4)?, v6: open(Lane::V6)?, link, ring, ways: None })
 }
 
 impl Lane {
     /// Every lane, in the order of the role's command line.
-    pub const ALL: [Lane; 3] = [Lane::V4, Lane::V6, Lane::Link];
+    pub const ALL: [Lane; 4] = [Lane::V4, Lane::V6, Lane::Link, Lane::Ring];
 
     /// The name that a kept socket bears.
     pub const fn name(self) -> &'static str {
@@ -117,6 +124,7 @@ impl Lane {
             Lane::V4 => "v4",
             Lane::V6 => "v6",
             Lane::Link => "link",
+            Lane::Ring => "ring",
         }
     }
 
@@ -125,6 +133,7 @@ impl Lane {
             Lane::V4 => "raw IPv4",
             Lane::V6 => "raw IPv6",
             Lane::Link => "packet",
+            Lane::Ring => "packet ring",
         }
     }
 
@@ -133,14 +142,14 @@ impl Lane {
         match self {
             Lane::V4 => plan.targets.iter().any(|t| t.addr.is_ipv4()),
             Lane::V6 => plan.targets.iter().any(|t| t.addr.is_ipv6()),
-            Lane::Link => matches!(plan.inject, InjectEngine::Auto | InjectEngine::Link),
+            Lane::Link | Lane::Ring => matches!(plan.inject, InjectEngine::Auto | InjectEngine::Link),
         }
     }
 
     fn check(self, fd: BorrowedFd<'_>) -> io::Result<()> {
         match self {
             Lane::V4 | Lane::V6 => sys::check_raw(fd, self == Lane::V4),
-            Lane::Link => sys::check_packet(fd),
+            Lane::Link | Lane::Ring => sys::check_packet(fd),
         }
     }
 }
@@ -152,19 +161,20 @@ impl Sockets {
             Lane::V4 => self.v4.as_ref(),
             Lane::V6 => self.v6.as_ref(),
             Lane::Link => self.link.as_ref(),
+            Lane::Ring => self.ring.as_ref(),
         }
     }
 
     /// The descriptors' numbers in the order of [`Lane::ALL`], for the role's command line.
-    pub fn numbers(&self) -> [Option<RawFd>; 3] {
+    pub fn numbers(&self) -> [Option<RawFd>; 4] {
         Lane::ALL.map(|lane| self.get(lane).map(AsRawFd::as_raw_fd))
     }
 
-    /// Takes over sockets that outlived their supervisor; `None` when they are not those that the plan's targets need. A packet
-    /// socket that the run before did not have is opened now.
+    /// Takes over sockets that outlived their supervisor; `None` when they are not those that the plan's targets need. Packet
+    /// sockets that the run before did not have are opened now.
     pub fn take_over(plan: &Plan, mut kept: impl FnMut(Lane) -> Option<OwnedFd>) -> Option<Self> {
-        let [v4, v6, link] = Lane::ALL.map(&mut kept);
-        let mut sockets = Self { v4, v6, link, ways: None };
+        let [v4, v6, link, ring] = Lane::ALL.map(&mut kept);
+        let mut sockets = Self { v4, v6, link, ring, ways: None };
         let fits = |lane: Lane| match sockets.get(lane) {
             None => !lane.is_needed(plan),
             Some(socket) => lane.check(socket.as_fd()).is_ok(),
@@ -172,8 +182,10 @@ impl Sockets {
         if !fits(Lane::V4) || !fits(Lane::V6) {
             return None;
         }
-        if !fits(Lane::Link) || !Lane::Link.is_needed(plan) {
-            sockets.link = open(plan).ok()?.link;
+        let fits_link = Lane::Link.is_needed(plan) && fits(Lane::Link) && fits(Lane::Ring);
+        if !fits_link {
+            let new = open(plan).ok()?;
+            (sockets.link, sockets.ring) = (new.link, new.ring);
         }
         Some(sockets)
     }
@@ -184,7 +196,8 @@ impl Sockets {
     /// There are no more descriptors to be had.
     pub fn try_clone(&self) -> io::Result<Self> {
         let again = |socket: &Option<OwnedFd>| socket.as_ref().map(OwnedFd::try_clone).transpose();
-        Ok(Self { v4: again(&self.v4)?, v6: again(&self.v6)?, link: again(&self.link)?, ways: None })
+        let [v4, v6] = [again(&self.v4)?, again(&self.v6)?];
+        Ok(Self { v4, v6, link: again(&self.link)?, ring: again(&self.ring)?, ways: None })
     }
 
     /// Each socket with its lane.
@@ -207,8 +220,9 @@ impl Sockets {
             number.map(|number| sys::adopt(number, check).map_err(inherited(number))).transpose()
         };
         let of = |lane: Lane| adopt(lane as usize, lane.kind(), &|fd| lane.check(fd));
-        let (v4, v6, link) = (of(Lane::V4)?, of(Lane::V6)?, of(Lane::Link)?);
-        Ok(Self { v4, v6, link, ways: adopt(Lane::ALL.len(), "ways", &ways::check)? })
+        let (v4, v6) = (of(Lane::V4)?, of(Lane::V6)?);
+        let (link, ring) = (of(Lane::Link)?, of(Lane::Ring)?);
+        Ok(Self { v4, v6, link, ring, ways: adopt(Lane::ALL.len(), "ways", &ways::check)? })
     }
 
     /// Lets a process that is exec'ed from here on keep them (`true`), or not (`false`, as after `open`).
@@ -255,8 +269,8 @@ mod tests {
         assert!(Sockets::take_over(&plan, |_| None).is_none(), "one is missing");
         assert!(Sockets::take_over(&plan, |_| file()).is_none(), "they are files");
         match open(&plan) {
-            Ok(Sockets { mut v4, mut link, .. }) => {
-                for socket in [&v4, &link].map(|socket| socket.as_ref().unwrap()) {
+            Ok(Sockets { mut v4, mut link, mut ring, .. }) => {
+                for socket in [&v4, &link, &ring].map(|socket| socket.as_ref().unwrap()) {
                     let again = sys::hear_nothing(socket).unwrap_err();
                     assert_eq!(again.kind(), io::ErrorKind::PermissionDenied, "its filter is locked");
                 }
@@ -265,12 +279,17 @@ mod tests {
                     Lane::V4 => v4.take(),
                     Lane::V6 => None,
                     Lane::Link => link.take(),
+                    Lane::Ring => ring.take(),
                 });
                 let taken = taken.unwrap();
                 assert_eq!(taken.numbers()[2], Some(number), "the same packet socket");
                 let mut v4 = taken.v4;
                 let older = Sockets::take_over(&plan, |lane| (lane == Lane::V4).then(|| v4.take()).flatten());
-                assert!(older.unwrap().link.is_some(), "one of a run that had no packet socket");
+                let older = older.unwrap();
+                assert!(
+                    older.link.is_some() && older.ring.is_some(),
+                    "those of a run that had no packet sockets"
+                );
             }
             Err(error) => eprintln!("SKIPPED: {error}"),
         }

@@ -2,7 +2,7 @@
 //!
 //! | engine | socket | headers | larger than a segment |
 //! |---|---|---|---|
-//! | link | one packet socket, past the queueing discipline | link layer, IP and TCP, checksum left to the device | whole, where the device cuts it |
+//! | link | packet sockets, past the queueing discipline: small frames in a row by a transmit ring, the rest by `sendmmsg` | link layer, IP and TCP, checksum left to the device | whole, where the device cuts it |
 //! | pcap | a handle of libpcap for each device ([`crate::pcap`]), one call a frame | link layer, IP and TCP | cut here |
 //! | raw | a raw IP socket of each family; the kernel routes | IP and TCP | cut here, as a raw socket takes no more than the MTU |
 //!
@@ -14,6 +14,7 @@
 //! given up: the shard retransmits. When nothing at all gets through, each further burst waits a little longer, so that an
 //! outage never becomes a busy loop.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use crate::guard::Outgoing;
 use crate::limit::Limit;
 use crate::open::{Lane, Sockets};
 use crate::pcap::Pcap;
-use crate::sys::{BURST, Burst, Destination, MAX_HEAD, Scratch, VNET};
+use crate::sys::{BURST, Burst, Destination, MAX_HEAD, Scratch, TxRing, VNET};
 use crate::tally::Tally;
 use crate::way::{Choice, Way};
 use crate::ways::{self, Change};
@@ -55,6 +56,8 @@ pub trait Engine {
 /// The engines link, pcap and raw.
 pub struct Sender {
     sockets: Sockets,
+    /// For the link engine.
+    ring: Option<TxRing>,
     paths: Vec<Path>,
     outside: Outside,
     /// Where libpcap is wanted.
@@ -140,7 +143,13 @@ impl Sender {
     }
 
     /// Takes the sockets over, for so many targets.
-    fn new(sockets: Sockets, ip_id: u16, targets: usize, outside: Outside) -> Self {
+    fn new(mut sockets: Sockets, ip_id: u16, targets: usize, outside: Outside) -> Self {
+        let ring = sockets.ring.take().and_then(|socket| {
+            let slower = |error: &io::Error| {
+                tracing::info!("mapping the packet ring failed ({error}): frames leave by sendmmsg alone");
+            };
+            TxRing::map(socket).inspect_err(slower).ok()
+        });
         let why = match outside {
             Outside::Raw(why) => why,
             Outside::Link { .. } => Choice::Unknown,
@@ -148,6 +157,7 @@ impl Sender {
         let path = || Path { way: Err(why), to: Destination::link(0, 0), choice: why };
         Self {
             sockets,
+            ring,
             paths: (0..targets).map(|_| path()).collect(),
             outside,
             pcap: None,
@@ -170,14 +180,25 @@ impl Sender {
 
 impl Engine for Sender {
     fn send<'p>(&mut self, batch: impl Iterator<Item = Outgoing<'p>>, tally: &mut Tally) {
-        let Self { sockets, paths, pcap, scratch, sent, ip_id, datagram_id, pacer, refused, limit, .. } =
-            self;
+        let Self {
+            sockets, ring, paths, pcap, scratch, sent, ip_id, datagram_id, pacer, refused, limit, ..
+        } = self;
         let most_bytes = limit.as_ref().map_or(u16::MAX, Limit::most_bytes);
         let most_segments = limit.as_ref().map_or(u16::MAX, Limit::most_segments);
         let cut_all = *refused >= REFUSALS;
         let burst = scratch.burst();
-        let mut post =
-            Post { burst, sent, lane: None, socket: None, retries: RETRIES, pacer, refused, tally, limit };
+        let mut post = Post {
+            burst,
+            sent,
+            lane: None,
+            socket: None,
+            ring,
+            retries: RETRIES,
+            pacer,
+            refused,
+            tally,
+            limit,
+        };
         for out in batch {
             let v4 = out.target.endpoint.addr.is_v4();
             let path = paths.get(usize::from(out.head.target));
@@ -382,6 +403,7 @@ struct Post<'s, 'p> {
     sent: &'s mut [Sent; BURST],
     lane: Option<Lane>,
     socket: Option<&'p OwnedFd>,
+    ring: &'s mut Option<TxRing>,
     retries: u32,
     pacer: &'s mut Pacer,
     refused: &'s mut u32,
@@ -486,7 +508,7 @@ impl<'p> Post<'_, 'p> {
         // Each turn takes a message, skips one, or uses up a retry; EINTR cannot come, the calls do not block.
         while next < self.burst.len() {
             self.tally.add(Count::Calls, 1);
-            match self.burst.send(socket, next) {
+            match self.burst.send(socket, self.ring.as_mut(), next) {
                 Ok(n) => {
                     for one in &self.sent[next..next + n] {
                         one.count(self.tally);

@@ -18,6 +18,10 @@ use nix::sys::socket::{
 
 use crate::way::ETHERNET;
 
+mod tx_ring;
+
+pub(crate) use tx_ring::{TxRing, open_ring};
+
 /// Messages of one `sendmmsg` at most: enough for a whole 64 KiB super-frame at MSS 1,448, and small enough that
 /// headers and vectors (16 KiB) stay in the first-level cache.
 pub(crate) const BURST: usize = 64;
@@ -123,7 +127,7 @@ pub(crate) fn check_raw(fd: BorrowedFd<'_>, v4: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a descriptor is a packet socket as [`open_packet`] makes them.
+/// Whether a descriptor is a packet socket as [`open_packet`] and [`open_ring`] make them.
 pub(crate) fn check_packet(fd: BorrowedFd<'_>) -> io::Result<()> {
     let family = nix::sys::socket::getsockname::<SockaddrStorage>(fd.as_raw_fd())?.family();
     let is_ours = getsockopt(&fd, sockopt::SockType)? == SockType::Raw
@@ -222,6 +226,14 @@ impl Destination {
         Self(Address::Link(address))
     }
 
+    /// What [`Destination::link`] was told.
+    fn device(&self) -> Option<(u32, u16)> {
+        match &self.0 {
+            Address::Ip(_) => None,
+            Address::Link(link) => Some((link.sll_ifindex.cast_unsigned(), u16::from_be(link.sll_protocol))),
+        }
+    }
+
     /// As a message names it; valid as long as this value is.
     fn name(&self) -> (*mut libc::c_void, libc::socklen_t) {
         match &self.0 {
@@ -238,11 +250,18 @@ pub(crate) const MAX_HEAD: usize = VNET + ETHERNET + MAX_HEADERS;
 /// Bytes of `virtio_net_hdr` (linux/virtio_net.h), which a packet socket takes before each frame.
 pub(crate) const VNET: usize = 10;
 
+/// Whether a frame is for the device to cut: `gso_type` of its `virtio_net_hdr`.
+const fn is_super_frame(head: &[u8; MAX_HEAD]) -> bool {
+    head[1] != 0
+}
+
 /// The prepared arrays of `sendmmsg`, made once.
 pub(crate) struct Scratch {
     headers: Box<[[u8; MAX_HEAD]; BURST]>,
     vectors: Box<[[libc::iovec; 2]; BURST]>,
     messages: Box<[libc::mmsghdr; BURST]>,
+    /// Of frames that a slot of a transmit ring holds, by what device and protocol they leave.
+    small: Box<[Option<(u32, u16)>; BURST]>,
 }
 
 impl Scratch {
@@ -253,6 +272,7 @@ impl Scratch {
             headers: Box::new([[0; MAX_HEAD]; BURST]),
             vectors: Box::new(vectors),
             messages: Box::new(messages),
+            small: Box::new([None; BURST]),
         }
     }
 
@@ -261,6 +281,9 @@ impl Scratch {
         Burst { scratch: self, len: 0, payload: PhantomData }
     }
 }
+
+/// Frames of one device in a row that make a call of their own worth it.
+const WORTH_RING: usize = 2;
 
 /// Messages being gathered for one `sendmmsg`. Payload is not copied: it must live as long as the burst (`'p`).
 pub(crate) struct Burst<'s, 'p> {
@@ -301,23 +324,69 @@ impl<'p> Burst<'_, 'p> {
         let message = &mut self.scratch.messages[i].msg_hdr;
         (message.msg_name, message.msg_namelen) = to.name();
         message.msg_iovlen = if payload.is_empty() { 1 } else { 2 };
+        let fits = header_len + payload.len() <= tx_ring::MOST && !is_super_frame(&self.scratch.headers[i]);
+        self.scratch.small[i] = if fits { to.device() } else { None };
         self.len += 1;
     }
 
-    /// Hands the messages from `first` on to the kernel; how many of them it took (at least one), or why it refused the
-    /// first. Never blocks.
-    pub(crate) fn send(&mut self, fd: impl AsFd, first: usize) -> io::Result<usize> {
-        if first >= self.len {
+    /// Hands the messages from `first` on to the kernel, by the ring where a run of them fits into one; how many of them it took (at
+    /// least one), or why it refused the first. Never blocks.
+    pub(crate) fn send(
+        &mut self,
+        fd: impl AsFd,
+        ring: Option<&mut TxRing>,
+        first: usize,
+    ) -> io::Result<usize> {
+        let Some(ring) = ring else { return self.send_messages(fd, first, self.len) };
+        match self.run(first) {
+            end if end >= first + WORTH_RING => match self.send_by_ring(ring, first, end)? {
+                0 => self.send_messages(fd, first, end),
+                taken => Ok(taken),
+            },
+            _ => {
+                let next_run = (first + 1..self.len).find(|i| self.run(*i) >= i + WORTH_RING);
+                self.send_messages(fd, first, next_run.unwrap_or(self.len))
+            }
+        }
+    }
+
+    /// Behind the last of the messages from `first` on that a ring may send in one go; `first` itself, where it is none.
+    fn run(&self, first: usize) -> usize {
+        let small = &self.scratch.small[first..self.len];
+        let Some(Some(device)) = small.first() else { return first };
+        first + small.iter().take_while(|one| **one == Some(*device)).count()
+    }
+
+    /// By a ring, those before `end`; none, where it has no room.
+    fn send_by_ring(&self, ring: &mut TxRing, first: usize, end: usize) -> io::Result<usize> {
+        let Some((device, protocol)) = self.scratch.small[first] else { return Ok(0) };
+        let Scratch { headers, vectors, messages, .. } = &*self.scratch;
+        let frames = (first..end).map(|i| {
+            let [head, payload] = &vectors[i];
+            let payload = match messages[i].msg_hdr.msg_iovlen {
+                1 => &[][..],
+                // SAFETY: `push` of this very burst wrote the vector, and the payload that it points to is borrowed for 'p, which outlives
+                // the burst.
+                _ => unsafe { std::slice::from_raw_parts(payload.iov_base.cast::<u8>(), payload.iov_len) },
+            };
+            [&headers[i][..head.iov_len], payload]
+        });
+        ring.send(&Destination::link(device, protocol), frames)
+    }
+
+    /// By `sendmmsg`, those before `end`.
+    fn send_messages(&mut self, fd: impl AsFd, first: usize, end: usize) -> io::Result<usize> {
+        if first >= end {
             return Ok(0);
         }
-        let Scratch { headers, vectors, messages } = &mut *self.scratch;
+        let Scratch { headers, vectors, messages, .. } = &mut *self.scratch;
         // The pointers between the arrays are set only now, when nothing borrows them mutably any more.
-        for i in first..self.len {
+        for i in first..end {
             vectors[i][0].iov_base = headers[i].as_mut_ptr().cast();
             messages[i].msg_hdr.msg_iov = vectors[i].as_mut_ptr();
         }
-        let waiting = &mut messages[first..self.len];
-        // SAFETY: each message in first..len was filled by `push` of this very burst: its name points to a Destination and
+        let waiting = &mut messages[first..end];
+        // SAFETY: each message in first..end was filled by `push` of this very burst: its name points to a Destination and
         // its second vector to payload, both borrowed for 'p, which outlives the burst; its first vector points to its
         // header, and the vectors to each other's array, all owned by the scratch that is borrowed here. The kernel only
         // reads through them and writes msg_len. Lengths are those of the slices.
