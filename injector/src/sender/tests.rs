@@ -377,6 +377,45 @@ fn by_link_super_frames_leave_whole_over_both_families() {
     });
 }
 
+/// Small frames of one device and protocol in a row go by the ring, in one call; nothing overtakes anything.
+#[test]
+fn by_link_small_frames_and_large_ones_leave_in_order() {
+    in_namespace("by_link_small_frames_and_large_ones_leave_in_order", || {
+        let mut link = Link::new(&["10.8.0.9:80", "[fd08::9]:8080"]);
+        link.region.control().set_guarded(&[link.device]);
+        let watch = Watch::new();
+        let payload = [7; 3_000];
+        // Of each frame its payload, and whether it goes over IPv6.
+        let frames = [(0, false), (9, false), (500, false), (3_000, false), (1, false), (3_000, false)]
+            .into_iter()
+            .chain([(1, true), (0, true), (1_400, true), (2, false), (3, false)]);
+        let records: Vec<_> = (0..)
+            .zip(frames.clone())
+            .map(|(seq, (len, v6))| {
+                let mut head = match v6 {
+                    false => head("198.18.0.7:1025", 0, flag::ACK),
+                    true => head("[2001:2::7]:1026", 1, flag::ACK),
+                };
+                head.tcp.seq = Seq(seq);
+                record(head, &payload[..len])
+            })
+            .collect();
+        link.send(&records);
+        let packets = watch.packets(records.len());
+        assert_eq!(packets.len(), records.len(), "{:?}", link.tally);
+        for ((seq, (len, v6)), packet) in (0..).zip(frames).zip(&packets) {
+            let s = segment::parse(packet, packet.len() as u32).unwrap();
+            assert_eq!((s.tcp.seq, s.payload.len(), packet[0] >> 4 == 6), (Seq(seq), len, v6));
+            assert!(checksum_is_begun(packet), "{seq}");
+        }
+        assert_eq!(
+            link.tally.get(Count::Calls),
+            4,
+            "three small, then three with a large one, three of IPv6, two"
+        );
+    });
+}
+
 #[test]
 fn without_a_guard_or_a_neighbour_raw_ip_takes_over() {
     in_namespace("without_a_guard_or_a_neighbour_raw_ip_takes_over", || {
