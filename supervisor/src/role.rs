@@ -5,6 +5,7 @@
 //! work. A change of user clears the parent-death signal, so it is asked for again behind that, and the parent is looked at
 //! after it: if it died before, the signal would never come.
 
+use std::ffi::CString;
 use std::os::fd::RawFd;
 use std::process::ExitCode;
 
@@ -109,6 +110,7 @@ pub(crate) fn be(args: &RoleArgs) -> ExitCode {
 
 fn live(args: &RoleArgs) -> anyhow::Result<()> {
     block_signals();
+    call_itself(args.process);
     pin(args.core);
     let open =
         sandbox::opened().context("looking at the descriptors that are open failed; is /proc mounted?")?;
@@ -158,6 +160,14 @@ fn live(args: &RoleArgs) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The name that `ps` and `top` show: that of the link by which the program was started says nothing.
+fn call_itself(process: Process) {
+    if let Ok(name) = CString::new(process.to_string()) {
+        // At worst it is called as before.
+        let _ = nix::sys::prctl::set_name(&name);
+    }
 }
 
 /// Asks to die with the supervisor, and makes sure that it lives.

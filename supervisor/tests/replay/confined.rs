@@ -91,6 +91,11 @@ fn roles_have_nothing_that_they_do_not_need() -> Result<()> {
     for (who, shown) in &all {
         shown.is_bare(who)?;
         shown.is(who, uid)?;
+        ensure!(
+            who.starts_with(&shown.field("Name").join(" ")),
+            "{who} calls itself {:?}",
+            shown.field("Name")
+        );
         ensure!(shown.field("CapBnd") == ["0000000000000000"], "{who}: {:?}", shown.field("CapBnd"));
         // Standard streams, the lock, the region; sockets for the two at the edges alone.
         let pipes = shown.open.iter().filter(|of| of.starts_with("pipe:")).count();
