@@ -125,7 +125,7 @@ fn under_a_service_manager_nothing_is_lost() -> Result<()> {
     let args = ["-x", &map, "-s", &assistant, "-i", "eth0", "--name", &name, "--shards", "2"];
     let mut run = manager.run(&stage.twin, &stage.net.online, &args)?;
     let kept = manager.kept();
-    ensure!(kept.len() == 5 && kept[0].starts_with("capture-0-"), "the manager keeps {kept:?}");
+    ensure!(kept.len() == 6 && kept[0].starts_with("capture-0-"), "the manager keeps {kept:?}");
     let load = stage.start(steady(&stage))?;
     more(&load, 500)?;
     for kill in 1..=4 {
@@ -163,7 +163,7 @@ fn kept_sockets_of_another_plan_are_not_used() -> Result<()> {
     let run = manager.run(&stage.twin, &stage.net.online, &[&args[..], &["eth0"]].concat())?;
     let said = run.stderr();
     ensure!(said.contains("capture begins anew"), "nothing is said of the sockets: {said}");
-    wait::until("the manager keeps the new ones only", SETTLE, || manager.kept().len() == 5)?;
+    wait::until("the manager keeps the new ones only", SETTLE, || manager.kept().len() == 6)?;
     let report = stage.send(Load { rate: Some(RATE), ..stage.load(1_000) })?;
     stage.all_replayed(run, &report, 1)?;
     Ok(())
