@@ -30,6 +30,28 @@ fn a_closed_loop_waits_for_a_slower_target() {
     world.assert_all_delivered();
 }
 
+/// How soon answers are seen is what such a session goes by; not where the target is slow, nor where a FIN alone is held back.
+#[test]
+fn turns_that_hold_back_others_for_want_of_an_answer_are_counted() {
+    let awaited = |delay_us, requests: u64, closes| {
+        let mut world = World::with(config(), lines(delay_us, 1));
+        let mut client = Client::new(1);
+        client.opens(&mut world);
+        for i in 0..requests {
+            client.asks(&mut world, &format!("request {i}"), 500);
+        }
+        if closes {
+            client.closes(&mut world);
+        }
+        world.run(SECOND);
+        assert_eq!(world.count(Count::TurnsAnswered), requests);
+        world.count(Count::TurnsAwaited)
+    };
+    assert!((6..=9).contains(&awaited(3 * MS, 10, false)), "all but the last, and those of the first 5 ms");
+    assert_eq!(awaited(20 * MS, 10, false), 0);
+    assert_eq!(awaited(3 * MS, 2, true), 0);
+}
+
 #[test]
 fn an_answer_in_three_writes_is_waited_for() {
     let mut world = World::with(config(), lines(MS, 3));
