@@ -24,8 +24,11 @@ use crate::icmp;
 use crate::options::Limits;
 use crate::owners::RangeTable;
 use crate::peers::Peers;
-use crate::source::Frame;
+use crate::source::{Frame, wall_clock_ns};
 use crate::stats::{Count, Stats};
+
+/// Nothing waits here for so long: who finds a frame older than that has had the clock set meanwhile.
+const OLDEST_NS: u64 = 1_000_000_000;
 
 /// The tables of the capture thread.
 pub(crate) struct Forward {
@@ -39,6 +42,8 @@ pub(crate) struct Forward {
     pub(crate) peers: Peers,
     stats: Arc<Stats>,
     now_us: u64,
+    /// On the clock of the frames' time stamps.
+    wall_ns: u64,
 }
 
 impl Forward {
@@ -63,12 +68,14 @@ impl Forward {
             peers: Peers::new(epoch, stats.clone()),
             stats,
             now_us: 0,
+            wall_ns: 0,
         }
     }
 
     /// Sets the time of what follows, and drops what was held for too long.
     pub(crate) fn at(&mut self, now_us: u64) {
         self.now_us = now_us;
+        self.wall_ns = wall_clock_ns();
         let lost = self.held.expire(now_us);
         if lost > 0 {
             self.stats.count(Count::Unclaimed, lost);
@@ -81,7 +88,7 @@ impl Forward {
             Ok(segment) => self.segment(frame, &segment),
             Err(Malformed::NotTcp | Malformed::Fragment) if self.datagram(frame) => {}
             Err(Malformed::NotTcp) => match icmp::parse(frame.packet, frame.wire_len) {
-                Ok(Some(record)) => self.route(Returned { time_ns: frame.time_ns, ..record }),
+                Ok(Some(record)) => self.route(Returned { age_ns: self.age_ns(frame), ..record }),
                 Ok(None) => self.stats.count(Count::IcmpOther, 1),
                 Err(why) => self.stats.count_malformed(why),
             },
@@ -133,7 +140,7 @@ impl Forward {
     fn segment(&mut self, frame: &Frame<'_>, segment: &Segment<'_>) {
         let cut = if segment.options_cut { returned_bit::TRUNCATED } else { 0 };
         self.route(Returned {
-            time_ns: frame.time_ns,
+            age_ns: self.age_ns(frame),
             tcp: segment.tcp,
             payload_len: segment.wire_payload_len,
             client: segment.dst,
@@ -163,7 +170,7 @@ impl Forward {
         };
         self.route(Returned {
             kind: kind::UDP,
-            time_ns: frame.time_ns,
+            age_ns: self.age_ns(frame),
             payload_len: datagram.wire_payload_len,
             client: datagram.dst,
             target: datagram.src,
@@ -240,6 +247,12 @@ impl Forward {
             few if few.len() <= 4 => few.contains(target),
             many => many.binary_search(target).is_ok(),
         }
+    }
+
+    /// How long ago the kernel saw a frame.
+    fn age_ns(&self, frame: &Frame<'_>) -> u64 {
+        let age_ns = self.wall_ns.saturating_sub(frame.time_ns);
+        if age_ns < OLDEST_NS { age_ns } else { 0 }
     }
 
     const fn now_s(&self) -> u32 {

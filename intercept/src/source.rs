@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use nix::time::{ClockId, clock_gettime};
+
 /// One captured frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
@@ -45,6 +47,12 @@ pub trait Source: Send {
     fn recover(&mut self) -> Option<io::Error>;
     /// For logs.
     fn name(&self) -> &str;
+}
+
+/// The clock of the frames' time stamps, nanoseconds.
+pub(crate) fn wall_clock_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_REALTIME).expect("every Linux has CLOCK_REALTIME");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
 
 #[cfg(test)]

@@ -11,12 +11,11 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use flow::Range;
 use nix::net::if_::if_nametoindex;
-use nix::time::{ClockId, clock_gettime};
 
 use crate::icmp::wire_len_of;
 use crate::netlink::Netlink;
 use crate::options::TunOptions;
-use crate::source::{Frame, Source};
+use crate::source::{Frame, Source, wall_clock_ns};
 use crate::sys;
 
 /// Headers from a TUN device.
@@ -160,10 +159,4 @@ impl Source for TunSource {
     fn name(&self) -> &str {
         &self.name
     }
-}
-
-/// The clock of the packet rings' time stamps.
-fn wall_clock_ns() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_REALTIME).expect("every Linux has CLOCK_REALTIME");
-    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }

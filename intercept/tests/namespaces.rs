@@ -226,7 +226,7 @@ fn talk(net: &Network, receiver: &mut Receiver, super_frames: bool) -> Result<()
         let syn_ack = *receiver.records.iter().find(|r| r.tcp.has(flag::SYN)).context("seen above")?;
         ensure!(syn_ack.client == forger.client && syn_ack.target == forger.server, "{syn_ack:?}");
         ensure!(syn_ack.tcp.ack == Seq(1_001) && syn_ack.tcp.has_option(opt::MSS | opt::TIMESTAMPS));
-        ensure!(syn_ack.payload_len == 0 && syn_ack.time_ns > 0 && syn_ack.segments == 1);
+        ensure!(syn_ack.payload_len == 0 && syn_ack.age_ns < 1_000_000_000 && syn_ack.segments == 1);
         forger.ack(&syn_ack)?;
         // The initial window of ten segments; each end of a veth is a super-frame engine.
         let answered = |r: &Receiver| r.records.iter().map(|r| r.payload_len).sum::<u32>() >= 14_000;

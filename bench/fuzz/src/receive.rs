@@ -403,7 +403,7 @@ fn header(position: u64) -> Returned {
     let target: SocketAddr = ([10, 0, 0, 1], 80).into();
     let mut header = Returned {
         position,
-        time_ns: n.into(),
+        age_ns: n.into(),
         kind: flow::record::kind::TCP,
         segments: 1,
         client: Endpoint::from(client),

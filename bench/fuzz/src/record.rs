@@ -44,7 +44,7 @@ fn without_absent(record: &Returned) -> Returned {
     r.tcp.reserved = 0;
     let bare = Returned {
         position: r.position,
-        time_ns: r.time_ns,
+        age_ns: r.age_ns,
         tcp: flow::TcpFields { seq: r.tcp.seq, ..flow::TcpFields::default() },
         client: r.client,
         target: r.target,

@@ -165,8 +165,9 @@ pub struct SackBlock {
 pub struct Returned {
     /// Position in the stream of records that this intercept sends to this instance.
     pub position: u64,
-    /// When intercept's kernel saw it, its own clock, nanoseconds.
-    pub time_ns: u64,
+    /// How long before intercept sent it on its kernel had seen it, nanoseconds; 0 where that is not known. Clocks of two hosts
+    /// do not agree, this much of one does.
+    pub age_ns: u64,
     /// The TCP header of the answer. For ICMP: `seq` is the quoted sequence number, the rest is zero.
     pub tcp: TcpFields,
     /// Payload bytes of the answer, all segments of a super-frame together.

@@ -1,7 +1,7 @@
 //! `flow::Returned` as few bytes: an IPv4 answer with timestamps takes 48 instead of 128. Little-endian.
 //!
 //! ```text
-//! u16 shape | u8 kind | u8 bits | u64 time_ns | client addr, port | target addr, port | u32 seq
+//! u16 shape | u8 kind | u8 bits | u64 age_ns | client addr, port | target addr, port | u32 seq
 //! TCP:  u32 ack | u16 flags | u16 window [| u32 payload_len][| u16 segments][| u8 options, u16 mss, u8 window_scale]
 //!       [| u32 ts_val, u32 ts_ecr][| u16 urgent][| sack blocks, 8 bytes each]
 //! ICMP, also about a datagram: u8 type | u8 code | u32 mtu
@@ -64,7 +64,7 @@ pub fn encode(record: &Returned, out: &mut [u8]) -> usize {
     w.u16(shape);
     w.u8(record_kind);
     w.u8(record.bits);
-    w.u64(record.time_ns);
+    w.u64(record.age_ns);
     for (endpoint, v4) in [(&record.client, addrs.map(|a| a.0)), (&record.target, addrs.map(|a| a.1))] {
         match v4 {
             Some(octets) => w.bytes(&octets),
@@ -135,7 +135,7 @@ pub fn decode(bytes: &[u8], position: u64) -> Result<(Returned, usize), BadRecor
 }
 
 fn read_head(r: &mut Reader<'_>, shape: u16) -> Option<Returned> {
-    let mut record = Returned { bits: r.u8()?, time_ns: r.u64()?, ..Returned::default() };
+    let mut record = Returned { bits: r.u8()?, age_ns: r.u64()?, ..Returned::default() };
     for endpoint in [&mut record.client, &mut record.target] {
         let addr = if shape & shape::V4 != 0 { Addr::v4(r.array()?) } else { Addr(r.array()?) };
         *endpoint = Endpoint::new(addr, r.u16()?);

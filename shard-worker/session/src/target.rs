@@ -352,7 +352,7 @@ impl Table {
                 // A FIN that is late makes nobody later.
                 let is_awaited = late.is_some_and(|held| held.len > 0) && waited_us < LAG_US;
                 self.tally.add(Count::TurnsAwaited, if is_awaited { turns } else { 0 });
-                self.tally.first_byte.record(waited_us);
+                self.tally.first_byte.record(waited_us.saturating_sub(record.age_ns / 1_000));
                 self.tally.answered_us = now_us;
                 slot.turns_waiting = 0;
             }

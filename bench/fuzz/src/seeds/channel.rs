@@ -17,7 +17,7 @@ fn endpoint(text: &str) -> Endpoint {
 fn v4() -> Returned {
     Returned {
         position: 1,
-        time_ns: 123_456_789_000,
+        age_ns: 123_456_789_000,
         tcp: TcpFields {
             seq: Seq(700_001),
             ack: Seq(1_043),

@@ -21,8 +21,8 @@ fn any_record() -> impl Strategy<Value = Returned> {
     let sack = proptest::collection::vec((any::<u32>(), any::<u32>()), 0..=4);
     let icmp = (kind::TCP..=kind::UDP_ICMP, any::<u8>(), any::<u8>(), any::<u32>());
     (head, fields, options, sack, icmp).prop_map(|(head, fields, options, sack, icmp)| {
-        let (client, target, position, time_ns, bits, seq) = head;
-        let mut r = Returned { client, target, position, time_ns, bits, ..Returned::default() };
+        let (client, target, position, age_ns, bits, seq) = head;
+        let mut r = Returned { client, target, position, age_ns, bits, ..Returned::default() };
         r.tcp.seq = Seq(seq);
         let (kind, icmp_type, icmp_code, mtu) = icmp;
         if matches!(kind, kind::ICMP | kind::UDP_ICMP) {

@@ -52,6 +52,27 @@ fn turns_that_hold_back_others_for_want_of_an_answer_are_counted() {
     assert_eq!(awaited(3 * MS, 2, true), 0);
 }
 
+/// How long intercept let a header rest is nothing that the target took.
+#[test]
+fn a_first_byte_is_as_late_as_the_target_made_it() {
+    let after = |age_us: u64| {
+        let mut world = World::with(config(), TargetOptions { app: App::Silent, ..TargetOptions::default() });
+        let mut client = Client::new(1);
+        client.opens(&mut world);
+        client.sends(&mut world, b"r0\n");
+        world.run(10 * MS);
+        let mut answer = world.in_step();
+        (answer.payload_len, answer.age_ns) = (700, age_us * 1_000);
+        answer.tcp.flags |= flag::PSH;
+        world.drawn_by(answer);
+        assert_eq!(world.count(Count::TurnsAnswered), 1);
+        world.table.tally().first_byte.max_us()
+    };
+    let whole = after(0);
+    assert!(whole >= 9 * MS, "{whole}");
+    assert_eq!([after(2 * MS), after(whole), after(SECOND)], [whole - 2 * MS, 0, 0]);
+}
+
 #[test]
 fn an_answer_in_three_writes_is_waited_for() {
     let mut world = World::with(config(), lines(MS, 3));
