@@ -1,6 +1,6 @@
 //! Being a role: the hidden command `role`, started by the supervisor only ([`crate::spawn`]).
 //!
-//! Boot, in order: block the terminal's signals, pin, log, attach, ask for the parent-death signal, check that the parent
+//! Boot, in order: block the terminal's signals, take its name, pin, log, attach, ask for the parent-death signal, check that the parent
 //! still lives, abort on panic, look at what is open, open what needs privileges, give up all that is not needed ([`confine`]),
 //! work. A change of user clears the parent-death signal, so it is asked for again behind that, and the parent is looked at
 //! after it: if it died before, the signal would never come.

@@ -9,7 +9,7 @@
 //! | napping | fewer, the third time in a row | block, and no nap for 20 ms |
 //!
 //! Where somebody can do nothing but wait for what comes (`eager`), there is no mode: two frames or more in a drain make it nap, for
-//! 50 µs, so that a burst of answers crosses as one and no turn waits for the next half of a millisecond.
+//! 50 µs, so that a burst of answers crosses as one and no turn waits for the rest of a nap.
 //!
 //! Otherwise a nap is T: 500 µs for who captures, which grow towards 1,000 when frames are many; 1,000 for who brings answers, which
 //! grow towards 2,000 when they are large. So a lone closed-loop connection blocks (no added latency) and a busy pipeline pays no
