@@ -78,14 +78,19 @@ impl Capture {
             }
             let before_us = monotonic_us();
             moderator.set_eager(self.forward.peers.is_waited_for());
-            writable = match moderator.after_drain(before_us, frames, bytes, slept_us) {
+            let pause = moderator.after_drain(before_us, frames, bytes, slept_us);
+            writable = match pause {
                 Pause::Block => self.block(before_us),
                 Pause::Nap(nap) => {
                     std::thread::sleep(nap);
                     false
                 }
             };
-            slept_us = (monotonic_us() - before_us).min(u64::from(u32::MAX)) as u32;
+            let slept = monotonic_us() - before_us;
+            if let Pause::Nap(_) = pause {
+                self.sources.iter_mut().for_each(|source| source.napped(Duration::from_micros(slept)));
+            }
+            slept_us = slept.min(u64::from(u32::MAX)) as u32;
             (frames, bytes) = (0, 0);
         }
         self.forward.peers.bye("intercept is stopping");

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -12,7 +13,7 @@ pub struct Frame<'a> {
     pub packet: &'a [u8],
     /// Length on the wire, from the IP header on.
     pub wire_len: u32,
-    /// When the kernel saw it, nanoseconds.
+    /// When the kernel saw it, nanoseconds; where it does not tell, as near as can be known.
     pub time_ns: u64,
     /// Payload bytes of each segment of a super-frame, where the source knows; else 0.
     pub segment_size: u16,
@@ -41,6 +42,8 @@ pub trait Source: Send {
     fn fd(&self) -> BorrowedFd<'_>;
     /// Gives up to `budget` frames to `each`; returns how many.
     fn drain(&mut self, budget: usize, each: &mut dyn FnMut(&Frame<'_>)) -> usize;
+    /// Nobody looked for so long, whatever came. For a source whose kernel tells no times.
+    fn napped(&mut self, _: Duration) {}
     /// Now and then: looks after the source; returns the frames that the kernel had no room for since the last call.
     fn tend(&mut self) -> u64;
     /// Takes a pending error off the descriptor, so that polling does not report it for ever.

@@ -165,8 +165,8 @@ pub struct SackBlock {
 pub struct Returned {
     /// Position in the stream of records that this intercept sends to this instance.
     pub position: u64,
-    /// How long before intercept sent it on its kernel had seen it, nanoseconds; 0 where that is not known. Clocks of two hosts
-    /// do not agree, this much of one does.
+    /// How long before intercept sent it on its kernel had seen it, nanoseconds; an estimate from a TUN device. Clocks of two
+    /// hosts do not agree, this much of one does.
     pub age_ns: u64,
     /// The TCP header of the answer. For ICMP: `seq` is the quoted sequence number, the rest is zero.
     pub tcp: TcpFields,
