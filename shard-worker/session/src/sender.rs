@@ -16,6 +16,7 @@
 //! | SACK blocks, MD5, AO, MPTCP, user time-out, EDO, unknown or malformed options | stripped: they speak of the online connection |
 //! | payload beyond 64 KiB (BIG TCP, RFC 2675) | cut to the MSS like any super-frame |
 
+use flow::emit::MAX_HEADERS;
 use flow::record::{flag, inject_bit, opt};
 use flow::{Drop, Inject, Seq, TcpFields};
 
@@ -33,8 +34,9 @@ use crate::targets::{Attempt, Leave};
 use crate::turns::{self, Gate, Row};
 use crate::undo::SESSION_IMAGES;
 
-/// Payload of one record at most: a super-frame that the injector cuts.
-pub(crate) const RECORD_BYTES: u32 = 32 * 1024;
+/// Payload of one record at most: the longest super-frame that a device cuts. Each is a frame to the target's host, and an
+/// acknowledgement that comes back through all processes.
+pub(crate) const RECORD_BYTES: u32 = u16::MAX as u32 - MAX_HEADERS as u32;
 /// Records and bytes for one session in one visit.
 const VISIT_RECORDS: i32 = 4;
 const VISIT_BYTES: i32 = 64 * 1024;

@@ -25,6 +25,25 @@ fn a_super_frame_leaves_as_super_frames_and_is_cut_to_the_mss() {
     }
 }
 
+/// Each frame to the target costs an acknowledgement that comes back through all processes.
+#[test]
+fn where_windows_are_open_bytes_leave_in_the_longest_super_frames_that_devices_cut() {
+    let mut config = config();
+    config.limits.held_per_session = 1 << 20;
+    let mut world = World::with(config, TargetOptions { buffer: 1 << 20, ..TargetOptions::default() });
+    let mut client = Client::new(1);
+    client.opens(&mut world);
+    world.run(10 * MS);
+    client.sends(&mut world, &[1; 300_000]);
+    world.run(SECOND);
+    let mark = world.data_sent().len();
+    client.sends(&mut world, &[2; 200_000]);
+    world.run(SECOND);
+    let lens: Vec<_> = world.data_sent()[mark..].iter().map(|sent| sent.payload.len()).collect();
+    assert_eq!(lens, [45 * 1448, 45 * 1448, 45 * 1448, 200_000 - 3 * 45 * 1448]);
+    world.assert_all_delivered();
+}
+
 #[test]
 fn slow_start_begins_with_ten_segments() {
     let mut world = World::new();
