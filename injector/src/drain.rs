@@ -17,7 +17,7 @@ use crate::guard::Guard;
 use crate::sender::Engine;
 use crate::tally::Tally;
 
-/// Records of one ring in one turn: one `sendmmsg` when they are small, 2 MiB when all are super-frames.
+/// Records of one ring in one turn: one `sendmmsg` when they are small, 4 MiB when all are super-frames.
 pub const BATCH: usize = 64;
 
 /// Between two looks at the routes: shorter than the shortest retransmission, so that it is cut right the first time.

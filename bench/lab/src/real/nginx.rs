@@ -124,17 +124,20 @@ impl Nginx {
     fn log(&self) -> anyhow::Result<String> {
         let path = self.scratch.file("access.log");
         if let Some(child) = &self.child {
-            // USR1 reopens the log, and writes the buffer first. The error log tells when it is done.
+            // USR1 reopens the log, and writes the buffer first. The error log tells that this begins, so a second time that the first
+            // is over.
             let errors = self.scratch.file("error.log");
-            let before = fs::metadata(&errors).map_or(0, |m| m.len());
-            kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGUSR1)?;
-            wait::until("nginx writes its log", Duration::from_secs(10), || {
-                let Ok(mut file) = fs::File::open(&errors) else { return false };
-                let mut new = String::new();
-                file.seek(SeekFrom::Start(before)).is_ok()
-                    && file.read_to_string(&mut new).is_ok()
-                    && new.contains("reopening logs")
-            })?;
+            for _ in 0..2 {
+                let before = fs::metadata(&errors).map_or(0, |m| m.len());
+                kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGUSR1)?;
+                wait::until("nginx writes its log", Duration::from_secs(10), || {
+                    let Ok(mut file) = fs::File::open(&errors) else { return false };
+                    let mut new = String::new();
+                    file.seek(SeekFrom::Start(before)).is_ok()
+                        && file.read_to_string(&mut new).is_ok()
+                        && new.contains("reopening logs")
+                })?;
+            }
         }
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         ensure!(
