@@ -23,10 +23,10 @@ trap leave EXIT
 
 # What computes while the tests on real traffic mostly wait, at a lower priority; not at the lowest there is, SCHED_IDLE: who is kept
 # from a core within the kernel, by a lock that others need, would be kept for seconds. First the builds of what the last steps run,
-# optimised, each apart, so that what a harness needs of the library does not get into the program.
+# optimised, each apart, so that what a harness needs of the library does not get into the program; sim.sh builds its own.
 compute() {
     local of
-    for of in "-p tcptwin" "-p chaos" "-p bench --bin instructions" "-p sim"; do
+    for of in "-p tcptwin" "-p chaos" "-p bench --bin instructions"; do
         # shellcheck disable=SC2086
         nice -n 10 cargo build --locked --release --quiet $of
     done

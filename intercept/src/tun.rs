@@ -128,8 +128,7 @@ impl Source for TunSource {
     fn drain(&mut self, budget: usize, each: &mut dyn FnMut(&Frame<'_>)) -> usize {
         let mut buffer = [0; VNET + HEADERS];
         let half = std::mem::take(&mut self.unseen) / 2;
-        let time_ns = wall_clock_ns().saturating_sub(half.as_nanos() as u64);
-        let mut count = 0;
+        let (mut count, mut time_ns) = (0, 0);
         while count < budget {
             let n = match self.file.read(&mut buffer) {
                 Ok(n) => n,
@@ -137,6 +136,9 @@ impl Source for TunSource {
                 // Nothing more for now; a device that was taken down (EIO, EBADFD) gives nothing either.
                 Err(_) => break,
             };
+            if count == 0 {
+                time_ns = wall_clock_ns().saturating_sub(half.as_nanos() as u64);
+            }
             count += 1;
             let packet = buffer.get(VNET..n).unwrap_or_default();
             // Offset 1: kind of super-frame, 0 for none; offset 4: payload of each of its segments.

@@ -121,23 +121,26 @@ impl Nginx {
             .collect())
     }
 
+    /// USR1 writes what is buffered of the log, and opens it anew. Returns once the error log tells that this begins.
+    fn reopen_logs(&self, child: &Child) -> anyhow::Result<()> {
+        let errors = self.scratch.file("error.log");
+        let before = fs::metadata(&errors).map_or(0, |m| m.len());
+        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGUSR1)?;
+        wait::until("nginx writes its log", Duration::from_secs(10), || {
+            let Ok(mut file) = fs::File::open(&errors) else { return false };
+            let mut new = String::new();
+            file.seek(SeekFrom::Start(before)).is_ok()
+                && file.read_to_string(&mut new).is_ok()
+                && new.contains("reopening logs")
+        })
+    }
+
     fn log(&self) -> anyhow::Result<String> {
         let path = self.scratch.file("access.log");
         if let Some(child) = &self.child {
-            // USR1 reopens the log, and writes the buffer first. The error log tells that this begins, so a second time that the first
-            // is over.
-            let errors = self.scratch.file("error.log");
-            for _ in 0..2 {
-                let before = fs::metadata(&errors).map_or(0, |m| m.len());
-                kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGUSR1)?;
-                wait::until("nginx writes its log", Duration::from_secs(10), || {
-                    let Ok(mut file) = fs::File::open(&errors) else { return false };
-                    let mut new = String::new();
-                    file.seek(SeekFrom::Start(before)).is_ok()
-                        && file.read_to_string(&mut new).is_ok()
-                        && new.contains("reopening logs")
-                })?;
-            }
+            // It says so before it does so: a second time, the first is over.
+            self.reopen_logs(child)?;
+            self.reopen_logs(child)?;
         }
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         ensure!(
