@@ -9,10 +9,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::ifaddrs::getifaddrs;
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::socket::{LinkAddr, MsgFlags, MultiHeaders, sendmmsg};
-use nix::unistd::Pid;
 
+use crate::cores::stay_on_one_core;
 use crate::namespace::Namespace;
 use crate::netlink;
 use crate::network::Host;
@@ -61,8 +60,7 @@ impl Hose {
     /// Sends SYNs to a service of that host, from one core, as a network card's interrupts come to one: what the kernel does with a
     /// frame on its way in is done there, too.
     pub fn flood(&self, to: &Host, port: u16, rate: u64, time: Duration) -> io::Result<Flood> {
-        let core = first_core()?;
-        Flood::over(&self.ns, to, HOSE, port, rate, time, move || Ok(sched_setaffinity(THIS_THREAD, &core)?))
+        Flood::over(&self.ns, to, HOSE, port, rate, time, stay_on_one_core)
     }
 }
 
@@ -137,16 +135,6 @@ fn send(socket: &OwnedFd, template: &[u8; FRAME], first: u64, count: usize) -> i
         Err(errno) => Err(errno.into()),
     }
 }
-
-/// The first of those that this process may use.
-fn first_core() -> io::Result<CpuSet> {
-    let (all, mut first) = (sched_getaffinity(THIS_THREAD)?, CpuSet::new());
-    let number = (0..CpuSet::count()).find(|core| all.is_set(*core) == Ok(true));
-    first.set(number.unwrap_or_default())?;
-    Ok(first)
-}
-
-const THIS_THREAD: Pid = Pid::from_raw(0);
 
 fn link_address(device: &str) -> io::Result<[u8; 6]> {
     let found = getifaddrs()?

@@ -19,6 +19,7 @@
 //! | `load` | a load of requests on a schedule |
 //! | `real` | real nginx, redis, curl, wrk, redis-benchmark |
 //! | `twin` | the built `tcptwin` as processes: start, stats, kill a role, stop, ledger |
+//! | `cores` | a thread kept on one core |
 //! | `spin` | a process led into an endless loop |
 //! | `manager` | a service manager that keeps descriptors over a restart |
 //! | `story` | a test runner: one story at a time, bounded in time, none skipped silently |
@@ -26,6 +27,7 @@
 //! | `histogram`, `digest`, `clock`, `head` | latencies, body digests, monotonic time, HTTP heads |
 
 pub mod clock;
+pub mod cores;
 pub mod departures;
 pub mod digest;
 pub mod dump;
