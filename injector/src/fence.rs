@@ -13,7 +13,8 @@
 //! Called by the supervisor, as root, where `nft` is at hand; without it a note for the operator, never an error. The rules go
 //! when the value is dropped. A table that a killed instance left is replaced by the next of its name in one step. While the
 //! instance runs, a thread watches: the kernel tells of every change of rules and routes, and the table is then compared with
-//! what it was. Until it is whole again no frame leaves by link.
+//! what it was. Until it is whole again no frame leaves by link. As long as it tells nothing only the counters are read, and
+//! no program is started for that: four runs of `nft` every ten seconds cost as much as all other idle work together.
 
 use std::fmt::Write as _;
 use std::io;
@@ -33,7 +34,7 @@ use topology::Plan;
 use topology::guard::Place;
 use topology::plan::{Clients, Protocol};
 
-use crate::nft::{self, News, NftError};
+use crate::nft::{self, Family, News, NftError};
 use crate::path::route_to;
 use crate::rtnl;
 use crate::sys::MARK;
@@ -106,7 +107,7 @@ struct Watch {
 
 /// Between two looks at the table: where other programs change rules all the time, nft would cost a core.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Between looks when nothing is heard; the counters are read then.
+/// Between looks at the counters when nothing is heard.
 const CALM: Duration = Duration::from_secs(10);
 
 impl Fence {
@@ -278,6 +279,8 @@ struct Watcher<G> {
 impl<G: Fn(&[u32])> Watcher<G> {
     fn run(mut self) {
         let mut buffer = Vec::with_capacity(32 << 10);
+        // Nobody told of what changed between the installation and the first news.
+        self.look();
         let mut looked = Instant::now();
         loop {
             let sleep = if self.missing { PAUSE } else { CALM }.saturating_sub(looked.elapsed());
@@ -290,7 +293,10 @@ impl<G: Fn(&[u32])> Watcher<G> {
             if self.is_over() {
                 return;
             }
-            self.look();
+            if heard || self.missing {
+                self.look();
+            }
+            self.count();
             looked = Instant::now();
         }
     }
@@ -324,7 +330,6 @@ impl<G: Fn(&[u32])> Watcher<G> {
         let whole = self.rules.listed().is_ok_and(|listed| listed == self.rules.whole);
         let moved = devices(&self.rules.plan) != self.rules.devices;
         if whole && !moved && !self.missing {
-            self.count();
             return;
         }
         if !whole && !self.missing {
@@ -350,7 +355,6 @@ impl<G: Fn(&[u32])> Watcher<G> {
                 }
             }
         }
-        self.count();
     }
 
     fn count(&self) {
@@ -374,7 +378,7 @@ impl<G: Fn(&[u32])> Watcher<G> {
 
 /// Packets that the tables' rules dropped so far.
 fn dropped(table: &str) -> u64 {
-    nft::counted("inet", table, COUNTER) + nft::counted("netdev", table, COUNTER)
+    nft::counted(Family::Inet, table, COUNTER) + nft::counted(Family::Netdev, table, COUNTER)
 }
 
 /// The counter of what was dropped.

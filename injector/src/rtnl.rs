@@ -1,9 +1,11 @@
 //! Questions to the kernel about routes, devices and neighbours (rtnetlink(7)), one at a time, each with its answer; and the
-//! news that it spreads about them.
+//! news that it spreads about them. Its other parts are asked, and heard, in the same way.
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -14,36 +16,50 @@ pub(crate) struct Rtnl(Socket);
 impl Rtnl {
     /// In the network namespace of the calling thread.
     pub(crate) fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self(socket))
+        connected(NETLINK_ROUTE).map(Self)
     }
 
-    /// Asks, and takes the one answer. The outer error is ours (no netlink), the inner one the kernel's word.
+    /// See [`ask`].
     pub(crate) fn ask(
         &self,
         question: RouteNetlinkMessage,
         flags: u16,
     ) -> io::Result<Result<Option<RouteNetlinkMessage>, io::Error>> {
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = 1;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(question));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.0.send(&bytes, 0)?;
-        let (reply, _) = self.0.recv_from_full()?;
-        let nonsense = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-        let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&reply)
-            .map_err(|e| nonsense(format!("the answer makes no sense: {e}")))?;
-        match reply.payload {
-            NetlinkPayload::InnerMessage(message) => Ok(Ok(Some(message))),
-            NetlinkPayload::Error(e) if e.code.is_none() => Ok(Ok(None)),
-            NetlinkPayload::Error(e) => Ok(Err(e.to_io())),
-            other => Err(nonsense(format!("an unexpected answer: {other:?}"))),
-        }
+        ask(&self.0, question, flags)
+    }
+}
+
+/// A socket for questions to this part of the kernel, in the network namespace of the calling thread.
+pub(crate) fn connected(protocol: isize) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+/// Asks, and takes the one answer. The outer error is ours (no netlink), the inner one the kernel's word.
+pub(crate) fn ask<Q: NetlinkSerializable, A: NetlinkDeserializable>(
+    socket: &Socket,
+    question: Q,
+    flags: u16,
+) -> io::Result<Result<Option<A>, io::Error>> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    header.sequence_number = 1;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(question));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let (reply, _) = socket.recv_from_full()?;
+    let nonsense = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+    let reply = NetlinkMessage::<A>::deserialize(&reply)
+        .map_err(|e| nonsense(format!("the answer makes no sense: {e}")))?;
+    match reply.payload {
+        NetlinkPayload::InnerMessage(message) => Ok(Ok(Some(message))),
+        NetlinkPayload::Error(e) if e.code.is_none() => Ok(Ok(None)),
+        NetlinkPayload::Error(e) => Ok(Err(e.to_io())),
+        _ => Err(nonsense("an unexpected answer".to_owned())),
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use injector::nft::{self, News, NftError};
+use injector::nft::{self, Family, News, NftError};
 use sandbox::Capability::{CAP_NET_ADMIN, CAP_SETGID, CAP_SETUID};
 use sandbox::hold_on_to;
 use topology::mapping::Services;
@@ -68,7 +68,7 @@ pub(crate) struct State {
 pub(crate) const SYSCTL: &str = "/proc/sys";
 /// Between looks at the settings, and the longest time that a removed rule is missing.
 const LOOK: Duration = Duration::from_millis(500);
-/// Between looks at the rule when nothing is heard, and at its counter.
+/// Between looks at the rule's counter when nothing is heard. The kernel tells of every change of rules.
 const CALM: Duration = Duration::from_secs(10);
 /// Tries to put it back, and the time between them.
 const TRIES: u32 = 3;
@@ -343,6 +343,8 @@ impl Watch {
 
     fn watch(&mut self) {
         let mut looked = Instant::now();
+        // Nobody told of what changed between the installation and the first news.
+        let mut suspicious = true;
         let mut settled = self.rule.is_none();
         while !self.order.over.load(Relaxed) {
             if !settled && self.order.confined.load(Relaxed) {
@@ -353,11 +355,11 @@ impl Watch {
                     );
                 }
             }
-            let heard = match &mut self.news {
+            suspicious |= match &mut self.news {
                 Some(news) => news.wait(LOOK),
                 None => {
                     std::thread::sleep(LOOK);
-                    false
+                    looked.elapsed() >= CALM
                 }
             };
             if self.order.over.load(Relaxed) {
@@ -365,9 +367,10 @@ impl Watch {
             }
             let verdict = match &mut self.rule {
                 None => self.wanted.refusal(&self.wanted.forwards()).map_or(Ok(()), Err),
-                Some(rule) if heard || looked.elapsed() >= CALM => {
+                Some(rule) if suspicious || looked.elapsed() >= CALM => {
                     looked = Instant::now();
-                    look(rule, &self.state)
+                    count(rule, &self.state);
+                    if std::mem::take(&mut suspicious) { mend(rule, &self.state) } else { Ok(()) }
                 }
                 Some(_) => Ok(()),
             };
@@ -382,10 +385,13 @@ impl Watch {
     }
 }
 
-/// Compares what stands with what should, and mends it.
-fn look(rule: &mut Rule, state: &State) -> Result<(), String> {
-    let now = rule.dropped_before + nft::counted("inet", &rule.table, COUNTER);
+fn count(rule: &Rule, state: &State) {
+    let now = rule.dropped_before + nft::counted(Family::Inet, &rule.table, COUNTER);
     state.dropped.fetch_max(now, Relaxed);
+}
+
+/// Compares what stands with what should, and mends it.
+fn mend(rule: &mut Rule, state: &State) -> Result<(), String> {
     if rule.is_whole() {
         return Ok(());
     }

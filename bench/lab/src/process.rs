@@ -19,6 +19,8 @@ pub struct Process {
     pub user_s: f64,
     /// See [`Process::user_s`].
     pub system_s: f64,
+    /// CPU time of its children that it has waited for, and of theirs, seconds, as the ticks tell.
+    pub children_s: f64,
     /// Kernel flags (`PF_` of linux/sched.h).
     flags: u64,
 }
@@ -41,6 +43,7 @@ impl Process {
             state: fields.first()?.chars().next()?,
             name,
             user_s: user as f64 / 100.0,
+            children_s: (number(13)? + number(14)?) as f64 / 100.0,
             system_s: system as f64 / 100.0,
             // The ticks still count threads that ended, the finer clock does not.
             cpu_s: run_time_s(pid).unwrap_or(0.0).max(ticks as f64 / 100.0 - 0.01),
@@ -160,7 +163,7 @@ mod tests {
     #[test]
     fn this_process_is_read_and_descends_from_its_parent() {
         let me = Process::read(std::process::id()).unwrap();
-        assert!(me.cpu_s >= 0.0 && !me.has_ended());
+        assert!(me.cpu_s >= 0.0 && me.children_s >= 0.0 && !me.has_ended());
         assert!(descends_from(me.pid, me.parent));
         assert!(!descends_from(me.parent, me.pid));
         assert!(tree(me.pid).iter().any(|p| p.pid == me.pid));

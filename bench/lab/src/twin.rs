@@ -391,9 +391,9 @@ impl Instance {
         fs::read_to_string(self.files.file("err")).unwrap_or_default()
     }
 
-    /// CPU seconds of all its processes so far, by /proc.
+    /// CPU seconds of all its processes so far, by /proc: also of those that have ended, as `nft` does.
     pub fn cpu_s(&self) -> f64 {
-        process::tree(self.pid).iter().map(|p| p.cpu_s).sum()
+        process::tree(self.pid).iter().map(|p| p.cpu_s + p.children_s).sum()
     }
 
     /// Kills the supervisor, as a crash does.

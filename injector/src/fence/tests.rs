@@ -62,6 +62,20 @@ fn the_tables_come_and_go() {
 }
 
 #[test]
+fn a_guard_that_went_before_anybody_watched_is_missed_at_once() {
+    in_namespace("a_guard_that_went_before_anybody_watched_is_missed_at_once", || {
+        a_device();
+        let Some(mut fence) = install(&plan(&["10.8.0.9:80"])) else { return };
+        let (tell, told) = channel();
+        nft::run(&[], "delete table inet tcptwin_test").unwrap();
+        let whole = fence.devices().to_vec();
+        fence.watch(move |devices| tell.send(devices.to_vec()).unwrap()).unwrap();
+        let next = || told.recv_timeout(Duration::from_secs(5)).unwrap();
+        assert_eq!((next(), next()), (vec![], whole));
+    });
+}
+
+#[test]
 fn a_guard_that_somebody_removes_is_missed_at_once_and_put_back() {
     in_namespace("a_guard_that_somebody_removes_is_missed_at_once_and_put_back", || {
         a_device();
