@@ -221,7 +221,7 @@ impl Rules {
             let both = format!("{}{inet}{}", removal(&self.table), netdev(&self.table, &self.plan, &names));
             if let Err(refused) = nft::run(&[], &both) {
                 // An old kernel has no egress; what there is of the rest is worth having.
-                nft::run(&[], &format!("{}{inet}", nft::removal("inet", &self.table)))?;
+                nft::run(&[], &format!("{}{inet}", nft::removal(Family::Inet, &self.table)))?;
                 let said = match refused {
                     NftError::Refused(said) => said,
                     NftError::Missing => refused.to_string(),
@@ -240,11 +240,11 @@ impl Rules {
 
     /// The tables as they stand, without their counts. One a call: nft 1.0.6 does not find the second of a script.
     fn listed(&self) -> Result<String, Note> {
-        let list = |family: &str| {
+        let list = |family: Family| {
             nft::run(&["-s"], &format!("list table {family} {}\n", self.table)).map_err(Note::from)
         };
-        let egress = if self.devices.is_empty() { String::new() } else { list("netdev")? };
-        Ok(list("inet")? + &egress)
+        let egress = if self.devices.is_empty() { String::new() } else { list(Family::Netdev)? };
+        Ok(list(Family::Inet)? + &egress)
     }
 }
 
@@ -386,7 +386,7 @@ const COUNTER: &str = "astray";
 
 /// Both tables.
 fn removal(table: &str) -> String {
-    nft::removal("inet", table) + &nft::removal("netdev", table)
+    nft::removal(Family::Inet, table) + &nft::removal(Family::Netdev, table)
 }
 
 /// Raw IP: not tracked, and only to targets. The last word of all output chains: priority 300.

@@ -1,7 +1,7 @@
 //! nftables by its program: scripts in, what it printed out; and the kernel's news of changed rules. Used by the fence, and by
 //! whoever else keeps a table of its own.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::process::{Command, Output, Stdio};
@@ -69,11 +69,6 @@ fn run_as(program: &str, options: &[&str], script: &str) -> io::Result<Output> {
     child.wait_with_output()
 }
 
-/// A script that removes a table. `add` before `delete` makes it work whether or not the table exists.
-pub fn removal(family: &str, table: &str) -> String {
-    format!("add table {family} {table}\ndelete table {family} {table}\n")
-}
-
 /// Families of tables (linux/netfilter.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -83,9 +78,24 @@ pub enum Family {
     Netdev = 5,
 }
 
+impl fmt::Display for Family {
+    /// As nft has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inet => "inet",
+            Self::Netdev => "netdev",
+        })
+    }
+}
+
+/// A script that removes a table. `add` before `delete` makes it work whether or not the table exists.
+pub fn removal(family: Family, table: &str) -> String {
+    format!("add table {family} {table}\ndelete table {family} {table}\n")
+}
+
 /// Packets that a named counter of a table has seen, in the network namespace of the calling thread; 0 where there is none.
 pub fn counted(family: Family, table: &str, counter: &str) -> u64 {
-    counter::packets(family as u8, table, counter).unwrap_or(0)
+    counter::packets(family, table, counter).unwrap_or(0)
 }
 
 /// An identifier that nft takes and that no other instance name gives: other characters than letters and digits as

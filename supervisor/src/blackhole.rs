@@ -90,10 +90,12 @@ pub(crate) fn hold(wanted: Wanted, stop: Arc<AtomicBool>) -> Result<Blackhole, R
             return Err(Refusal::preflight(sentence));
         }
         // One that a killed predecessor left is of no use any more; where there is no nft there is none either.
-        let _ = nft::run(&[], &nft::removal("inet", &table));
+        let _ = nft::run(&[], &nft::removal(Family::Inet, &table));
     }
     let found = nft::run(&[], &format!("list table inet {table}\n")).is_ok();
     let mut hole = Blackhole { found, state: Arc::default(), order: Arc::default(), thread: None };
+    // Heard from before the rule is installed: nothing changes it unheard.
+    let news = News::listen().ok();
     let rule = if wanted.guard {
         let rule = Rule::install(&table, &wanted).map_err(|error| {
             Refusal::preflight(format!(
@@ -105,7 +107,6 @@ pub(crate) fn hold(wanted: Wanted, stop: Arc<AtomicBool>) -> Result<Blackhole, R
     } else {
         None
     };
-    let news = News::listen().ok();
     if rule.is_some() && news.is_none() {
         tracing::warn!(
             "the kernel tells nothing of changed rules: the rule against forwarding is looked at every ten seconds"
@@ -244,7 +245,7 @@ struct Rule {
 impl Rule {
     /// In place of whatever stands under its name, in one step.
     fn install(table: &str, wanted: &Wanted) -> Result<Self, NftError> {
-        let script = nft::removal("inet", table) + &rules(table, &wanted.services);
+        let script = nft::removal(Family::Inet, table) + &rules(table, &wanted.services);
         let mut rule = Self { script, table: table.to_owned(), whole: String::new(), dropped_before: 0 };
         rule.put()?;
         Ok(rule)
@@ -333,7 +334,7 @@ impl Watch {
             std::thread::sleep(AGAIN);
         }
         let Some(rule) = self.rule.filter(|_| !self.order.stays.load(Relaxed)) else { return };
-        if let Err(error) = nft::run(&[], &nft::removal("inet", &rule.table)) {
+        if let Err(error) = nft::run(&[], &nft::removal(Family::Inet, &rule.table)) {
             let table = &rule.table;
             tracing::warn!(
                 "removing the rule failed ({error}); remove it with: nft delete table inet {table}"
@@ -343,8 +344,6 @@ impl Watch {
 
     fn watch(&mut self) {
         let mut looked = Instant::now();
-        // Nobody told of what changed between the installation and the first news.
-        let mut suspicious = true;
         let mut settled = self.rule.is_none();
         while !self.order.over.load(Relaxed) {
             if !settled && self.order.confined.load(Relaxed) {
@@ -355,7 +354,7 @@ impl Watch {
                     );
                 }
             }
-            suspicious |= match &mut self.news {
+            let heard = match &mut self.news {
                 Some(news) => news.wait(LOOK),
                 None => {
                     std::thread::sleep(LOOK);
@@ -367,10 +366,10 @@ impl Watch {
             }
             let verdict = match &mut self.rule {
                 None => self.wanted.refusal(&self.wanted.forwards()).map_or(Ok(()), Err),
-                Some(rule) if suspicious || looked.elapsed() >= CALM => {
+                Some(rule) if heard || looked.elapsed() >= CALM => {
                     looked = Instant::now();
                     count(rule, &self.state);
-                    if std::mem::take(&mut suspicious) { mend(rule, &self.state) } else { Ok(()) }
+                    if heard { mend(rule, &self.state) } else { Ok(()) }
                 }
                 Some(_) => Ok(()),
             };

@@ -163,10 +163,19 @@ mod tests {
     #[test]
     fn this_process_is_read_and_descends_from_its_parent() {
         let me = Process::read(std::process::id()).unwrap();
-        assert!(me.cpu_s >= 0.0 && me.children_s >= 0.0 && !me.has_ended());
+        assert!(me.cpu_s >= 0.0 && !me.has_ended());
         assert!(descends_from(me.pid, me.parent));
         assert!(!descends_from(me.parent, me.pid));
         assert!(tree(me.pid).iter().any(|p| p.pid == me.pid));
+    }
+
+    #[test]
+    fn a_child_counts_when_it_has_been_waited_for() {
+        let children_s = || Process::read(std::process::id()).unwrap().children_s;
+        let before = children_s();
+        let works = "i=0; while [ $i -lt 500000 ]; do i=$((i+1)); done";
+        assert!(std::process::Command::new("sh").args(["-c", works]).status().unwrap().success());
+        assert!(children_s() > before, "{before} s before");
     }
 
     #[test]

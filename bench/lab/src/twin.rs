@@ -262,8 +262,13 @@ impl Instance {
         Stats::parse(&self.told()?)
     }
 
+    /// A number among them, by its path. Also of intercept, which has no ledger.
+    pub fn figure(&self, path: &str) -> anyhow::Result<u64> {
+        stats::number(&serde_json::from_str(&self.told()?)?, path)
+    }
+
     /// What `tcptwin stats --json --name NAME` prints now.
-    pub fn told(&self) -> anyhow::Result<String> {
+    fn told(&self) -> anyhow::Result<String> {
         let output = Command::new(&self.binary)
             .args(["stats", "--json", "--name", &self.name])
             .env("XDG_RUNTIME_DIR", &self.runtime)

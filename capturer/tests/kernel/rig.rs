@@ -36,28 +36,26 @@ pub(crate) fn namespace() -> Option<Arc<Namespace>> {
 /// one core, so segments arrive in the order in which they were sent.
 pub(crate) fn talk(ns: &Namespace, server: &str, up: &[u8], down: &[u8]) -> Endpoint {
     let (server, up, down) = (address(server), up.to_vec(), down.to_vec());
-    ns.enter(move || {
-        // A thread of its own, since the namespace's other threads stay where they like.
-        let talking = std::thread::spawn(move || {
-            lab::cores::stay_on_one_core().unwrap();
-            let listener = TcpListener::bind(server).unwrap();
-            let serving = std::thread::spawn(move || {
-                let (mut stream, _) = listener.accept().unwrap();
-                let mut got = vec![];
-                stream.read_to_end(&mut got).unwrap();
-                stream.write_all(&down).unwrap();
-                got
-            });
-            let mut stream = TcpStream::connect(server).unwrap();
-            let client = stream.local_addr().unwrap();
-            stream.write_all(&up).unwrap();
-            stream.shutdown(std::net::Shutdown::Write).unwrap();
-            stream.read_to_end(&mut vec![]).unwrap();
-            assert!(serving.join().unwrap() == up, "the kernel carries what we send");
-            client.into()
+    // A thread of its own, since the namespace's other threads stay where they like.
+    let talking = ns.thread("talk", move || {
+        lab::cores::stay_on_one_core().unwrap();
+        let listener = TcpListener::bind(server).unwrap();
+        let serving = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut got = vec![];
+            stream.read_to_end(&mut got).unwrap();
+            stream.write_all(&down).unwrap();
+            got
         });
-        talking.join().unwrap()
-    })
+        let mut stream = TcpStream::connect(server).unwrap();
+        let client = stream.local_addr().unwrap();
+        stream.write_all(&up).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        stream.read_to_end(&mut vec![]).unwrap();
+        assert!(serving.join().unwrap() == up, "the kernel carries what we send");
+        client.into()
+    });
+    talking.unwrap().join().unwrap()
 }
 
 /// What was captured of one client.

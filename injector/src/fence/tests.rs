@@ -39,6 +39,13 @@ fn install(plan: &Plan) -> Option<Fence> {
     }
 }
 
+/// Watches: what is guarded now, and what it is told.
+fn watch(fence: &mut Fence) -> (Vec<u32>, Receiver<Vec<u32>>) {
+    let (tell, told) = channel();
+    fence.watch(move |devices| tell.send(devices.to_vec()).unwrap()).unwrap();
+    (fence.devices().to_vec(), told)
+}
+
 #[test]
 fn the_tables_come_and_go() {
     in_namespace("the_tables_come_and_go", || {
@@ -66,10 +73,8 @@ fn a_guard_that_went_before_anybody_watched_is_missed_at_once() {
     in_namespace("a_guard_that_went_before_anybody_watched_is_missed_at_once", || {
         a_device();
         let Some(mut fence) = install(&plan(&["10.8.0.9:80"])) else { return };
-        let (tell, told) = channel();
         nft::run(&[], "delete table inet tcptwin_test").unwrap();
-        let whole = fence.devices().to_vec();
-        fence.watch(move |devices| tell.send(devices.to_vec()).unwrap()).unwrap();
+        let (whole, told) = watch(&mut fence);
         let next = || told.recv_timeout(Duration::from_secs(5)).unwrap();
         assert_eq!((next(), next()), (vec![], whole));
     });
@@ -80,9 +85,7 @@ fn a_guard_that_somebody_removes_is_missed_at_once_and_put_back() {
     in_namespace("a_guard_that_somebody_removes_is_missed_at_once_and_put_back", || {
         a_device();
         let Some(mut fence) = install(&plan(&["10.8.0.9:80"])) else { return };
-        let (tell, told) = channel();
-        let whole = fence.devices().to_vec();
-        fence.watch(move |devices| tell.send(devices.to_vec()).unwrap()).unwrap();
+        let (whole, told) = watch(&mut fence);
         for script in ["delete table netdev tcptwin_test", "flush chain inet tcptwin_test forged"] {
             let begin = Instant::now();
             nft::run(&[], script).unwrap();

@@ -7,6 +7,7 @@ use netlink_packet_core::{
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
+use super::Family;
 use crate::rtnl;
 
 /// Messages: of nf_tables, in the upper byte; "get an object", and the answer.
@@ -72,10 +73,11 @@ fn find(attributes: &[u8], kind: u16) -> Result<&[u8], DecodeError> {
 
 /// Packets that a named counter of a table has seen, in the network namespace of the calling thread; `None` where there is none,
 /// or whoever asks may not know.
-pub(super) fn packets(family: u8, table: &str, counter: &str) -> Option<u64> {
+pub(super) fn packets(family: Family, table: &str, counter: &str) -> Option<u64> {
     let text = |kind, text: &str| DefaultNla::new(kind, [text.as_bytes(), b"\0"].concat());
     let kind = DefaultNla::new(KIND, COUNTER.to_be_bytes().to_vec());
-    let question = Question { family, attributes: [text(TABLE, table), text(NAME, counter), kind] };
+    let question =
+        Question { family: family as u8, attributes: [text(TABLE, table), text(NAME, counter), kind] };
     let socket = rtnl::connected(NETLINK_NETFILTER).ok()?;
     let Packets(packets) = rtnl::ask(&socket, question, 0).ok()?.ok()??;
     Some(packets)

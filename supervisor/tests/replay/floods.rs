@@ -9,12 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lab::story::{Story, step};
 use lab::twin::RETURN_PORT;
 use lab::{Flood, Histogram, Host, Instance, Load, Mode, Outside, process, wait};
 use returns::{Hello, Link, Policy};
-use serde_json::Value;
 
 use crate::stage::{ONLINE_PORT, SETTLE, Stage};
 
@@ -197,10 +196,6 @@ fn strangers_at_the_return_channel_harm_no_peer() -> Result<()> {
     std::thread::sleep(FOR / 2);
     let quiet = first..load.progress.sent.load(Relaxed);
     let (memory, cpu_s) = (private_bytes(&intercept), intercept.cpu_s());
-    let told = |path: &str| -> Result<u64> {
-        let value: Value = serde_json::from_str(&intercept.told()?)?;
-        value.pointer(path).and_then(Value::as_u64).with_context(|| format!("no number at {path}: {value}"))
-    };
     step("strangers from two hosts");
     let at = SocketAddr::new(stage.net.assistant.v4(), RETURN_PORT);
     let hello = Hello {
@@ -243,17 +238,18 @@ fn strangers_at_the_return_channel_harm_no_peer() -> Result<()> {
     let after = lag(&stage, busy.clone()).percentile(99.0);
     step(format!(
         "{tries} tries in {took:.1?}: {} accepted, {} busy, {} slow, {} with another key; {spent_s:.2} s of CPU, {grown} bytes more; lag p99 {before} us before, {after} meanwhile",
-        told("/links/accepted")?,
-        told("/links/busy")?,
-        told("/links/slow")?,
-        told("/bad_handshakes/wrong_key")?
+        intercept.figure("/links/accepted")?,
+        intercept.figure("/links/busy")?,
+        intercept.figure("/links/slow")?,
+        intercept.figure("/bad_handshakes/wrong_key")?
     ));
     ensure!(again.lines().any(|line| line.contains("key matches")), "an honest one was not let in:\n{again}");
     let all = lab::Fidelity::of_ids(&stage.online, &stage.target, 1, busy);
     ensure!(all.is_exact(), "{all}");
     ensure!(reconnects == 0, "the honest peer's connection was lost {reconnects} times");
     ensure!(
-        told("/bad_handshakes/wrong_key")? > 100 && told("/links/busy")? + told("/links/slow")? > 100,
+        intercept.figure("/bad_handshakes/wrong_key")? > 100
+            && intercept.figure("/links/busy")? + intercept.figure("/links/slow")? > 100,
         "nobody came"
     );
     ensure!(grown <= MEMORY, "{grown} bytes more than before");

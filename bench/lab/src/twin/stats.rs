@@ -78,10 +78,7 @@ impl Stats {
 
     /// A number by its path, `/sessions/open`.
     pub fn number(&self, path: &str) -> anyhow::Result<u64> {
-        self.value
-            .pointer(path)
-            .and_then(Value::as_u64)
-            .with_context(|| format!("stats have no number at {path}"))
+        number(&self.value, path)
     }
 
     /// The whole object.
@@ -161,6 +158,14 @@ impl Stats {
         ensure!(self.wanted() == sum, "the ledger does not add up: {}, which is {sum}", self.ledger());
         Ok(())
     }
+}
+
+/// A number in what `tcptwin stats --json` printed, by its path.
+pub(super) fn number(value: &Value, path: &str) -> anyhow::Result<u64> {
+    value
+        .pointer(path)
+        .and_then(Value::as_u64)
+        .with_context(|| format!("stats have no number at {path}: {value}"))
 }
 
 #[cfg(test)]
